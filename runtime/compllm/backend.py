@@ -1,0 +1,69 @@
+"""The narrow protocol between the path and an engine, and what passes over it.
+
+The path builds a `GenerateRequest`, any `Backend` yields `Chunk`s for it: `triton.TritonBackend` over gRPC,
+`testing.ScriptedBackend` in tests and scheduler benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from compllm.types import FinishReason, SamplingParams, Usage
+
+GuideType = Literal["regex", "json", "json_schema", "ebnf_grammar"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a prompt. Template segments are ours and may hold the model's special tokens; in the
+    others (a user's or a model's text) a special token's spelling is tokenised as plain characters."""
+
+    text: str
+    is_template: bool = False
+
+
+Prompt = tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Guide:
+    """A constraint on the output, as TensorRT-LLM's guided_decoding_guide(_type) takes it."""
+
+    type: GuideType
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One generation. `id` is unique among the requests in flight of one process."""
+
+    id: str
+    prompt: Prompt
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    model: str = "tensorrt_llm"
+    adapter_id: int | None = None  # lora_task_id; None is the base
+    guide: Guide | None = None
+    is_streamed: bool = False  # False: one chunk with everything
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of output. Exactly the last one has `finish_reason` and `usage`."""
+
+    text: str  # new text only
+    num_tokens: int = 0  # new tokens in it
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Backend(Protocol):
+    """An engine that generates text. Closing the iterator (or cancelling its task) cancels the request.
+
+    Raises BackendUnavailable, BackendRejected or BackendError; never a foreign error.
+    """
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]: ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,24 @@
+"""Where things are on disk: the cache of built artefacts, and the data files shipped with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+
+def home_dir() -> Path:
+    """`$COMPLLM_HOME`, else `compllm` in the user's cache directory. Not created here."""
+    value = os.environ.get("COMPLLM_HOME")
+    return Path(value).expanduser() if value else Path(platformdirs.user_cache_dir("compllm"))
+
+
+def resource_dir(name: str) -> Path:
+    """The folder `triton_repo`, `engines` or `build_scripts`: inside the installed package, or, in a
+    source checkout, at its top. Raises FileNotFoundError for another name."""
+    package = Path(__file__).resolve().parent
+    for candidate in (package / name, package.parents[1] / name):
+        if candidate.is_dir():
+            return candidate
+    raise FileNotFoundError(f"no {name!r} folder beside {package}: the installation is incomplete")
