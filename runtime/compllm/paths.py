@@ -22,3 +22,23 @@ def resource_dir(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise FileNotFoundError(f"no {name!r} folder beside {package}: the installation is incomplete")
+
+
+def base_dir() -> Path:
+    """The fetched base model, a Hugging Face checkpoint directory."""
+    return home_dir() / "base" / "SmolLM2-135M-Instruct"
+
+
+def encoder_dir() -> Path:
+    """The fetched sentence encoder, a sentence-transformers directory."""
+    return home_dir() / "encoder" / "all-MiniLM-L6-v2"
+
+
+def engine_dir() -> Path:
+    """The default embedded engine, as `build_openvino.py` writes it."""
+    return home_dir() / "engines" / "embedded"
+
+
+def run_dir() -> Path:
+    """State and logs of running servers."""
+    return home_dir() / "run"

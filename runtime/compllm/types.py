@@ -139,3 +139,54 @@ class Answer:
     bound: Bound
     is_partial: bool = False  # a node failed, or the deadline cut it short
     error: str | None = None
+
+
+# What `CompLLM.stream` yields, in the order things happen. Times are seconds from the query's start.
+
+
+@dataclass(frozen=True, slots=True)
+class SubQueryPlanned:
+    """A line of the plan is complete and routed."""
+
+    sub_query: SubQuery
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFinished:
+    """The generator ended (or its plan was replaced by the one-node plan)."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStarted:
+    """A node went to the engine."""
+
+    id: int
+    expert: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFinished:
+    """A node ended, well or badly."""
+
+    result: NodeResult
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """New text of the final answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFinished:
+    """The last event of every query."""
+
+    answer: Answer
+
+
+Event = SubQueryPlanned | PlanFinished | NodeStarted | NodeFinished | AnswerDelta | AnswerFinished
