@@ -1,0 +1,84 @@
+# make demo    set up, start the server, ask one composite question, stop what was started
+# make test    set up, run every test          make check   style, types, stubs
+# make bench   set up, run every benchmark     make clean   forget what was installed and compiled
+#
+# Nothing is installed twice: each step leaves a stamp named after a hash of what it read, written last,
+# so an interrupted step runs again and an unchanged one does not. Downloads and engines live in
+# $COMPLLM_HOME (default: the user's cache directory) and survive `make clean`.
+
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+.PHONY: demo test check bench install prepare clean
+
+PYTHON ?= python3.11
+VENV ?= .venv
+QUESTION ?= What is the atomic number of iron, how many chromosomes does a human body cell have, and what is the sum of the two?
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+STAMPS := $(VENV)/.stamps
+
+PY_VERSION := $(shell $(PYTHON) -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+ifeq ($(PY_VERSION),)
+$(error '$(PYTHON)' does not run or has no venv module: install Python 3.11 to 3.13 with venv, or name one with 'make PYTHON=python3.12')
+endif
+
+# The C++ sources and the build files decide the compiled part; a moved checkout needs new links.
+DEPS_KEY := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
+BUILD_KEY := $(shell { echo "$(CURDIR)"; cat pyproject.toml constraints.txt runtime/CMakeLists.txt \
+	$$(find runtime/csrc -type f | sort); } | sha256sum | cut -c1-12)
+VENV_STAMP := $(STAMPS)/venv-$(PY_VERSION)
+DEPS_STAMP := $(STAMPS)/deps-$(PY_VERSION)-$(DEPS_KEY)
+BUILD_STAMP := $(STAMPS)/build-$(PY_VERSION)-$(BUILD_KEY)
+BENCH_STAMP := $(STAMPS)/bench-$(PY_VERSION)-$(DEPS_KEY)
+
+install: | $(BUILD_STAMP)
+
+# A folder that is no environment of this Python, or only half of one, is made anew.
+$(VENV_STAMP):
+	@if [ "$$($(PY) -c 'import pip, sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" != "$(PY_VERSION)" ]; then \
+		echo "making $(VENV) with Python $(PY_VERSION)"; $(PYTHON) -m venv --clear $(VENV); fi
+	@mkdir -p $(STAMPS) && rm -f $(STAMPS)/* && touch $@
+
+# The build requirements stay in the environment, so that later builds of the C++ part are incremental.
+$(DEPS_STAMP): | $(VENV_STAMP)
+	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], "cmake", "ninja", sep="\n")' \
+		| $(PIP) install -c constraints.txt -r /dev/stdin
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@rm -f $(STAMPS)/deps-* $(STAMPS)/build-* $(STAMPS)/bench-* && touch $@ $(BUILD_STAMP)
+
+$(BUILD_STAMP): | $(DEPS_STAMP)
+	@[ -e $@ ] || { echo "building the C++ part"; $(PIP) install -q --no-build-isolation --no-deps -e .; }
+	@rm -f $(STAMPS)/build-* && touch $@
+
+$(BENCH_STAMP): | $(BUILD_STAMP)
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev,bench]'
+	@touch $@
+
+# Base model, encoder and engine; returns at once when they are there.
+prepare: install
+	@$(PY) -m compllm.prepare
+
+# A server that was running before is used and left running.
+demo: install
+	@if $(PY) -m compllm status >/dev/null 2>&1; then started=; else started=1; fi; \
+	stop() { [ -z "$$started" ] || $(PY) -m compllm down; }; \
+	trap stop EXIT; trap 'exit 130' INT; trap 'exit 143' TERM; \
+	$(PY) -m compllm up && $(PY) -m compllm ask "$$QUESTION"
+demo: export QUESTION := $(QUESTION)
+
+test: prepare
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+check: install
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	find runtime/csrc -name '*.cpp' -o -name '*.hpp' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	MYPYPATH=runtime $(PY) -m mypy.stubtest --mypy-config-file pyproject.toml compllm._core
+
+bench: prepare | $(BENCH_STAMP)
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
