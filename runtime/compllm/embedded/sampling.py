@@ -1,0 +1,370 @@
+"""Logits to tokens: the last stage of an engine step, and whether a new token stops a request.
+
+`executor.py` keeps one `SamplerState` and one `StopMatcher` per request and calls `sample_batch`
+once per step. Greedy requests without conditions, the common case, cost one batched argmax and
+nothing per request.
+
+Order within a row, as transformers applies its processors: repetition penalty (prompt and output),
+presence and frequency penalty (output only, as OpenAI and vLLM count), min_tokens, bad words,
+guide; then temperature, top-k, top-p, draw. Every draw takes exactly one number from the request's
+own PCG64: its tokens depend on its logits and seed alone, never on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compllm.embedded.request import EngineSampling
+from compllm.errors import EngineError
+
+Logits = NDArray[np.float32]
+
+NO_TOKEN = -1  # in sample_batch's result: every token is forbidden, or the logits are not numbers
+
+_NEG_INF = np.float32(-np.inf)
+# Rows of the folded logits in _top_ids: keeps both its reductions short at 32k-150k tokens.
+_FOLD = 32
+_FIRST_CANDIDATES = 128  # top-p looks at this many first; a peaked distribution needs fewer
+
+
+class TokenGuide(Protocol):
+    """What a row needs from guided decoding; `guide.Guide` is the real one."""
+
+    @property
+    def is_terminated(self) -> bool: ...
+
+    def mask(self, row: Logits) -> None: ...
+
+    def accept(self, token: int) -> None: ...
+
+
+class SamplerState:
+    """What one request's next token depends on, besides its logits.
+
+    end_ids: tokens that end the request, forbidden before `min_tokens`. bad_words: token sequences
+    that must not appear in prompt + output. Raises EngineError for a setting out of range.
+    """
+
+    __slots__ = (
+        "_bad_words",
+        "_end_ids",
+        "_is_always_plain",
+        "_max_bad_word",
+        "_penalties",
+        "_recent",
+        "_rng",
+        "guide",
+        "is_greedy",
+        "is_plain",
+        "num_generated",
+        "sampling",
+    )
+
+    def __init__(
+        self,
+        sampling: EngineSampling,
+        prompt_ids: Sequence[int] = (),
+        *,
+        end_ids: Sequence[int] = (),
+        bad_words: Sequence[Sequence[int]] = (),
+        guide: TokenGuide | None = None,
+    ) -> None:
+        check_sampling(sampling)
+        self.sampling = sampling
+        self.guide = guide
+        self.num_generated = 0
+        self.is_greedy = sampling.top_k == 1 or sampling.temperature == 0
+        self._end_ids = np.asarray([i for i in end_ids if i >= 0], np.int64)
+        self._bad_words = tuple(tuple(word) for word in bad_words if len(word))
+        self._max_bad_word = max(map(len, self._bad_words), default=0)
+        self._recent = list(prompt_ids[-self._max_bad_word :]) if self._max_bad_word else []
+        self._penalties = _Penalties(sampling, prompt_ids) if _has_penalties(sampling) else None
+        self._rng = None if self.is_greedy else np.random.Generator(np.random.PCG64(sampling.seed))
+        self._is_always_plain = (
+            self.is_greedy and not self._bad_words and self._penalties is None and guide is None
+        )
+        self.is_plain = False  # nothing to apply and nothing to remember: argmax is the answer
+        self._settle()
+
+    @property
+    def is_finished(self) -> bool:
+        """The guide is complete: nothing but the end can follow."""
+        return self.guide is not None and self.guide.is_terminated
+
+    def accept(self, token: int) -> None:
+        """Take note of a generated token. `sample_batch` has done this for what it returned."""
+        self.num_generated += 1
+        if self._penalties is not None:
+            self._penalties.count(token)
+        if self._max_bad_word:
+            self._recent.append(token)
+            del self._recent[: -self._max_bad_word]
+        if self.guide is not None:
+            self.guide.accept(token)
+        self._settle()
+
+    def apply(self, row: Logits) -> None:
+        """Penalise and forbid, in place."""
+        if self._penalties is not None:
+            self._penalties.apply(row)
+        if self.num_generated < self.sampling.min_tokens and self._end_ids.size:
+            row[self._end_ids] = _NEG_INF
+        for word in self._bad_words:
+            prefix = list(word[:-1])
+            if not prefix or self._recent[-len(prefix) :] == prefix:
+                row[word[-1]] = _NEG_INF
+        if self.guide is not None:
+            self.guide.mask(row)
+
+    def draw(self, row: Logits) -> int:
+        """One token from the `_distribution`."""
+        assert self._rng is not None
+        u = self._rng.random()  # also when unused: the n-th token always gets the n-th number
+        if not math.isfinite(row.max()):
+            return NO_TOKEN
+        ids, cumulated = self._distribution(row)
+        # Where u times the total rounds up to the total, the last one is meant.
+        place = min(int(cumulated.searchsorted(u * cumulated[-1], "right")), cumulated.size - 1)
+        return place if ids is None else int(ids[place])
+
+    def distribution(self, row: Logits) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The tokens that can be drawn, and their probabilities."""
+        ids, cumulated = self._distribution(row)
+        shares = np.diff(cumulated, prepend=0.0) / cumulated[-1]
+        return np.arange(row.size) if ids is None else ids, shares
+
+    def _distribution(self, row: Logits) -> tuple[NDArray[np.int64] | None, NDArray[np.float64]]:
+        """Temperature, top-k, top-p: ids (None: all, in order) and their cumulated weights.
+
+        With a limit the best come first, ties by lower id.
+        """
+        sampling = self.sampling
+        highest, temperature = row.max(), sampling.temperature
+        top_p = sampling.top_p if sampling.top_p > 0 else 1.0
+        if sampling.top_k == 0 and top_p == 1:
+            return None, np.cumsum(_weights(row, highest, temperature), dtype=np.float64)
+        if sampling.top_k:
+            ids = _top_ids(row, sampling.top_k)
+            cumulated = np.cumsum(_weights(row[ids], highest, temperature), dtype=np.float64)
+            mass = top_p * cumulated[-1]
+        else:
+            mass = top_p * _weights(row, highest, temperature).sum(dtype=np.float64)
+            ids, cumulated = self._nucleus_candidates(row, highest, mass)
+        if top_p < 1:
+            # The smallest set whose probability reaches top_p; never empty.
+            num_kept = int(cumulated.searchsorted(mass)) + 1
+            ids, cumulated = ids[:num_kept], cumulated[:num_kept]
+        return ids, cumulated
+
+    def _nucleus_candidates(
+        self, row: Logits, highest: np.float32, mass: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The best tokens, enough to hold `mass`: sorting the whole vocabulary is rarely needed."""
+        num_candidates = _FIRST_CANDIDATES
+        while True:
+            ids = _top_ids(row, num_candidates)
+            weights = _weights(row[ids], highest, self.sampling.temperature)
+            cumulated = np.cumsum(weights, dtype=np.float64)
+            if cumulated[-1] >= mass or num_candidates >= row.size:
+                return ids, cumulated
+            num_candidates *= 16
+
+    def _settle(self) -> None:
+        self.is_plain = self._is_always_plain and (
+            self.num_generated >= self.sampling.min_tokens or not self._end_ids.size
+        )
+
+
+def sample_batch(logits: Logits, states: Sequence[SamplerState]) -> NDArray[np.int32]:
+    """The next token of each request, NO_TOKEN where there is none; the states take note of them.
+
+    logits: float32 [len(states), vocab]; rows with conditions are overwritten. Greedy ties go to
+    the lower id.
+    """
+    special = [i for i, state in enumerate(states) if not state.is_plain]
+    for i in special:
+        states[i].apply(logits[i])
+    # One reduction over all rows beats a call per row, also when some rows are drawn afterwards.
+    best = logits.argmax(axis=1)
+    best_values = logits[np.arange(len(states)), best]
+    tokens: NDArray[np.int32] = best.astype(np.int32)
+    tokens[~(best_values > _NEG_INF)] = NO_TOKEN  # NaN compares false, and argmax finds a NaN first
+    for i in special:
+        state = states[i]
+        if not state.is_greedy and tokens[i] != NO_TOKEN:
+            tokens[i] = state.draw(logits[i])
+        if tokens[i] != NO_TOKEN:
+            state.accept(int(tokens[i]))
+    return tokens
+
+
+def check_sampling(sampling: EngineSampling) -> None:
+    """Raise EngineError for a value that has no meaning."""
+    limits: tuple[tuple[str, float, float], ...] = (
+        ("temperature", 0.0, math.inf),
+        ("top_k", 0, math.inf),
+        ("top_p", 0.0, 1.0),
+        ("presence_penalty", -math.inf, math.inf),
+        ("frequency_penalty", -math.inf, math.inf),
+        ("min_tokens", 0, math.inf),
+        ("seed", 0, 2**64 - 1),
+    )
+    for name, low, high in limits:
+        value = getattr(sampling, name)
+        if not (low <= value <= high) or (isinstance(value, float) and not math.isfinite(value)):
+            raise EngineError(f"{name} is {value!r}: it must be a number from {low:g} to {high:g}")
+    penalty = sampling.repetition_penalty
+    if not (penalty > 0 and math.isfinite(penalty)):
+        raise EngineError(f"repetition_penalty is {penalty!r}: it must be above 0; 1 is none")
+
+
+class StopMatcher:
+    """Tells after each new token whether the output ends in a stop word or holds a stop string.
+
+    stop_words: token sequences, matched in the output alone. stop: strings, matched in the decoded
+    output; they need `decode`, token ids to text. Before `min_tokens` nothing matches.
+    """
+
+    __slots__ = ("_keep", "_min_tokens", "_num_tokens", "_recent", "_text", "_words", "matched")
+
+    def __init__(
+        self,
+        stop_words: Sequence[Sequence[int]] = (),
+        stop: Sequence[str] = (),
+        decode: Callable[[Sequence[int]], str] | None = None,
+        min_tokens: int = 0,
+    ) -> None:
+        strings = tuple(text for text in stop if text)
+        if strings and decode is None:
+            raise EngineError(
+                f"stop strings {strings!r} need the engine's tokenizer: give token ids"
+            )
+        self._words = tuple(list(word) for word in stop_words if len(word))
+        self._keep = max(map(len, self._words), default=0)
+        self._recent: list[int] = []
+        self._text = _TextMatcher(strings, decode) if strings and decode else None
+        self._min_tokens = min_tokens
+        self._num_tokens = 0
+        self.matched: tuple[int, ...] | str | None = None
+
+    def feed(self, token: int) -> bool:
+        """True when this token completes a stop; `matched` says which (the first given wins)."""
+        self._num_tokens += 1
+        if self._keep:
+            self._recent.append(token)
+            del self._recent[: -self._keep]
+        text_match = self._text.feed(token) if self._text is not None else None
+        if self._num_tokens < self._min_tokens:
+            return False
+        for word in self._words:
+            if self._recent[-len(word) :] == word:
+                self.matched = tuple(word)
+                return True
+        self.matched = text_match
+        return text_match is not None
+
+
+class _TextMatcher:
+    """Incremental detokenisation and search. A stop string may end in the middle of a token."""
+
+    __slots__ = ("_decode", "_keep", "_pending", "_prefix", "_strings", "_tail")
+
+    def __init__(self, strings: tuple[str, ...], decode: Callable[[Sequence[int]], str]) -> None:
+        self._strings = strings
+        self._decode = decode
+        self._keep = max(map(len, strings)) - 1
+        # Tokens are decoded behind those before them: alone, some decoders drop a leading space.
+        self._prefix: list[int] = []
+        self._pending: list[int] = []
+        self._tail = ""
+
+    def feed(self, token: int) -> str | None:
+        self._pending.append(token)
+        before = self._decode(self._prefix) if self._prefix else ""
+        text = self._decode(self._prefix + self._pending)
+        if text.endswith("\ufffd") and len(self._pending) < 4:
+            return (
+                None  # part of a character; its other bytes come with the next tokens, four at most
+            )
+        self._prefix, self._pending = self._pending, []
+        searched = self._tail + text[len(before) :]
+        self._tail = searched[-self._keep :] if self._keep else ""
+        return next((string for string in self._strings if string in searched), None)
+
+
+class _Penalties:
+    """The distinct tokens seen so far, in flat arrays, so that applying touches these alone."""
+
+    __slots__ = ("_counts", "_ids", "_places", "_sampling", "_size")
+
+    def __init__(self, sampling: EngineSampling, prompt_ids: Sequence[int]) -> None:
+        self._sampling = sampling
+        seen = np.unique(np.asarray(prompt_ids, np.int64)) if len(prompt_ids) else np.empty(0, int)
+        self._size = seen.size
+        self._ids = np.zeros(max(64, 2 * seen.size), np.int64)
+        self._ids[: seen.size] = seen
+        self._counts = np.zeros(self._ids.size, np.float32)  # in the output only
+        self._places = {int(token): place for place, token in enumerate(seen)}
+
+    def count(self, token: int) -> None:
+        place = self._places.get(token)
+        if place is None:
+            if self._size == self._ids.size:
+                self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+                self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+            place = self._places[token] = self._size
+            self._ids[place] = token
+            self._size += 1
+        self._counts[place] += 1
+
+    def apply(self, row: Logits) -> None:
+        ids, counts = self._ids[: self._size], self._counts[: self._size]
+        values = row[ids]
+        penalty = np.float32(self._sampling.repetition_penalty)
+        if penalty != 1:
+            values = np.where(values < 0, values * penalty, values / penalty)
+        values -= np.float32(self._sampling.presence_penalty) * (counts > 0)
+        values -= np.float32(self._sampling.frequency_penalty) * counts
+        row[ids] = values
+
+
+def _has_penalties(sampling: EngineSampling) -> bool:
+    return (
+        sampling.repetition_penalty != 1
+        or sampling.presence_penalty != 0
+        or sampling.frequency_penalty != 0
+    )
+
+
+def _weights(values: Logits, highest: np.float32, temperature: float) -> Logits:
+    """Probabilities up to a common factor; the highest has weight 1."""
+    weights = values - highest
+    if temperature != 1:
+        weights /= np.float32(temperature)
+    np.exp(weights, out=weights)
+    return weights
+
+
+def _top_ids(row: Logits, k: int) -> NDArray[np.int64]:
+    """The k best tokens, best first, ties by lower id.
+
+    A partition of the whole vocabulary costs several times a plain pass over it. Folding the row
+    and taking the k-th best of the column maxima gives a threshold that at least k values reach,
+    mostly few more.
+    """
+    num_columns = row.size // _FOLD
+    threshold = _NEG_INF
+    if k * 4 <= num_columns:
+        maxima = row[: num_columns * _FOLD].reshape(_FOLD, num_columns).max(axis=0)
+        threshold = np.partition(maxima, num_columns - k)[num_columns - k]
+    elif k < row.size:
+        threshold = np.partition(row, row.size - k)[row.size - k]
+    # A guide may leave fewer than k tokens; the forbidden ones are never worth sorting.
+    ids = np.flatnonzero(row >= threshold if threshold > _NEG_INF else row > _NEG_INF)
+    # ids rise, so a stable sort breaks ties by lower id.
+    return ids[np.argsort(-row[ids], kind="stable")][:k]

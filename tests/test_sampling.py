@@ -1,0 +1,301 @@
+"""sampling.py against transformers' logits processors, and its own promises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from compllm.embedded.request import EngineSampling
+from compllm.embedded.sampling import (
+    NO_TOKEN,
+    Logits,
+    SamplerState,
+    StopMatcher,
+    _top_ids,
+    sample_batch,
+)
+from compllm.errors import EngineError
+from hypothesis import given
+from hypothesis import strategies as st
+
+VOCAB = 4096
+
+
+def logits_of(num_rows: int, seed: int = 0, vocab: int = VOCAB) -> Logits:
+    return (np.random.default_rng(seed).standard_normal((num_rows, vocab)) * 4).astype(np.float32)
+
+
+def greedy(row: Logits, state: SamplerState) -> int:
+    return int(sample_batch(row[None].copy(), [state])[0])
+
+
+def drawn_set(row: Logits, sampling: EngineSampling, num_draws: int = 400) -> set[int]:
+    state = SamplerState(sampling)
+    return {int(sample_batch(row[None].copy(), [state])[0]) for _ in range(num_draws)}
+
+
+def test_plain_greedy_is_the_argmax_with_the_lower_id_on_ties() -> None:
+    logits = np.zeros((2, 8), np.float32)
+    logits[1, [3, 5]] = 2
+    states = [SamplerState(EngineSampling()), SamplerState(EngineSampling(temperature=0, top_k=0))]
+    assert all(state.is_plain for state in states)
+    tokens = sample_batch(logits, states)
+    assert tokens.dtype == np.int32
+    assert tokens.tolist() == [0, 3]
+
+
+def test_repetition_penalty_equals_transformers() -> None:
+    import torch
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    row = logits_of(1)[0]
+    prompt, output = [5, 5, 17, 400], [17, 9, 9]
+    state = SamplerState(EngineSampling(repetition_penalty=1.7), prompt)
+    for token in output:
+        state.accept(token)
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(
+        torch.tensor([prompt + output]), torch.from_numpy(row[None].copy())
+    )
+    state.apply(row)
+    np.testing.assert_array_equal(row, expected[0].numpy())
+
+
+def test_presence_and_frequency_penalties_count_the_output_only() -> None:
+    sampling = EngineSampling(presence_penalty=0.5, frequency_penalty=0.25)
+    state = SamplerState(sampling, prompt_ids=[1])
+    for token in [2, 2, 3]:
+        state.accept(token)
+    row = np.zeros(5, np.float32)
+    state.apply(row)
+    assert row.tolist() == [0, 0, -1.0, -0.75, 0]
+
+
+def test_penalties_grow_with_a_long_output() -> None:
+    state = SamplerState(EngineSampling(frequency_penalty=1))
+    for token in range(500):
+        state.accept(token)
+    row = np.zeros(600, np.float32)
+    state.apply(row)
+    assert row.sum() == -500
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [
+        (1.0, 5, 1.0),
+        (0.7, 0, 0.8),
+        (1.5, 40, 0.9),
+        (3.0, 0, 0.5),
+        (2.0, 3000, 0.95),
+        (1.0, 2, 0.01),
+    ],
+)
+def test_the_kept_tokens_equal_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    import torch
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    row = logits_of(1, seed=3)[0]
+    scores = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(row[None].copy()))
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    probabilities = torch.softmax(scores.double(), -1)[0].numpy()
+    state = SamplerState(EngineSampling(temperature=temperature, top_k=top_k, top_p=top_p))
+    ids, shares = state.distribution(row)
+    ours = np.zeros(row.size)
+    ours[ids] = shares
+    np.testing.assert_array_equal(ours > 0, probabilities > 0)
+    np.testing.assert_allclose(ours, probabilities, rtol=2e-5)
+
+
+def test_drawn_frequencies_follow_the_distribution() -> None:
+    row = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    state = SamplerState(EngineSampling(top_k=0, seed=11))
+    draws = [int(sample_batch(row[None].copy(), [state])[0]) for _ in range(4000)]
+    shares = np.bincount(draws, minlength=4) / len(draws)
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.15, 0.05], atol=0.03)
+
+
+def test_top_k_ties_keep_the_lower_ids() -> None:
+    row = np.zeros(VOCAB, np.float32)
+    assert drawn_set(row, EngineSampling(top_k=3)) == {0, 1, 2}
+
+
+def test_top_p_zero_keeps_every_token_and_a_tiny_one_keeps_the_best() -> None:
+    row = np.array([0.0, 0.1, 0.2], np.float32)
+    assert drawn_set(row, EngineSampling(top_k=0, top_p=0)) == {0, 1, 2}
+    assert drawn_set(row, EngineSampling(top_k=0, top_p=1e-6)) == {2}
+
+
+@given(st.integers(1, 3000), st.integers(0, 5), st.sampled_from([1, 7, 64, 1000, 2048]))
+def test_top_ids_equal_a_full_sort(k: int, seed: int, vocab: int) -> None:
+    # Rounded to bring ties.
+    row = np.round(logits_of(1, seed, vocab)[0] * 2).astype(np.float32)
+    row[::3] = -np.inf if seed % 2 else row[::3]
+    expected = [i for i in np.lexsort((np.arange(vocab), -row)) if row[i] > -np.inf]
+    assert _top_ids(row, k).tolist() == expected[:k]
+
+
+def test_the_same_seed_gives_the_same_tokens_in_any_batch() -> None:
+    steps = [logits_of(4, seed=s) for s in range(20)]
+
+    def tokens_of(rows: list[int]) -> list[int]:
+        states = [SamplerState(EngineSampling(top_k=50, top_p=0.95, seed=7 + r)) for r in rows]
+        return [int(sample_batch(step[rows].copy(), states)[rows.index(2)]) for step in steps]
+
+    assert tokens_of([2]) == tokens_of([0, 1, 2, 3]) == tokens_of([3, 2])
+
+
+def test_other_seeds_give_other_tokens() -> None:
+    row = logits_of(1)[0] / 8
+    texts = {
+        tuple(greedy(row, state) for _ in range(8))
+        for state in (SamplerState(EngineSampling(top_k=0, seed=seed)) for seed in range(5))
+    }
+    assert len(texts) == 5
+
+
+def test_a_mixed_batch_serves_each_row_by_its_own_rules() -> None:
+    logits = np.zeros((4, 6), np.float32)
+    logits[:, 4] = 3
+    states = [
+        SamplerState(EngineSampling()),
+        SamplerState(EngineSampling(top_k=2, top_p=1e-3, seed=1)),
+        SamplerState(EngineSampling(min_tokens=1), end_ids=[4]),
+        SamplerState(EngineSampling(), bad_words=[[4]]),
+    ]
+    assert sample_batch(logits, states).tolist() == [4, 4, 0, 0]
+
+
+def test_end_is_forbidden_until_min_tokens_and_then_the_row_is_plain() -> None:
+    row = np.array([0, 1, 2], np.float32)
+    state = SamplerState(EngineSampling(min_tokens=2), end_ids=[2, -1])
+    assert [greedy(row, state) for _ in range(3)] == [1, 1, 2]
+    assert state.is_plain
+
+
+def test_bad_words_equal_transformers() -> None:
+    import torch
+    from transformers.generation.logits_process import NoBadWordsLogitsProcessor
+
+    words = [[3], [1, 2], [7, 1, 4], [9, 9]]
+    prompt, output = [6, 7], [1]
+    state = SamplerState(EngineSampling(), prompt, bad_words=words)
+    for token in output:
+        state.accept(token)
+    row = logits_of(1, vocab=12)[0]
+    expected = NoBadWordsLogitsProcessor(words, eos_token_id=[11])(
+        torch.tensor([prompt + output]), torch.from_numpy(row[None].copy())
+    )
+    state.apply(row)
+    np.testing.assert_array_equal(row, expected[0].numpy())
+
+
+class EvenGuide:
+    """Even ids only, three of them."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    @property
+    def is_terminated(self) -> bool:
+        return len(self.seen) == 3
+
+    def mask(self, row: Logits) -> None:
+        row[1::2] = -np.inf
+
+    def accept(self, token: int) -> None:
+        self.seen.append(token)
+
+
+@pytest.mark.parametrize("sampling", [EngineSampling(), EngineSampling(top_k=20, temperature=2)])
+def test_a_guide_masks_learns_tokens_and_ends_the_request(sampling: EngineSampling) -> None:
+    guide = EvenGuide()
+    state = SamplerState(sampling, guide=guide)
+    row = logits_of(1)[0]
+    tokens = []
+    while not state.is_finished:
+        tokens.append(greedy(row, state))
+    assert guide.seen == tokens
+    assert len(tokens) == 3
+    assert all(token % 2 == 0 for token in tokens)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("top_k", [0, 1, 5])
+def test_a_row_without_a_possible_token_gives_none_and_spares_the_others(
+    value: float, top_k: int
+) -> None:
+    logits = logits_of(2)
+    logits[0] = value
+    states = [SamplerState(EngineSampling(top_k=top_k)) for _ in range(2)]
+    tokens = sample_batch(logits, states)
+    assert tokens[0] == NO_TOKEN
+    assert tokens[1] >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.5),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", float("inf")),
+        ("seed", -1),
+        ("min_tokens", -2),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(EngineError, match=f"{name} is {value}"):
+        SamplerState(EngineSampling(**{name: value}))  # type: ignore[arg-type]
+
+
+def feed(matcher: StopMatcher, tokens: Sequence[int]) -> int | None:
+    """The number of tokens after which it matched."""
+    return next((n for n, token in enumerate(tokens, 1) if matcher.feed(token)), None)
+
+
+def decode_bytes(tokens: Sequence[int]) -> str:
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def test_a_stop_word_matches_when_its_last_token_comes() -> None:
+    matcher = StopMatcher([[1, 2, 3], [9]])
+    assert feed(matcher, [1, 2, 1, 2, 3, 9]) == 5
+    assert matcher.matched == (1, 2, 3)
+
+
+@given(st.text(min_size=0, max_size=30), st.lists(st.text(min_size=1, max_size=3), max_size=3))
+def test_stop_strings_match_as_soon_as_the_decoded_text_holds_one(
+    text: str, stops: list[str]
+) -> None:
+    matcher = StopMatcher((), stops, decode_bytes)
+    lengths = [len(text[:n].encode()) for n in range(len(text) + 1) for s in stops if s in text[:n]]
+    assert feed(matcher, list(text.encode())) == min(lengths, default=None)
+
+
+def test_a_stop_string_may_end_inside_a_token() -> None:
+    pieces = {1: "Hello", 2: " wor", 3: "ld\n\nNext"}
+    matcher = StopMatcher((), ["\n\n"], lambda ids: "".join(pieces[i] for i in ids))
+    assert feed(matcher, [1, 2, 3]) == 3
+    assert matcher.matched == "\n\n"
+
+
+def test_broken_bytes_do_not_hide_a_later_stop() -> None:
+    matcher = StopMatcher((), ["b"], decode_bytes)
+    assert feed(matcher, [0xFF] * 9 + [ord("a"), ord("b")]) == 11
+
+
+def test_nothing_stops_before_min_tokens() -> None:
+    matcher = StopMatcher([[1]], min_tokens=3)
+    assert feed(matcher, [1, 1, 2, 1]) == 4
+
+
+def test_stop_strings_without_a_tokenizer_are_refused() -> None:
+    with pytest.raises(EngineError, match="tokenizer"):
+        StopMatcher((), ["x"])
