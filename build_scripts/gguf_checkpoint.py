@@ -1,0 +1,131 @@
+"""GGUF -> Hugging Face checkpoint: the weights through transformers, the tokenizer from the GGUF's own tables.
+
+Used once by fetch_base.py. transformers (5.5) reads the weights of a GGUF well, but takes a byte-level BPE
+tokenizer of a Llama for CodeLlama's: it adds tokens, prepends BOS, swaps the end token and does not split digits.
+So the tokenizer is put together here from the vocabulary and merges, with the splitting rules that the GGUF names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compllm.errors import EngineError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_CONTROL = 3  # token type of special tokens in a GGUF
+# Strings whose token counts are known to differ when a splitting rule is missing.
+_PROBES = ("The capital of France is Paris.", "2024-11-30: 12345 + 6789", "  naïve\n\tcafé ☕ 水")
+
+
+def convert(gguf: Path, directory: Path) -> None:
+    """Write config.json, model.safetensors (fp16), generation_config.json and the tokenizer into `directory`.
+
+    Raises EngineError for a GGUF of another kind than the pinned one.
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields
+    metadata = {key: fields[key].contents() for key in fields if key.startswith("tokenizer.")}
+    tokenizer = build_tokenizer(metadata)
+    _check_tokenizer(tokenizer, metadata)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(metadata, context=8192))
+    _convert_weights(gguf, directory)
+
+
+def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The byte-level BPE of SmolLM: every digit is a word of its own, then GPT-2's word pattern.
+
+    The rule is named `smollm` in the GGUF; llama.cpp (src/llama-vocab.cpp) spells the same two patterns.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
+    if kind != ("gpt2", "smollm"):
+        raise EngineError(f"the GGUF's tokenizer is {kind}, known is ('gpt2', 'smollm')")
+    tokens = metadata["tokenizer.ggml.tokens"]
+    first_merges = (merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"])
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab={token: index for index, token in enumerate(tokens)},
+            merges=[(left, right) for left, right in first_merges],
+        )
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    types = metadata["tokenizer.ggml.token_type"]
+    tokenizer.add_special_tokens(
+        [
+            AddedToken(token, special=True, normalized=False)
+            for token, kind_ in zip(tokens, types, strict=True)
+            if kind_ == _CONTROL
+        ]
+    )
+    return tokenizer
+
+
+def _check_tokenizer(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
+    """No token was added or renumbered, and text survives the way to ids and back."""
+    tokens = metadata["tokenizer.ggml.tokens"]
+    if tokenizer.get_vocab_size() != len(tokens):
+        raise EngineError(
+            f"tokenizer has {tokenizer.get_vocab_size()} tokens, the GGUF {len(tokens)}"
+        )
+    for text in _PROBES:
+        back = tokenizer.decode(tokenizer.encode(text).ids)
+        if back != text:
+            raise EngineError(f"tokenizer does not give {text!r} back, but {back!r}")
+
+
+def _tokenizer_config(metadata: Mapping[str, Any], *, context: int) -> dict[str, Any]:
+    def token(name: str) -> str:
+        index = metadata[f"tokenizer.ggml.{name}_token_id"]
+        return str(metadata["tokenizer.ggml.tokens"][index])
+
+    return {
+        # The class that takes tokenizer.json as it stands; GPT2Tokenizer would rebuild its splitting.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": token("bos"),
+        "eos_token": token("eos"),
+        "pad_token": token("padding"),
+        "unk_token": token("unknown"),
+        "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": context,
+        "chat_template": metadata["tokenizer.chat_template"],
+    }
+
+
+def _convert_weights(gguf: Path, directory: Path) -> None:
+    """Dequantise to fp16: its rounding is far below the 4-bit quantisation of the source, at half the disk."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        str(gguf.parent), gguf_file=gguf.name, dtype=torch.float16
+    )
+    model.save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    config.pop("_model_name_or_path", None)  # the GGUF's internal working title
+    config["_name_or_path"] = NAME
+    config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")  # 1e-5, stored there as float32
+    _write_json(directory / "config.json", config)
+    (directory / "model.safetensors").chmod(0o644)  # like the files beside it
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,139 @@
+"""Whole directories or nothing: what every script here uses to write its result.
+
+A result is made in a directory beside its place and renamed into it at the end, so an interruption,
+a full disk or a crash never leaves half of one. A lock keeps two runs from making the same thing.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from compllm.errors import CompllmError, ConfigError
+
+_PARTIAL = ".partial"  # suffix of a directory being made; only the holder of the lock touches it
+_OLD = ".old"  # suffix of the previous result during the exchange
+
+
+def say(message: str) -> None:
+    """One line of progress. On stderr, so that stdout stays free for results."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def os_error_message(doing: str, path: Path, error: OSError) -> str:
+    """One sentence about a failed file operation, with the remedy where the cause is known."""
+    where = error.filename or path
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{doing}: no space left for {where}: free some, or set COMPLLM_HOME to another disk"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{doing}: cannot write {where}: {error.strerror}; choose a directory you may write"
+    return f"{doing}: {error.strerror or error}: {where}"
+
+
+def require_free_space(path: Path, num_bytes: int, doing: str) -> None:
+    """Raises ConfigError when the disk of `path` (which need not exist) has less than `num_bytes`."""
+    place = path
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < num_bytes:
+        raise ConfigError(
+            f"{doing}: needs {num_bytes / 1e6:.0f} MB in {path}, {free / 1e6:.0f} MB are free: "
+            "free some, or set COMPLLM_HOME to another disk"
+        )
+
+
+@contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Only one process at a time makes `target`; others wait here until it has ended."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with open(target.parent / f".{target.name}.lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that writes {target}")
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def staged_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory beside `target` that replaces it when the block ends well.
+
+    When the block raises, it is removed and `target` stays as it was. Call it under `exclusive(target)`.
+    """
+    partial = target.with_name(target.name + _PARTIAL)
+    recover(target)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Clear what a killed run left: its half result goes, a result it had moved aside comes back."""
+    shutil.rmtree(target.with_name(target.name + _PARTIAL), ignore_errors=True)
+    old = target.with_name(target.name + _OLD)
+    if not old.exists():
+        return
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(target)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Directories cannot be exchanged in one portable call: move the old one aside first."""
+    old = target.with_name(target.name + _OLD)
+    if target.exists():
+        target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small text file as a whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def run_script(action: Callable[[], None]) -> int:
+    """Run a script's work; turn our errors and an interruption into one line and an exit status."""
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt  # the same clean-up as Ctrl-C
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        action()
+    except CompllmError as error:
+        say(f"error: {error}")
+        return 1
+    except OSError as error:
+        say(f"error: {os_error_message('stopped', Path(error.filename or '.'), error)}")
+        return 1
+    except KeyboardInterrupt:
+        say("interrupted: nothing half-written was left, run it again to continue")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0

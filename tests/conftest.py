@@ -1,0 +1,124 @@
+"""Fixtures shared by all tests. Heavy libraries are imported inside them: collecting tests stays quick."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from compllm import paths
+
+MakeAdapter = Callable[..., Path]
+
+_TINY_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def base_dir() -> Path:
+    """The fetched base checkpoint (SmolLM2-135M-Instruct). `make test` fetches it first."""
+    if not (paths.default_base_dir() / "fetched.json").is_file():
+        pytest.fail("no base model in the cache: run `python build_scripts/fetch_base.py` first")
+    return paths.default_base_dir()
+
+
+@pytest.fixture(scope="session")
+def encoder_dir() -> Path:
+    """The fetched sentence encoder (all-MiniLM-L6-v2). `make test` fetches it first."""
+    if not (paths.encoder_dir() / "fetched.json").is_file():
+        pytest.fail("no encoder in the cache: run `python build_scripts/fetch_base.py` first")
+    return paths.encoder_dir()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of 2 layers with random fp32 weights (seed 0) and the real base's tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny-llama"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                **_TINY_SIZES,
+                vocab_size=config["vocab_size"],
+                bos_token_id=config["bos_token_id"],
+                eos_token_id=config["eos_token_id"],
+                pad_token_id=config["pad_token_id"],
+                max_position_embeddings=512,
+                tie_word_embeddings=True,
+                # Wider than the usual 0.02: with so few layers the logits would hardly differ.
+                initializer_range=0.2,
+            )
+        )
+    model.save_pretrained(directory)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base_dir / name, directory / name)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
+    """Make a PEFT LoRA directory with non-zero random factors:
+
+        make_adapter(checkpoint, "chemistry", rank=8, modules=("q_proj", "v_proj"), alpha=16.0, seed=1, scale=0.2)
+
+    `scale` is the standard deviation of B (A keeps peft's own start): raise it until the adapter changes tokens.
+    Further keywords go to peft's LoraConfig (rank_pattern, use_rslora, ...).
+    """
+
+    def make(
+        checkpoint: Path,
+        name: str = "adapter",
+        *,
+        rank: int = 4,
+        modules: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+        alpha: float | None = None,
+        seed: int = 0,
+        scale: float = 0.05,
+        **lora: object,
+    ) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        directory = tmp_path_factory.mktemp("adapters") / name
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # peft's own, about unusual configurations made on purpose
+            torch.manual_seed(seed)
+            model = get_peft_model(
+                AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32),
+                LoraConfig(
+                    r=rank,
+                    lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
+                    target_modules=list(modules),
+                    task_type="CAUSAL_LM",
+                    **lora,  # type: ignore[arg-type]
+                ),
+            )
+            for key, parameter in model.named_parameters():
+                if "lora_B" in key:
+                    torch.nn.init.normal_(parameter, std=scale)
+        model.save_pretrained(directory)
+        return directory
+
+    return make
+
+
+def rewrite_json(path: Path, changes: Mapping[str, object]) -> None:
+    """Change keys of a JSON object on disk."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**value, **changes}), encoding="utf-8")
