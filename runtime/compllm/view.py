@@ -1,0 +1,218 @@
+"""The live picture of a query on a terminal: plan, node states, experts, times. Used by `compllm ask` alone.
+
+`GraphView` keeps what the events said and draws itself as one table. On a terminal rich repaints it until
+the answer begins; elsewhere (a log, a pipe) each event becomes a line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from compllm.types import (
+    Answer,
+    AnswerDelta,
+    AnswerFinished,
+    Event,
+    NodeFinished,
+    NodeResult,
+    NodeStarted,
+    NodeStatus,
+    PlanFinished,
+    Route,
+    SubQuery,
+    SubQueryPlanned,
+)
+
+_STYLES: dict[NodeStatus, str] = {
+    "waiting": "dim",
+    "ready": "yellow",
+    "running": "bold cyan",
+    "done": "green",
+    "failed": "bold red",
+    "skipped": "red",
+    "cancelled": "red",
+}
+_BAR_WIDTH = 24  # characters of the time line
+_REFRESH_PER_S = 10
+# A terminal acts on these; a model's or a user's text must not reach it with them.
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text without control characters other than newline and tab."""
+    return _CONTROL.sub("", text)
+
+
+@dataclass(slots=True)
+class _Row:
+    sub_query: SubQuery
+    route: Route | None = None
+    expert: str = ""
+    status: NodeStatus = "waiting"
+    start_s: float | None = None
+    result: NodeResult | None = None
+
+
+class GraphView:
+    """What is known of a running query. `apply` takes the events in their order; rich draws it."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, _Row] = {}
+        self._plan_note = "planning"
+        self._last_s = 0.0  # newest time an event told
+
+    def apply(self, event: Event) -> None:
+        match event:
+            case SubQueryPlanned(sub_query, route):
+                self._rows[sub_query.id] = _Row(sub_query, route, route.expert)
+                self._mark_ready(sub_query.id)
+            case PlanFinished(plan):
+                planned = {sub_query.id: sub_query for sub_query in plan.sub_queries}
+                # A fall-back replaces what was planned so far.
+                self._rows = {
+                    id: row
+                    for id, row in self._rows.items()
+                    if id in planned and row.sub_query == planned[id]
+                }
+                for id, sub_query in planned.items():
+                    self._rows.setdefault(id, _Row(sub_query))
+                    self._mark_ready(id)
+                self._plan_note = f"fall-back: {plan.reason}" if plan.is_fallback else ""
+            case NodeStarted(id, expert, at_s):
+                if row := self._rows.get(id):
+                    row.status, row.expert, row.start_s = "running", expert, at_s
+                    self._last_s = max(self._last_s, at_s)
+            case NodeFinished(result):
+                if row := self._rows.get(result.id):
+                    row.status, row.expert, row.result = result.status, result.expert, result
+                    self._last_s = max(self._last_s, result.end_s)
+                    for id in self._rows:
+                        self._mark_ready(id)
+            case AnswerDelta() | AnswerFinished():
+                pass
+
+    def _mark_ready(self, id: int) -> None:
+        row = self._rows[id]
+        if row.status == "waiting" and all(
+            parent in self._rows and self._rows[parent].result for parent in row.sub_query.parents
+        ):
+            row.status = "ready"
+
+    def __rich__(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("#", justify="right")
+        table.add_column("sub-query", ratio=1, min_width=20)
+        table.add_column("expert", no_wrap=True)
+        table.add_column("state", no_wrap=True)
+        table.add_column("seconds", justify="right", no_wrap=True)
+        table.add_column("time line", no_wrap=True, min_width=_BAR_WIDTH)
+        for row in self._rows.values():
+            table.add_row(*self._cells(row))
+        if self._plan_note:
+            table.add_row("", Text(printable(self._plan_note), style="dim italic"))
+        return table
+
+    def _cells(self, row: _Row) -> tuple[Text, ...]:
+        style = _STYLES[row.status]
+        text = Text(printable(row.sub_query.text))
+        if row.sub_query.parents:
+            text.append(f"  after {', '.join(map(str, row.sub_query.parents))}", style="dim")
+        if row.result and (row.result.response or row.result.error):
+            said = row.result.response or row.result.error or ""
+            text.append("\n" + " ".join(printable(said).split()), style=style)
+        expert = Text(row.expert or "-")
+        if row.route:
+            expert.append(f" {row.route.similarity:.2f}", style="dim")
+        end_s = row.result.end_s if row.result else None
+        seconds = "" if row.start_s is None or end_s is None else f"{end_s - row.start_s:.2f}"
+        return (
+            Text(str(row.sub_query.id)),
+            text,
+            expert,
+            Text(row.status, style=style),
+            Text(seconds),
+            Text(self._bar(row.start_s, end_s), style=style),
+        )
+
+    def _bar(self, start_s: float | None, end_s: float | None) -> str:
+        """The node's interval on a line from the query's start to the newest event."""
+        if start_s is None or self._last_s <= 0:
+            return ""
+        scale = _BAR_WIDTH / self._last_s
+        left = min(int(start_s * scale), _BAR_WIDTH - 1)
+        right = _BAR_WIDTH if end_s is None else round(end_s * scale)
+        return " " * left + "━" * max(1, right - left)
+
+
+def describe(event: Event) -> str | None:
+    """One line for a log, or None where there is nothing to tell."""
+    match event:
+        case SubQueryPlanned(sub_query, route):
+            after = f" after {', '.join(map(str, sub_query.parents))}" if sub_query.parents else ""
+            return (
+                f"planned  {sub_query.id}{after}: {printable(sub_query.text)} "
+                f"-> {route.expert} ({route.similarity:.2f})"
+            )
+        case PlanFinished(plan):
+            note = f" (fall-back: {printable(plan.reason)})" if plan.is_fallback else ""
+            return f"plan     {len(plan.sub_queries)} sub-queries{note}"
+        case NodeStarted(id, expert, at_s):
+            return f"started  {id} on {expert} at {at_s:.2f} s"
+        case NodeFinished(result):
+            said = " ".join(printable(result.response or result.error or "").split())
+            return f"{result.status:<8} {result.id} at {result.end_s:.2f} s: {said}"
+        case AnswerDelta() | AnswerFinished():
+            return None
+
+
+def footer(answer: Answer) -> str:
+    """Where the time went, in one line."""
+    timings, bound = answer.timings, answer.bound
+    line = (
+        f"{len(answer.nodes)} nodes in {timings.total_s:.2f} s: plan {timings.plan_s:.2f}, "
+        f"experts {timings.execute_s:.2f}, first token of the answer at {timings.first_token_s:.2f}; "
+        f"speed-up {bound.reached_speedup:.2f} of {bound.ideal_speedup:.2f} that the graph allows"
+    )
+    if answer.is_partial:
+        line += f"\npartial answer: {printable(answer.error or 'a node failed')}"
+    return line
+
+
+async def show(events: AsyncIterator[Event], console: Console, *, is_graph_shown: bool) -> Answer:
+    """Draw the graph on `console` and write the answer's text to stdout as it comes; return the answer.
+
+    The picture stands still once the answer begins: by then every node has ended.
+    """
+    view = GraphView()
+    live = Live(view, console=console, refresh_per_second=_REFRESH_PER_S, transient=False)
+    is_live = is_graph_shown and console.is_terminal
+    if is_live:
+        live.start()
+    has_text = False
+    answer: Answer | None = None
+    try:
+        async for event in events:
+            view.apply(event)
+            if is_graph_shown and not is_live and (line := describe(event)):
+                console.print(Text(line), soft_wrap=True)
+            if isinstance(event, AnswerDelta):
+                live.stop()
+                if is_graph_shown and not has_text:
+                    console.print()
+                print(printable(event.text), end="", flush=True)
+                has_text = True
+            elif isinstance(event, AnswerFinished):
+                answer = event.answer
+    finally:
+        live.stop()
+        if has_text:
+            print(flush=True)
+    assert answer is not None, "every stream ends with AnswerFinished"
+    return answer
