@@ -1,0 +1,195 @@
+"""The catalogue of experts, read from `engines/experts.toml`: who there is, for what, on which
+adapter.
+
+Everything in it is checked when it is read; an error names the file, the key and the value.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compllm.config import read_toml
+from compllm.errors import ConfigError
+from compllm.paths import resource_dir
+from compllm.prompts import TEMPLATES, ChatTemplate
+from compllm.types import Expert
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter of the engine."""
+
+    name: str
+    id: int  # lora_task_id on the wire
+    path: Path | None  # PEFT directory to build or load it from; None: the engine has it already
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """A threshold belongs to the encoder it was calibrated with."""
+
+    threshold: float  # cosine below which the base answers
+    encoder: str  # id of that encoder
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """The base, its adapters, the experts and what routes to them."""
+
+    path: Path
+    base: Expert  # answers what no expert is near to
+    template: ChatTemplate
+    adapters: tuple[Adapter, ...]
+    experts: tuple[Expert, ...]  # without the base
+    examples: tuple[tuple[str, ...], ...]  # example questions of each expert, in their order
+    router: RouterSettings
+    out_of_domain: tuple[str, ...]  # questions for no expert, to calibrate with
+
+    def expert(self, name: str) -> Expert:
+        """The expert or base of this name. Raises ConfigError with the names there are."""
+        for expert in (self.base, *self.experts):
+            if expert.name == name:
+                return expert
+        names = ", ".join(expert.name for expert in (self.base, *self.experts))
+        raise ConfigError(f"no expert {name!r} in {self.path}: there are {names}")
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of this name. Raises ConfigError with the names there are."""
+        for adapter in self.adapters:
+            if adapter.name == name:
+                return adapter
+        names = ", ".join(adapter.name for adapter in self.adapters) or "none"
+        raise ConfigError(f"no adapter {name!r} in {self.path}: there are {names}")
+
+
+def default_catalogue_path() -> Path:
+    return resource_dir("engines") / "experts.toml"
+
+
+def load_catalogue(path: Path | None = None) -> Catalogue:
+    """Read and check a catalogue; None is the one shipped. Raises ConfigError."""
+    path = path or default_catalogue_path()
+    top = _Table(path, "", read_toml(path))
+    base = _Table(path, "base", top.take("base", dict))
+    adapters = _adapters(path, top.take("adapters", dict, {}))
+    entries = [
+        _Table(path, f"experts[{index}]", entry)
+        for index, entry in enumerate(top.take("experts", list, []), start=1)
+    ]
+    model = base.take("model", str, "tensorrt_llm")
+    template = base.take("template", str, "chatml")
+    if template not in TEMPLATES:
+        raise base.error("template", template, "one of " + ", ".join(sorted(TEMPLATES)))
+    domain = base.take("domain", str, "anything")
+    base_expert = Expert("base", domain, base.take("system", str), model)
+    experts, examples = [], []
+    for entry in entries:
+        experts.append(_expert(entry, model, adapters))
+        examples.append(entry.take_texts("examples"))
+        if not examples[-1]:
+            raise entry.error("examples", [], "at least one example question")
+        entry.finish()
+    names = ["base", *(expert.name for expert in experts)]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise top.error("experts", name, "names used once; 'base' is the base model's")
+    router = _Table(path, "router", top.take("router", dict))
+    threshold = router.take_number("threshold", -1.0, 1.0)
+    settings = RouterSettings(threshold, router.take("encoder", str))
+    catalogue = Catalogue(
+        path,
+        base_expert,
+        TEMPLATES[template],
+        tuple(adapters.values()),
+        tuple(experts),
+        tuple(examples),
+        settings,
+        top.take_texts("out_of_domain"),
+    )
+    for table in (top, base, router):
+        table.finish()
+    return catalogue
+
+
+def _expert(entry: _Table, model: str, adapters: dict[str, Adapter]) -> Expert:
+    name = entry.take("name", str)
+    if not _NAME.match(name):
+        raise entry.error("name", name, "a lower-case name such as 'chemistry'")
+    adapter = entry.take("adapter", str, "")
+    if adapter and adapter not in adapters:
+        raise entry.error("adapter", adapter, "one of " + (", ".join(adapters) or "none"))
+    return Expert(
+        name,
+        entry.take("domain", str),
+        entry.take("system", str),
+        entry.take("model", str, model),
+        adapter or None,
+        adapters[adapter].id if adapter else None,
+    )
+
+
+def _adapters(path: Path, tables: dict[str, Any]) -> dict[str, Adapter]:
+    adapters: dict[str, Adapter] = {}
+    for name, value in tables.items():
+        table = _Table(path, f"adapters.{name}", value)
+        adapter_id = int(table.take_number("id", 1, 2**63 - 1, kind=int))
+        if any(adapter.id == adapter_id for adapter in adapters.values()):
+            raise table.error("id", adapter_id, "an id that no other adapter has")
+        folder = table.take("path", str, "")
+        adapters[name] = Adapter(name, adapter_id, path.parent / folder if folder else None)
+        table.finish()
+    return adapters
+
+
+_REQUIRED = object()
+
+
+class _Table:
+    """A TOML table that is emptied key by key, so that what is left over is unknown."""
+
+    def __init__(self, path: Path, name: str, values: Any) -> None:
+        self._path, self._name = path, name
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: {name} = {values!r}: expected a table")
+        self._values = dict(values)
+
+    def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
+        value: Any = self._values.pop(key, default)
+        if value is _REQUIRED:
+            raise ConfigError(f"{self._path}: {self._key(key)} is missing")
+        is_empty = kind is str and default is _REQUIRED and value == ""
+        if not isinstance(value, kind) or is_empty:
+            nouns: dict[type, str] = {str: "text", dict: "a table", list: "a list"}
+            raise self.error(key, value, nouns[kind])
+        return value
+
+    def take_texts(self, key: str) -> tuple[str, ...]:
+        values = self.take(key, list, [])
+        for value in values:
+            if not isinstance(value, str) or not value.strip():
+                raise self.error(key, value, "a list of texts")
+        return tuple(values)
+
+    def take_number(self, key: str, low: float, high: float, kind: type = float) -> float:
+        value: Any = self._values.pop(key, None)
+        is_number = isinstance(value, int if kind is int else (int, float))
+        if not is_number or isinstance(value, bool) or not low <= value <= high:
+            noun = "an integer" if kind is int else "a number"
+            raise self.error(key, value, f"{noun} from {low} to {high}")
+        number: float = value
+        return number
+
+    def finish(self) -> None:
+        if self._values:
+            raise ConfigError(f"{self._path}: unknown key {self._key(next(iter(self._values)))}")
+
+    def error(self, key: str, value: object, expected: str) -> ConfigError:
+        return ConfigError(f"{self._path}: {self._key(key)} = {value!r}: expected {expected}")
+
+    def _key(self, key: str) -> str:
+        return f"{self._name}.{key}" if self._name else key

@@ -1,0 +1,231 @@
+"""One frozen tree of settings: defaults < TOML file < `COMPLLM_*` environment < explicit overrides.
+
+Resolved once at start by `load_config`, then passed down by argument. A key is `section.name` in
+overrides and TOML, `COMPLLM_SECTION_NAME` in the environment. Unknown keys and bad values are
+ConfigErrors that name where the value came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from compllm.errors import ConfigError
+from compllm.plan import PlanLimits
+from compllm.types import ComposePolicy
+
+# Variables of the same prefix that are not settings of this tree.
+_OTHER_VARIABLES = {"COMPLLM_HOME", "COMPLLM_CONFIG"}
+
+
+def _number(default: float, low: float, high: float) -> Any:
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Where the engine is."""
+
+    url: str = (
+        ""  # host:port of Triton's gRPC; empty: the running embedded server's, else 127.0.0.1:8001
+    )
+    ready_timeout_s: float = _number(10.0, 0.1, 3600)  # to find the server ready when connecting
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsConfig:
+    """What holds before anything is sent."""
+
+    max_query_chars: int = _number(8000, 1, 1_000_000)
+    max_nodes: int = _number(64, 1, 10_000)  # of any plan, given or generated
+    max_depth: int = _number(32, 1, 10_000)
+    max_line_chars: int = _number(1000, 10, 100_000)
+    max_node_tokens: int = _number(96, 1, 32_768)  # new tokens of one sub-query's response
+    max_answer_tokens: int = _number(192, 1, 32_768)
+    max_in_flight: int = _number(64, 1, 4096)  # requests of this process at one engine
+    max_waiting: int = _number(10_000, 1, 10_000_000)  # nodes that wait for admission
+
+    @property
+    def plan(self) -> PlanLimits:
+        return PlanLimits(self.max_nodes, self.max_depth, self.max_line_chars)
+
+
+@dataclass(frozen=True, slots=True)
+class TimeoutsConfig:
+    """Seconds. The query's deadline ends everything; the others leave time for what follows."""
+
+    query_s: float = _number(120.0, 0.01, 86_400)  # where a query brings no deadline of its own
+    plan_s: float = _number(
+        30.0, 0.01, 86_400
+    )  # the generator, before the one-node plan replaces it
+    node_s: float = _number(60.0, 0.01, 86_400)  # one attempt at one node
+    retry_wait_s: float = _number(
+        0.1, 0, 60
+    )  # before a request goes again to a server that was away
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratorConfig:
+    """The sub-query generator."""
+
+    adapter: str = ""  # adapter name of the catalogue; empty: the base with a few-shot prompt
+    max_nodes: int = _number(5, 1, 16)  # of a generated plan: bounds the guide
+    max_tokens: int = _number(160, 8, 4096)
+    is_guided: bool = True  # off only for an engine that cannot guide
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeConfig:
+    """How the leaves' responses become the answer."""
+
+    policy: ComposePolicy = "auto"
+    adapter: str = ""  # the aggregator's adapter; empty: the base
+    repetition_penalty: float = _number(1.1, 0.1, 10)  # small bases loop without
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that can be set."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    compose: ComposeConfig = field(default_factory=ComposeConfig)
+    catalogue: str = ""  # path of an experts.toml; empty: the one shipped with the package
+
+
+def load_config(
+    path: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Resolve the tree. `path` (else `$COMPLLM_CONFIG`) is a TOML file; `overrides` maps
+    `section.name` to a value, None values are left out, so that unset command-line options can be
+    passed as they are.
+
+    Raises ConfigError.
+    """
+    environ = os.environ if environ is None else environ
+    if path is None and environ.get("COMPLLM_CONFIG"):
+        path = Path(environ["COMPLLM_CONFIG"])
+    values: dict[str, tuple[object, str]] = {}  # key -> value and its origin
+    if path is not None:
+        values |= {key: (value, f"in {path}") for key, value in _flat(read_toml(path)).items()}
+    values |= _from_environment(environ)
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            values[key] = (value, "given explicitly")
+    return _build(values)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The file as a dict. Raises ConfigError that names the file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
+def _fields() -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Key -> (field, type) of every setting."""
+    found = {}
+    for outer, outer_type in typing.get_type_hints(Config).items():
+        if dataclasses.is_dataclass(outer_type):
+            hints = typing.get_type_hints(outer_type)
+            for inner in dataclasses.fields(outer_type):
+                found[f"{outer}.{inner.name}"] = (inner, hints[inner.name])
+        else:
+            found[outer] = (Config.__dataclass_fields__[outer], outer_type)
+    return found
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
+    by_variable = {"COMPLLM_" + key.replace(".", "_").upper(): key for key in _fields()}
+    values: dict[str, tuple[object, str]] = {}
+    for variable, value in environ.items():
+        if not variable.startswith("COMPLLM_") or variable in _OTHER_VARIABLES:
+            continue
+        if variable not in by_variable:
+            raise ConfigError(
+                f"unknown environment variable {variable}{_hint(variable, by_variable)}"
+            )
+        values[by_variable[variable]] = (value, f"from {variable}")
+    return values
+
+
+def _build(values: Mapping[str, tuple[object, str]]) -> Config:
+    fields = _fields()
+    sections: dict[str, dict[str, Any]] = {}
+    for key, (value, origin) in values.items():
+        if key not in fields:
+            raise ConfigError(f"unknown setting {key!r} {origin}{_hint(key, fields)}")
+        setting, kind = fields[key]
+        section, _, name = key.rpartition(".")
+        sections.setdefault(section, {})[name] = _convert(key, value, origin, setting, kind)
+    types = typing.get_type_hints(Config)
+    inner = {name: types[name](**sections[name]) for name in sections if name}
+    return Config(**inner, **sections.get("", {}))
+
+
+def _convert(
+    key: str, value: object, origin: str, setting: dataclasses.Field[Any], kind: Any
+) -> object:
+    """The value as the field's type, checked. Text from the environment is parsed; TOML types must
+    fit."""
+    allowed = _allowed(setting, kind)
+    try:
+        converted = _parse(value, kind) if isinstance(value, str) else value
+    except ValueError:
+        converted = None
+    if kind is float and type(converted) is int:
+        converted = float(converted)
+    is_type = (
+        converted in typing.get_args(kind)
+        if typing.get_origin(kind) is Literal
+        else type(converted) is kind
+    )
+    low, high = setting.metadata.get("range", (None, None))
+    if not is_type or (low is not None and not low <= typing.cast(float, converted) <= high):
+        raise ConfigError(f"{key} = {value!r} {origin}: expected {allowed}")
+    return converted
+
+
+def _parse(value: str, kind: Any) -> object:
+    if kind is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
+    return kind(value) if kind in (int, float) else value
+
+
+def _allowed(setting: dataclasses.Field[Any], kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    name = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[kind]
+    if "range" in setting.metadata:
+        low, high = setting.metadata["range"]
+        name += f" from {low} to {high}"
+    return name
+
+
+def _hint(name: str, known: Mapping[str, object]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,114 @@
+"""Every prompt of the path, for serving and for training: what a model reads is decided here alone.
+
+A prompt is a tuple of Segments. The chat template's special tokens stand in template segments; the
+text of a user, of a model or of the catalogue stands in data segments, so that `<|im_end|>` inside
+a question is only characters. What is known early stands first: a node's system text and sub-query
+come before its parents' responses, so that their KV blocks can be filled before the parents end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from compllm.backend import Prompt, Segment
+from compllm.types import Expert
+
+MISSING = "(not known)"  # stands for the response of a parent that failed
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """How a model family marks turns: `begin`, then `role_start role role_end content turn_end` a
+    turn."""
+
+    begin: str
+    role_start: str
+    role_end: str
+    turn_end: str
+
+
+TEMPLATES: dict[str, ChatTemplate] = {
+    "chatml": ChatTemplate("", "<|im_start|>", "\n", "<|im_end|>\n"),  # SmolLM2, Qwen2
+    "llama3": ChatTemplate(
+        "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"
+    ),
+}
+CHATML = TEMPLATES["chatml"]
+
+GENERATOR_SYSTEM = "Split the question into simple questions, one a line."
+
+# Few, short and alike: what a 135M model can copy.
+GENERATOR_SHOTS: tuple[tuple[str, str], ...] = ()
+
+AGGREGATOR_SYSTEM = "Answer the question in one or two sentences. Use the given facts."
+
+
+def chat(
+    template: ChatTemplate, turns: Iterable[tuple[str, str]], *, is_open: bool = True
+) -> Prompt:
+    """Turns of (role, text) as segments; open: the assistant's turn is begun and left to the
+    model."""
+    segments: list[Segment] = []
+    head = template.begin
+    for role, text in turns:
+        head += f"{template.role_start}{role}{template.role_end}"
+        segments += (Segment(head, is_template=True), Segment(text))
+        head = template.turn_end
+    if is_open:
+        head += f"{template.role_start}assistant{template.role_end}"
+    segments.append(Segment(head, is_template=True))
+    return tuple(segment for segment in segments if segment.text)
+
+
+def node_prompt(
+    expert: Expert,
+    sub_query: str,
+    parents: Sequence[tuple[str, str | None]] = (),
+    template: ChatTemplate = CHATML,
+) -> Prompt:
+    """What an expert reads for one sub-query. `parents`: (question, response); None is a missing
+    response."""
+    user = sub_query
+    if parents:
+        user += "\n\nKnown facts:\n" + _facts(parents)
+    return chat(template, [("system", expert.system), ("user", user)])
+
+
+def generator_prompt(
+    query: str, template: ChatTemplate = CHATML, *, is_few_shot: bool = True
+) -> Prompt:
+    """What the sub-query generator reads. The examples are for a base that was never trained to
+    plan."""
+    turns = [("system", GENERATOR_SYSTEM)]
+    for question, plan in GENERATOR_SHOTS if is_few_shot else ():
+        turns += (("user", question), ("assistant", plan))
+    turns.append(("user", one_line(query)))
+    return chat(template, turns)
+
+
+def aggregator_prompt(
+    query: str, leaves: Sequence[tuple[str, str | None]], template: ChatTemplate = CHATML
+) -> Prompt:
+    """What the aggregator reads: the query and the leaves' questions and responses, nothing
+    else."""
+    user = f"{query}\n\nKnown facts:\n{_facts(leaves)}"
+    return chat(template, [("system", AGGREGATOR_SYSTEM), ("user", user)])
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space as one blank: a plan line's text cannot hold a
+    newline."""
+    return " ".join(text.split())
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """The whole prompt as one string, for people, logs and tests."""
+    return "".join(segment.text for segment in prompt)
+
+
+def _facts(pairs: Iterable[tuple[str, str | None]]) -> str:
+    return "\n".join(
+        f"- {one_line(question)} {MISSING if response is None else one_line(response)}"
+        for question, response in pairs
+    )
