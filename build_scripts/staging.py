@@ -39,7 +39,7 @@ def os_error_message(doing: str, path: Path, error: OSError) -> str:
 
 
 def require_free_space(path: Path, num_bytes: int, doing: str) -> None:
-    """Raises ConfigError when the disk of `path` (which need not exist) has less than `num_bytes`."""
+    """Raises ConfigError when less is free for `path` (which need not exist yet)."""
     place = path
     while not place.exists():
         place = place.parent
@@ -68,7 +68,7 @@ def exclusive(target: Path) -> Iterator[None]:
 def staged_directory(target: Path) -> Iterator[Path]:
     """Yield an empty directory beside `target` that replaces it when the block ends well.
 
-    When the block raises, it is removed and `target` stays as it was. Call it under `exclusive(target)`.
+    When the block raises, it is removed and `target` stays as it was. Needs `exclusive(target)`.
     """
     partial = target.with_name(target.name + _PARTIAL)
     recover(target)
@@ -81,7 +81,7 @@ def staged_directory(target: Path) -> Iterator[Path]:
 
 
 def recover(target: Path) -> None:
-    """Clear what a killed run left: its half result goes, a result it had moved aside comes back."""
+    """Clear what a killed run left: its half result goes, a result moved aside comes back."""
     shutil.rmtree(target.with_name(target.name + _PARTIAL), ignore_errors=True)
     old = target.with_name(target.name + _OLD)
     if not old.exists():

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests. Heavy libraries are imported inside them: collecting tests stays quick."""
+"""Fixtures shared by all tests. They import heavy libraries themselves: collecting stays quick."""
 
 from __future__ import annotations
 
@@ -7,19 +7,25 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compllm import paths
 
 MakeAdapter = Callable[..., Path]
 
-_TINY_SIZES = {
+_TOKENIZER_KEYS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+_TINY: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 16,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    # Wider than the usual 0.02: with so few layers the logits would hardly differ.
+    "initializer_range": 0.2,
 }
 
 
@@ -46,22 +52,11 @@ def tiny_checkpoint(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = json.loads((base_dir / "config.json").read_text(encoding="utf-8"))
+    ids: dict[str, Any] = {key: config[key] for key in _TOKENIZER_KEYS}
     directory = tmp_path_factory.mktemp("checkpoints") / "tiny-llama"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                **_TINY_SIZES,
-                vocab_size=config["vocab_size"],
-                bos_token_id=config["bos_token_id"],
-                eos_token_id=config["eos_token_id"],
-                pad_token_id=config["pad_token_id"],
-                max_position_embeddings=512,
-                tie_word_embeddings=True,
-                # Wider than the usual 0.02: with so few layers the logits would hardly differ.
-                initializer_range=0.2,
-            )
-        )
+        model = LlamaForCausalLM(LlamaConfig(**_TINY, **ids))  # type: ignore[no-untyped-call]
     model.save_pretrained(directory)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(base_dir / name, directory / name)
@@ -72,9 +67,9 @@ def tiny_checkpoint(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
     """Make a PEFT LoRA directory with non-zero random factors:
 
-        make_adapter(checkpoint, "chemistry", rank=8, modules=("q_proj", "v_proj"), alpha=16.0, seed=1, scale=0.2)
+        make_adapter(checkpoint, "chemistry", rank=8, modules=("q_proj",), alpha=16, seed=1)
 
-    `scale` is the standard deviation of B (A keeps peft's own start): raise it until the adapter changes tokens.
+    `scale` is the standard deviation of B (A keeps peft's own start): raise it until tokens change.
     Further keywords go to peft's LoraConfig (rank_pattern, use_rslora, ...).
     """
 
@@ -84,10 +79,10 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
         *,
         rank: int = 4,
         modules: Sequence[str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
-        alpha: float | None = None,
+        alpha: int | None = None,
         seed: int = 0,
         scale: float = 0.05,
-        **lora: object,
+        **lora: Any,
     ) -> Path:
         import torch
         from peft import LoraConfig, get_peft_model
@@ -95,24 +90,22 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
 
         directory = tmp_path_factory.mktemp("adapters") / name
         with torch.random.fork_rng(), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # peft's own, about unusual configurations made on purpose
+            warnings.simplefilter("ignore")  # peft's own, about odd configurations
             torch.manual_seed(seed)
             model = get_peft_model(
                 AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32),
                 LoraConfig(
                     r=rank,
-                    lora_alpha=2 * rank if alpha is None else alpha,  # type: ignore[arg-type]
+                    lora_alpha=2 * rank if alpha is None else alpha,
                     target_modules=list(modules),
                     task_type="CAUSAL_LM",
-                    **lora,  # type: ignore[arg-type]
+                    **lora,
                 ),
             )
             for key, parameter in model.named_parameters():
                 if "lora_B" in key:
                     torch.nn.init.normal_(parameter, std=scale)
-        model.save_pretrained(directory)
+        model.save_pretrained(str(directory))
         return directory
 
     return make

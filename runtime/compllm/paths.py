@@ -1,4 +1,4 @@
-"""Where things are on disk: the cache of built artefacts, and the data files shipped with the package."""
+"""Where things are on disk: the cache of built artefacts, the data files of the package."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def home_dir() -> Path:
 
 
 def resource_dir(name: str) -> Path:
-    """The folder `triton_repo`, `engines` or `build_scripts`: inside the installed package, or, in a
-    source checkout, at its top. Raises FileNotFoundError for another name."""
+    """The folder `triton_repo`, `engines` or `build_scripts`: inside the installed package, or, in
+    a source checkout, at its top. Raises FileNotFoundError for another name."""
     package = Path(__file__).resolve().parent
     for candidate in (package / name, package.parents[1] / name):
         if candidate.is_dir():
@@ -30,7 +30,7 @@ def default_base_dir() -> Path:
 
 
 def selected_base() -> Path | None:
-    """The user's own checkpoint, where `fetch_base.py --checkpoint` chose one; it may be gone since."""
+    """The user's checkpoint, where `fetch_base.py --checkpoint` chose one; may be gone since."""
     link = home_dir() / "base" / "selected"
     return link.readlink() if link.is_symlink() else None
 

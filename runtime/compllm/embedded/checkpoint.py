@@ -1,6 +1,7 @@
-"""Is this directory a Hugging Face checkpoint the embedded engine can be built from? Nothing is loaded.
+"""Is this directory a Hugging Face checkpoint that an engine can be built from? Loads nothing.
 
-Stands before the engine build and before training: both take `base_dir()` or any directory that passes here.
+Stands before the engine build and before training: both take `base_dir()` or any directory that
+passes here.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def validate_checkpoint(directory: Path) -> BaseShape:
-    """The shape of the model in `directory`. Raises EngineError with the reason when it cannot be used."""
+    """The shape of the model in `directory`. Raises EngineError when it cannot be used."""
     if not directory.is_dir():
         raise EngineError(f"checkpoint {directory} is not a directory")
     config = read_json(directory / "config.json")
     architectures = config.get("architectures") or []
     if not any(name in ARCHITECTURES for name in architectures):
+        seen = ", ".join(map(str, architectures)) or "model of unknown architecture"
         raise EngineError(
-            f"checkpoint {directory} is a {', '.join(map(str, architectures)) or 'model without a name'}; "
-            f"supported are {', '.join(ARCHITECTURES)}"
+            f"checkpoint {directory} is a {seen}; supported are {', '.join(ARCHITECTURES)}"
         )
     if "quantization_config" in config:
         raise EngineError(
@@ -62,7 +63,7 @@ def base_name(directory: Path, config: dict[str, Any]) -> str:
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint, sorted. Raises EngineError when there is none or one is missing."""
+    """The safetensors files of a checkpoint, sorted. Raises EngineError when one is missing."""
     if (directory / _INDEX).is_file():
         weight_map = read_json(directory / _INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -96,7 +97,8 @@ def _check_tensors(directory: Path, shape: BaseShape, *, is_tied: bool) -> None:
             raise EngineError(f"checkpoint {directory} has no tensor {name}")
         if tuple(shapes[name]) != expected:
             raise EngineError(
-                f"checkpoint {directory}: {name} is {shapes[name]}, config.json says {list(expected)}"
+                f"checkpoint {directory}: {name} is {shapes[name]}, "
+                f"config.json says {list(expected)}"
             )
 
 

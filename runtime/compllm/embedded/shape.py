@@ -33,7 +33,7 @@ class BaseShape:
     def from_config(
         cls, config: Mapping[str, Any], *, name: str = "", sha256: str = ""
     ) -> BaseShape:
-        """From the parsed config.json. Raises EngineError for a missing, wrong or contradictory size."""
+        """From a parsed config.json. Raises EngineError for a missing or contradictory size."""
         hidden = _positive(config, "hidden_size")
         num_heads = _positive(config, "num_attention_heads")
         num_kv_heads = _positive(config, "num_key_value_heads", num_heads)
