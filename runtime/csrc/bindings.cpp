@@ -1,2 +1,166 @@
+// Makes the query graph and the admission queue a Python module. The only file that knows pybind11.
+#include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
-PYBIND11_MODULE(_core, m) { m.doc() = "Query graph and admission queue."; }
+#include <pybind11/stl.h>
+
+#include <exception>
+#include <utility>
+#include <vector>
+
+#include "admission.hpp"
+#include "query_graph.hpp"
+
+namespace py = pybind11;
+using namespace py::literals;
+
+namespace {
+
+using compllm::AdmissionQueue;
+using compllm::NodeId;
+using compllm::QueryGraph;
+
+// Our errors of C++ become those of compllm.errors; standard ones go pybind11's usual way.
+void raise(const char* type, const std::exception& error, const py::dict& fields) {
+    const py::object cls = py::module_::import("compllm.errors").attr(type);
+    const py::object value = cls(error.what(), **fields);
+    PyErr_SetObject(cls.ptr(), value.ptr());
+}
+
+void translate(std::exception_ptr thrown) {
+    try {
+        if (thrown) std::rethrow_exception(thrown);
+    } catch (const compllm::CycleError& error) {
+        raise("CycleError", error, py::dict("nodes"_a = py::tuple(py::cast(error.nodes))));
+    } catch (const compllm::UnknownNodeError& error) {
+        raise("UnknownNodeError", error, py::dict("node_id"_a = error.node));
+    } catch (const compllm::PlanError& error) {
+        raise("PlanError", error, py::dict("node_id"_a = error.node));
+    } catch (const compllm::QueueFull& error) {
+        raise("BackendUnavailable", error, py::dict());
+    }
+}
+
+void add_nodes(QueryGraph& graph, const std::vector<NodeId>& ids,
+               const std::vector<std::vector<NodeId>>& parents, const std::vector<double>& costs) {
+    std::vector<std::size_t> offsets{0};
+    std::vector<NodeId> flat;
+    offsets.reserve(parents.size() + 1);
+    for (const auto& row : parents) {
+        flat.insert(flat.end(), row.begin(), row.end());
+        offsets.push_back(flat.size());
+    }
+    graph.add_nodes(ids, offsets, flat, costs);
+}
+
+void bind_graph(py::module_& m) {
+    py::native_enum<compllm::NodeState>(m, "NodeState", "enum.Enum")
+        .value("waiting", compllm::NodeState::waiting)
+        .value("ready", compllm::NodeState::ready)
+        .value("running", compllm::NodeState::running)
+        .value("done", compllm::NodeState::done)
+        .value("failed", compllm::NodeState::failed)
+        .value("skipped", compllm::NodeState::skipped)
+        .finalize();
+
+    py::class_<compllm::StructuralBound>(m, "StructuralBound",
+                                         "What the shape of a graph allows on any machine.")
+        .def_readonly("num_nodes", &compllm::StructuralBound::num_nodes)
+        .def_readonly("depth", &compllm::StructuralBound::depth)
+        .def_readonly("total_cost", &compllm::StructuralBound::total_cost)
+        .def_readonly("longest_path", &compllm::StructuralBound::longest_path);
+
+    py::class_<QueryGraph>(m, "QueryGraph", "A DAG that grows while its nodes run.")
+        .def(py::init<std::size_t, std::size_t>(), "max_nodes"_a, "max_depth"_a)
+        // A graph that nobody else holds yet is the one place where the lock can be let go safely.
+        .def_static(
+            "build",
+            [](const std::vector<NodeId>& ids, const std::vector<std::vector<NodeId>>& parents,
+               const std::vector<double>& costs, std::size_t max_nodes, std::size_t max_depth) {
+                QueryGraph graph(max_nodes, max_depth);
+                add_nodes(graph, ids, parents, costs);
+                return graph;
+            },
+            "ids"_a, "parents"_a, "costs"_a, "max_nodes"_a, "max_depth"_a,
+            py::call_guard<py::gil_scoped_release>())
+        .def(
+            "add_node",
+            [](QueryGraph& graph, NodeId id, const std::vector<NodeId>& parents, double cost) {
+                return graph.add_node(id, parents, cost);
+            },
+            "id"_a, "parents"_a = py::tuple(), "cost"_a = 1.0)
+        .def("add_nodes", &add_nodes, "ids"_a, "parents"_a, "costs"_a)
+        .def("add_edge", &QueryGraph::add_edge, "parent"_a, "child"_a)
+        .def("start", &QueryGraph::start, "id"_a)
+        .def("done", &QueryGraph::done, "id"_a)
+        .def("fail", &QueryGraph::fail, "id"_a)
+        .def("ready", &QueryGraph::ready)
+        .def("state", &QueryGraph::state, "id"_a)
+        .def("__len__", &QueryGraph::size)
+        .def("__contains__", &QueryGraph::contains, "id"_a)
+        .def_property_readonly("num_unfinished", &QueryGraph::num_unfinished)
+        .def_property_readonly("is_finished", &QueryGraph::is_finished)
+        .def_property_readonly("remaining_work", &QueryGraph::remaining_work)
+        .def("remaining_path", &QueryGraph::remaining_path, "id"_a)
+        .def_property_readonly("depth", py::overload_cast<>(&QueryGraph::depth, py::const_))
+        .def("depth_of", py::overload_cast<NodeId>(&QueryGraph::depth, py::const_), "id"_a)
+        .def("levels", &QueryGraph::levels)
+        .def("ids", &QueryGraph::ids)
+        .def("parents", &QueryGraph::parents, "id"_a)
+        .def("children", &QueryGraph::children, "id"_a)
+        .def("ancestors", &QueryGraph::ancestors, "id"_a)
+        .def("leaves", &QueryGraph::leaves)
+        .def("bound", py::overload_cast<>(&QueryGraph::bound, py::const_))
+        .def(
+            "bound",
+            [](const QueryGraph& graph, const py::dict& costs) {
+                std::vector<NodeId> ids;
+                std::vector<double> values;
+                for (const auto& [id, cost] : costs) {
+                    ids.push_back(id.cast<NodeId>());
+                    values.push_back(cost.cast<double>());
+                }
+                return graph.bound(ids, values);
+            },
+            "costs"_a);
+}
+
+void bind_admission(py::module_& m) {
+    py::native_enum<compllm::Policy>(m, "Policy", "enum.Enum")
+        .value("oldest_query_first", compllm::Policy::oldest_query_first)
+        .value("fifo", compllm::Policy::fifo)
+        .value("deepest_first", compllm::Policy::deepest_first)
+        .value("least_remaining_work", compllm::Policy::least_remaining_work)
+        .finalize();
+
+    py::class_<AdmissionQueue>(m, "AdmissionQueue", "Which request goes to an engine next.")
+        .def(py::init<std::vector<std::size_t>, compllm::Policy, std::size_t>(), "limits"_a,
+             "policy"_a, "max_waiting"_a)
+        .def("try_enter", &AdmissionQueue::try_enter, "engine"_a)
+        .def(
+            "push",
+            [](AdmissionQueue& queue, std::int64_t query_seq, std::int64_t node_id,
+               double remaining_path, double remaining_work, std::size_t engine) {
+                return queue.push({query_seq, node_id, remaining_path, remaining_work}, engine);
+            },
+            "query_seq"_a, "node_id"_a, "remaining_path"_a, "remaining_work"_a, "engine"_a)
+        .def("pop", &AdmissionQueue::pop, "engine"_a)
+        .def("release", &AdmissionQueue::release, "engine"_a)
+        .def("cancel", &AdmissionQueue::cancel, "ticket"_a)
+        .def("cancel_query", &AdmissionQueue::cancel_query, "query_seq"_a)
+        .def("__len__", py::overload_cast<>(&AdmissionQueue::num_waiting, py::const_))
+        .def("num_waiting",
+             py::overload_cast<std::size_t>(&AdmissionQueue::num_waiting, py::const_), "engine"_a)
+        .def("num_in_flight", &AdmissionQueue::num_in_flight, "engine"_a)
+        .def("limit", &AdmissionQueue::limit, "engine"_a)
+        .def_property_readonly("num_engines", &AdmissionQueue::num_engines)
+        .def_property_readonly("policy", &AdmissionQueue::policy);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Query graph and admission queue, for one thread at a time.";
+    py::register_local_exception_translator(&translate);
+    bind_graph(m);
+    bind_admission(m);
+}

@@ -1,0 +1,182 @@
+"""Which request of all live queries an engine takes next. Between `execute.py` and a Backend.
+
+An engine takes a limited number of requests at a time and knows no priority; the rest wait here, in
+the order of the C++ queue. The one that is popped is woken through its future: nobody polls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+from compllm import _core
+from compllm.errors import BackendUnavailable, ConfigError
+
+# oldest_query_first: inside a query the longest remaining path first; never starves.
+# The others are there to be compared with it; deepest_first and least_remaining_work can starve.
+PolicyName = Literal["oldest_query_first", "fifo", "deepest_first", "least_remaining_work"]
+
+MAX_WAITING = 10_000  # where the caller names no limit
+MOST_WAITING = 1 << 24  # what the C++ queue can hold
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """One engine's queue now, and what went through it since the start."""
+
+    limit: int  # requests in flight at most
+    num_in_flight: int
+    num_waiting: int
+    num_admitted: int
+    num_waited: int  # admitted ones that had to wait
+    num_refused: int  # the queue was full
+    total_wait_s: float
+    max_wait_s: float
+
+
+@dataclass(slots=True)
+class _Counters:
+    num_admitted: int = 0
+    num_waited: int = 0
+    num_refused: int = 0
+    total_wait_s: float = 0.0
+    max_wait_s: float = 0.0
+
+
+class Admission:
+    """In-flight limits of the engines, shared by all live queries of one event loop.
+
+    limits: engine name to requests in flight at most. max_waiting: over all engines; one more
+    raises BackendUnavailable.
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, int],
+        policy: PolicyName = "oldest_query_first",
+        *,
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        policies = _core.Policy.__members__
+        if policy not in policies:
+            raise ConfigError(f"policy {policy!r} is unknown; there are {', '.join(policies)}")
+        if not limits or min(limits.values()) < 1:
+            raise ConfigError(f"in-flight limits are {dict(limits)}: each engine needs at least 1")
+        if not 0 <= max_waiting <= MOST_WAITING:
+            raise ConfigError(f"max_waiting is {max_waiting}, allowed are 0 to {MOST_WAITING}")
+        self._engines = {name: number for number, name in enumerate(limits)}
+        self._counters = [_Counters() for _ in limits]
+        self._queue = _core.AdmissionQueue(list(limits.values()), policies[policy], max_waiting)
+        self._waiters: dict[int, asyncio.Future[None]] = {}
+
+    def slot(
+        self,
+        engine: str,
+        query_seq: int,
+        node_id: int,
+        remaining_path: float,
+        remaining_work: float | None = None,
+    ) -> _Slot:
+        """`async with` it: inside, the engine is one request fuller.
+
+        query_seq: rises with the arrival of queries. remaining_path: costs from the node to a leaf.
+        remaining_work: costs of all unfinished nodes of the query, for least_remaining_work alone;
+        the path when not given. Raises ConfigError for an engine without a limit.
+        """
+        number = self._engines.get(engine)
+        if number is None:
+            raise ConfigError(
+                f"engine {engine!r} has no in-flight limit; there are {', '.join(self._engines)}"
+            )
+        work = remaining_path if remaining_work is None else remaining_work
+        return _Slot(self, number, query_seq, node_id, remaining_path, work)
+
+    def loads(self) -> dict[str, EngineLoad]:
+        """By engine name, for the metrics."""
+        return {name: self._load(number) for name, number in self._engines.items()}
+
+    def _load(self, engine: int) -> EngineLoad:
+        counters = self._counters[engine]
+        return EngineLoad(
+            limit=self._queue.limit(engine),
+            num_in_flight=self._queue.num_in_flight(engine),
+            num_waiting=self._queue.num_waiting(engine),
+            num_admitted=counters.num_admitted,
+            num_waited=counters.num_waited,
+            num_refused=counters.num_refused,
+            total_wait_s=counters.total_wait_s,
+            max_wait_s=counters.max_wait_s,
+        )
+
+    async def _enter(self, slot: _Slot) -> None:
+        counters = self._counters[slot.engine]
+        if not self._queue.try_enter(slot.engine):
+            await self._wait(slot, counters)
+        counters.num_admitted += 1
+
+    async def _wait(self, slot: _Slot, counters: _Counters) -> None:
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        try:
+            ticket = self._queue.push(
+                slot.query_seq,
+                slot.node_id,
+                slot.remaining_path,
+                slot.remaining_work,
+                slot.engine,
+            )
+        except BackendUnavailable as error:
+            error.node_id = slot.node_id
+            counters.num_refused += 1
+            raise
+        future = loop.create_future()
+        self._waiters[ticket] = future
+        try:
+            await future
+        except asyncio.CancelledError:
+            if self._waiters.pop(ticket, None) is not None:
+                self._queue.cancel(ticket)
+            elif not future.cancelled():
+                # Woken and cancelled in the same turn of the loop: the slot is ours to pass on.
+                self._leave(slot.engine)
+            raise
+        wait_s = loop.time() - since
+        counters.num_waited += 1
+        counters.total_wait_s += wait_s
+        counters.max_wait_s = max(counters.max_wait_s, wait_s)
+
+    def _leave(self, engine: int) -> None:
+        self._queue.release(engine)
+        while (ticket := self._queue.pop(engine)) is not None:
+            future = self._waiters.pop(ticket)
+            if not future.done():
+                future.set_result(None)
+                return
+            # Its task was cancelled and has not run since: the next one gets the slot.
+            self._queue.release(engine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """What `Admission.slot` returns; a class, as a generator would cost microseconds a node."""
+
+    admission: Admission
+    engine: int
+    query_seq: int
+    node_id: int
+    remaining_path: float
+    remaining_work: float
+
+    async def __aenter__(self) -> None:
+        await self.admission._enter(self)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.admission._leave(self.engine)

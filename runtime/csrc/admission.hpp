@@ -1,0 +1,110 @@
+// The admission queue: which waiting request of all live queries goes to an engine next.
+//
+// Engine requests carry no priority, so the order under load is made here, before the engine.
+// Engines are numbered from 0; each takes a limited number of requests at a time. All operations
+// are O(log n) amortised. No Python here. One thread at a time.
+#pragma once
+
+#include <array>
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <unordered_map>
+#include <vector>
+
+namespace compllm {
+
+using Ticket = std::int64_t;
+
+// Ties go to the older query, then the longer remaining path, the smaller node id, the earlier
+// arrival.
+enum class Policy : std::uint8_t {
+    oldest_query_first,    // by query, inside a query the longest remaining path first
+    fifo,                  // by arrival in the queue
+    deepest_first,         // longest remaining path of all queries; starves short ones under load
+    least_remaining_work,  // the query that has least left to do
+};
+
+struct QueueFull : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+struct Request {
+    std::int64_t query_seq;  // rises with the arrival of queries
+    std::int64_t node_id;
+    double remaining_path;  // longest path of costs from the node to a leaf
+    double remaining_work;  // costs of all the query's unfinished nodes
+};
+
+class AdmissionQueue {
+  public:
+    // limits[engine]: requests in flight at most. max_waiting: over all engines.
+    AdmissionQueue(std::vector<std::size_t> limits, Policy policy, std::size_t max_waiting);
+
+    // Takes a slot at once where one is free and nobody waits for it.
+    bool try_enter(std::size_t engine);
+
+    // Waits in the queue until popped or cancelled. Throws QueueFull.
+    Ticket push(const Request& request, std::size_t engine);
+
+    // The next request of the engine, which now holds a slot; nothing when none is free or waits.
+    std::optional<Ticket> pop(std::size_t engine);
+
+    // A request that held a slot has ended.
+    void release(std::size_t engine);
+
+    bool cancel(Ticket ticket);                                // false when it no longer waits
+    std::vector<Ticket> cancel_query(std::int64_t query_seq);  // all that still waited
+
+    std::size_t num_engines() const { return engines_.size(); }
+    std::size_t num_waiting() const { return num_waiting_; }
+    std::size_t num_waiting(std::size_t engine) const { return at(engine).num_waiting; }
+    std::size_t num_in_flight(std::size_t engine) const { return at(engine).num_in_flight; }
+    std::size_t limit(std::size_t engine) const { return at(engine).limit; }
+    Policy policy() const { return policy_; }
+
+  private:
+    using Slot = std::uint32_t;
+    static constexpr Slot kNone = std::numeric_limits<Slot>::max();
+
+    // What a heap holds: the smallest goes first.
+    struct Item {
+        std::array<double, 4> key;
+        Ticket ticket;  // rises with arrival: the last tie-break
+        auto operator<=>(const Item&) const = default;
+    };
+
+    // A waiting request; the slots of a query form a list, so that all of them can be cancelled.
+    struct Entry {
+        Ticket ticket = -1;  // -1: free
+        std::int64_t query_seq = 0;
+        std::uint32_t engine = 0;
+        Slot previous = kNone, next = kNone;
+    };
+
+    struct Engine {
+        std::size_t limit = 0, num_in_flight = 0, num_waiting = 0;
+        std::vector<Item> heap;  // cancelled ones stay until they come up or are too many
+    };
+
+    const Engine& at(std::size_t engine) const;
+    Engine& at(std::size_t engine);
+    std::array<double, 4> key_of(const Request& request) const;
+    bool is_waiting(Ticket ticket) const;
+    void remove(Slot slot);
+    void sweep(Engine& engine);
+
+    Policy policy_;
+    std::size_t max_waiting_;
+    std::size_t num_waiting_ = 0;
+    std::uint64_t num_arrivals_ = 0;
+    std::vector<Engine> engines_;
+    std::vector<Entry> entries_;
+    std::vector<Slot> free_;
+    std::unordered_map<std::int64_t, Slot> first_of_query_;
+};
+
+}  // namespace compllm

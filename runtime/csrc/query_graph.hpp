@@ -1,0 +1,147 @@
+// The query graph: a DAG of sub-queries that grows while its nodes run.
+//
+// Nodes are known outside by any integer id and inside by a dense index. Edges live in one flat
+// array, linked twice: as the children of their parent and as the parents of their child. No
+// Python here: the live runtime, the offline replay and the simulator share it. One thread at a
+// time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace compllm {
+
+using NodeId = std::int64_t;
+
+// A plan breaks a rule: duplicate node or parent, too many nodes, too deep. `node` is the culprit.
+struct PlanError : std::invalid_argument {
+    PlanError(const std::string& message, NodeId node)
+        : std::invalid_argument(message), node(node) {}
+    NodeId node;
+};
+
+struct UnknownNodeError : std::out_of_range {
+    UnknownNodeError(const std::string& message, NodeId node)
+        : std::out_of_range(message), node(node) {}
+    NodeId node;
+};
+
+// `nodes`: each is a parent of the next, and the last one of the first.
+struct CycleError : std::invalid_argument {
+    CycleError(const std::string& message, std::vector<NodeId> nodes)
+        : std::invalid_argument(message), nodes(std::move(nodes)) {}
+    std::vector<NodeId> nodes;
+};
+
+enum class NodeState : std::uint8_t { waiting, ready, running, done, failed, skipped };
+
+const char* name_of(NodeState state);
+
+// What the shape of the graph allows, whatever the machine.
+struct StructuralBound {
+    std::size_t num_nodes;
+    std::size_t depth;    // nodes on the longest path
+    double total_cost;    // one after another
+    double longest_path;  // all that can run together does
+};
+
+class QueryGraph {
+  public:
+    QueryGraph(std::size_t max_nodes, std::size_t max_depth);
+
+    // Adds one node below existing parents; true when it can start at once. Below a failed or
+    // skipped parent it is skipped. Costs are non-negative, in any one unit. An error changes
+    // nothing, here as in the other two.
+    bool add_node(NodeId id, std::span<const NodeId> parents, double cost);
+
+    // Adds many nodes in any order; the parents of ids[i] are
+    // parents[offsets[i]] .. parents[offsets[i + 1] - 1], among the old and the new nodes.
+    void add_nodes(std::span<const NodeId> ids, std::span<const std::size_t> offsets,
+                   std::span<const NodeId> parents, std::span<const double> costs);
+
+    // Adds a dependency between existing nodes; the child must not have started.
+    void add_edge(NodeId parent, NodeId child);
+
+    void start(NodeId id);                // ready -> running
+    std::vector<NodeId> done(NodeId id);  // ready or running -> done; the ids it made ready
+    std::vector<NodeId> fail(NodeId id);  // ready or running -> failed; the descendants it skipped
+    std::vector<NodeId> ready() const;    // ascending ids, like every list of ids below
+    NodeState state(NodeId id) const { return state_[index(id)]; }
+
+    std::size_t size() const { return ids_.size(); }
+    bool contains(NodeId id) const { return index_.contains(id); }
+    std::size_t num_unfinished() const { return num_unfinished_; }  // waiting, ready or running
+    bool is_finished() const { return num_unfinished_ == 0; }
+    double remaining_work() const { return num_unfinished_ == 0 ? 0.0 : remaining_work_; }
+
+    // Longest path of costs from the node to a leaf, its own cost included.
+    double remaining_path(NodeId id);
+
+    std::size_t depth() const { return num_levels_; }
+    std::size_t depth(NodeId id) const { return depth_[index(id)]; }  // 1 without parents
+    std::vector<std::vector<NodeId>> levels() const;                  // by depth
+    std::vector<NodeId> ids() const;
+    std::vector<NodeId> parents(NodeId id) const;
+    std::vector<NodeId> children(NodeId id) const;
+    std::vector<NodeId> ancestors(NodeId id) const;
+    std::vector<NodeId> leaves() const;
+
+    // With the costs given to the nodes, or with others (`costs[i]` is that of `ids[i]`; a node not
+    // named costs nothing).
+    StructuralBound bound() const { return bound_of(cost_); }
+    StructuralBound bound(std::span<const NodeId> ids, std::span<const double> costs) const;
+
+  private:
+    using Index = std::int32_t;
+    static constexpr Index kNone = -1;
+    static constexpr auto kMost = static_cast<std::size_t>(std::numeric_limits<Index>::max());
+
+    struct Edge {
+        Index parent, child;
+        Index next_of_parent, next_of_child;
+    };
+
+    static void check_cost(double cost, NodeId id);
+    Index index(NodeId id) const;
+    void check_edges(std::size_t num_new, NodeId id) const;
+    void check_new(NodeId id, std::size_t num_new) const;
+    void check_depth(std::size_t depth, NodeId id) const;
+    void check_can_end(Index node, const char* verb) const;
+    Index append(NodeId id, double cost);
+    void link(Index parent, Index child);
+    bool settle(Index node);
+    void set_ready(Index node);
+    void take_from_ready(Index node);
+    void end(Index node, NodeState state);
+    void raise_paths();
+    void check_acyclic(Index parent, Index child) const;
+    std::vector<std::pair<Index, Index>> deepened(Index parent, Index child) const;
+    std::vector<Index> by_depth() const;
+    StructuralBound bound_of(const std::vector<double>& costs) const;
+    std::vector<NodeId> sorted_ids(std::vector<Index> nodes) const;
+
+    std::size_t max_nodes_, max_depth_;
+    std::unordered_map<NodeId, Index> index_;
+
+    // One entry a node.
+    std::vector<NodeId> ids_;
+    std::vector<NodeState> state_;
+    std::vector<double> cost_, remaining_;
+    std::vector<Index> depth_, num_pending_, first_child_, first_parent_, ready_position_;
+
+    std::vector<Edge> edges_;
+    std::vector<Index> ready_;         // unordered; ready_position_ points into it
+    std::vector<bool> is_queued_;      // scratch of raise_paths
+    std::vector<Index> unpropagated_;  // remaining_ may be too small above these
+    std::size_t num_levels_ = 0, num_unfinished_ = 0;
+    double remaining_work_ = 0.0;
+};
+
+}  // namespace compllm
