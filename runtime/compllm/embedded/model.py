@@ -1,0 +1,181 @@
+"""A checkpoint's weights in the form the embedded engine computes with: int8 rows or fp16, one file.
+
+`build_base` stands behind `build_openvino.py`; `Weights.load` gives the arrays to `network.py`, which makes
+OpenVINO graphs of them. Projections that share an input (q, k, v and gate, up) are stored as one matrix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compllm.embedded.shape import BaseShape
+from compllm.errors import EngineError
+
+WEIGHTS_FILE = "weights.safetensors"
+DTYPES = ("int8", "fp16")
+
+# name of a stored matrix -> the checkpoint's modules it holds, top to bottom
+FUSED = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Arrays by name. `X.weight` is u8 [out, in] with `X.zero_point` u8 [out, 1] and `X.scale` f16 [out, 1],
+    or f16 without them; `X.bias` f32 [out] where there is one. Norms and `rope.inv_freq` are f32."""
+
+    shape: BaseShape
+    arrays: Mapping[str, Array]
+    rms_eps: float
+    rope_scaling: float  # factor on cos and sin; 1 but for some long-context variants
+    max_seq_len: int
+
+    @classmethod
+    def load(cls, engine_dir: Path) -> Weights:
+        """Raises EngineError when the directory holds no readable engine."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = engine_dir / WEIGHTS_FILE
+        try:
+            config = json.loads((engine_dir / "config.json").read_text())
+            arrays = load_file(path)
+        except FileNotFoundError as error:
+            raise EngineError(
+                f"{engine_dir} is not an engine directory: {error.filename} is missing. "
+                "Build one with build_openvino.py"
+            ) from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise EngineError(f"{path} cannot be read: {error}. Build the engine again") from error
+        return cls(
+            shape=BaseShape.from_config(config),
+            arrays=arrays,
+            rms_eps=float(config["rms_norm_eps"]),
+            rope_scaling=float(arrays["rope.scaling"][0]),
+            max_seq_len=int(config["max_position_embeddings"]),
+        )
+
+
+def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None:
+    """Write `weights.safetensors` of a validated Llama or Qwen2 checkpoint into an existing `out_dir`.
+
+    Peak memory is about one and a half copies of the result. Raises EngineError for an unknown dtype or a
+    tensor that is missing or not finite.
+    """
+    from safetensors.numpy import save_file
+
+    if dtype not in DTYPES:
+        raise EngineError(f"dtype {dtype!r} is not known; known are {', '.join(DTYPES)}")
+    config = json.loads((checkpoint_dir / "config.json").read_text())
+    shape = BaseShape.from_config(config)
+    read = _reader(checkpoint_dir)
+    arrays: dict[str, Array] = {}
+
+    def put(name: str, weight: NDArray[np.float32]) -> None:
+        if dtype == "int8":
+            quantised, zero_point, scale = quantise_rows(weight)
+            arrays[f"{name}.weight"] = quantised
+            arrays[f"{name}.zero_point"] = zero_point
+            arrays[f"{name}.scale"] = scale
+        else:
+            arrays[f"{name}.weight"] = weight.astype(np.float16)
+
+    put("embed", read("model.embed_tokens.weight"))
+    for layer in range(shape.num_layers):
+        prefix = f"model.layers.{layer}"
+        for name, modules in FUSED.items():
+            put(
+                f"{layer}.{name}",
+                np.concatenate([read(f"{prefix}.{m}.weight") for m in modules]),
+            )
+            biases = [read(f"{prefix}.{m}.bias", is_optional=True) for m in modules]
+            if any(b.size for b in biases):
+                arrays[f"{layer}.{name}.bias"] = np.concatenate(
+                    [
+                        b if b.size else np.zeros(rows, np.float32)
+                        for b, rows in zip(biases, _rows(shape, modules), strict=True)
+                    ]
+                )
+        arrays[f"{layer}.input_norm"] = read(f"{prefix}.input_layernorm.weight")
+        arrays[f"{layer}.post_norm"] = read(f"{prefix}.post_attention_layernorm.weight")
+    arrays["norm"] = read("model.norm.weight")
+    if not config.get("tie_word_embeddings", False):
+        put("lm_head", read("lm_head.weight"))
+    inv_freq, scaling = _rope(checkpoint_dir)
+    arrays["rope.inv_freq"] = inv_freq
+    arrays["rope.scaling"] = np.array([scaling], np.float32)
+    save_file(arrays, out_dir / WEIGHTS_FILE, metadata={"dtype": dtype})
+
+
+def quantise_rows(
+    weight: NDArray[np.float32],
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float16]]:
+    """Asymmetric 8 bit per output row: weight is about (q - zero_point) * scale."""
+    low = np.minimum(weight.min(axis=1, keepdims=True), 0.0)
+    high = np.maximum(weight.max(axis=1, keepdims=True), 0.0)
+    # The scale is rounded to half first, so that quantising and computing use the same one.
+    scale = np.maximum((high - low) / 255.0, 1e-7).astype(np.float16)
+    step = scale.astype(np.float32)
+    zero_point = np.clip(np.rint(-low / step), 0, 255)
+    quantised = np.clip(np.rint(weight / step) + zero_point, 0, 255)
+    return quantised.astype(np.uint8), zero_point.astype(np.uint8), scale
+
+
+def _rows(shape: BaseShape, modules: tuple[str, ...]) -> Iterator[int]:
+    sizes = shape.module_shapes()
+    return (sizes[m.rsplit(".", 1)[1]][0] for m in modules)
+
+
+def _rope(checkpoint_dir: Path) -> tuple[NDArray[np.float32], float]:
+    """Inverse frequencies with the checkpoint's rope scaling, as transformers computes them."""
+    from transformers import AutoConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = AutoConfig.from_pretrained(checkpoint_dir)
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kind in ("dynamic", "longrope"):
+        raise EngineError(
+            f"checkpoint {checkpoint_dir} uses {kind!r} rope, whose frequencies change with the length: "
+            "the embedded engine computes fixed ones (default, linear, yarn, llama3)"
+        )
+    rotary = LlamaRotaryEmbedding(config)
+    return rotary.inv_freq.numpy().astype(np.float32), float(rotary.attention_scaling)
+
+
+def _reader(checkpoint_dir: Path) -> Callable[..., NDArray[np.float32]]:
+    """Reads one tensor as float32 from a single or sharded safetensors checkpoint; bfloat16 too."""
+    from safetensors import safe_open
+
+    index = checkpoint_dir / "model.safetensors.index.json"
+    if index.exists():
+        files = json.loads(index.read_text())["weight_map"]
+    else:
+        with safe_open(checkpoint_dir / "model.safetensors", "np") as single:
+            files = dict.fromkeys(single.keys(), "model.safetensors")
+
+    def read(name: str, *, is_optional: bool = False) -> NDArray[np.float32]:
+        if name not in files:
+            if is_optional:
+                return np.zeros(0, np.float32)
+            raise EngineError(f"checkpoint {checkpoint_dir} has no tensor {name}")
+        # numpy has no bfloat16: torch reads every type, and is there with the sentence encoder anyway.
+        with safe_open(checkpoint_dir / files[name], "pt") as shard:
+            array: NDArray[np.float32] = shard.get_tensor(name).float().numpy()
+        if not np.isfinite(array).all():
+            raise EngineError(f"checkpoint {checkpoint_dir}: tensor {name} holds NaN or infinity")
+        return array
+
+    return read
