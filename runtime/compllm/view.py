@@ -1,7 +1,7 @@
-"""The live picture of a query on a terminal: plan, node states, experts, times. Used by `compllm ask` alone.
+"""The live picture of a query on a terminal: plan, node states, experts, times. For `compllm ask`.
 
-`GraphView` keeps what the events said and draws itself as one table. On a terminal rich repaints it until
-the answer begins; elsewhere (a log, a pipe) each event becomes a line.
+`GraphView` keeps what the events said and draws itself as one table. On a terminal rich repaints it
+until the answer begins; elsewhere (a log, a pipe) each event becomes a line.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def footer(answer: Answer) -> str:
     timings, bound = answer.timings, answer.bound
     line = (
         f"{len(answer.nodes)} nodes in {timings.total_s:.2f} s: plan {timings.plan_s:.2f}, "
-        f"experts {timings.execute_s:.2f}, first token of the answer at {timings.first_token_s:.2f}; "
+        f"experts {timings.execute_s:.2f}, answer begun at {timings.first_token_s:.2f}; "
         f"speed-up {bound.reached_speedup:.2f} of {bound.ideal_speedup:.2f} that the graph allows"
     )
     if answer.is_partial:
@@ -185,14 +185,14 @@ def footer(answer: Answer) -> str:
     return line
 
 
-async def show(events: AsyncIterator[Event], console: Console, *, is_graph_shown: bool) -> Answer:
-    """Draw the graph on `console` and write the answer's text to stdout as it comes; return the answer.
+async def show(events: AsyncIterator[Event], console: Console) -> Answer:
+    """Draw the graph on `console`, write the answer to stdout as it comes, return the answer.
 
     The picture stands still once the answer begins: by then every node has ended.
     """
     view = GraphView()
     live = Live(view, console=console, refresh_per_second=_REFRESH_PER_S, transient=False)
-    is_live = is_graph_shown and console.is_terminal
+    is_live = console.is_terminal
     if is_live:
         live.start()
     has_text = False
@@ -200,16 +200,20 @@ async def show(events: AsyncIterator[Event], console: Console, *, is_graph_shown
     try:
         async for event in events:
             view.apply(event)
-            if is_graph_shown and not is_live and (line := describe(event)):
+            if not is_live and (line := describe(event)):
                 console.print(Text(line), soft_wrap=True)
             if isinstance(event, AnswerDelta):
                 live.stop()
-                if is_graph_shown and not has_text:
+                if not has_text:
                     console.print()
                 print(printable(event.text), end="", flush=True)
                 has_text = True
             elif isinstance(event, AnswerFinished):
                 answer = event.answer
+                if answer.text and not has_text:
+                    live.stop()
+                    print(printable(answer.text), end="")
+                    has_text = True
     finally:
         live.stop()
         if has_text:
