@@ -1,0 +1,241 @@
+"""LoRA adapters: a PEFT directory in, validated factors out.
+
+`read_peft` stands before the engine build and before loading an adapter live; the engine directory
+keeps the result as one .npz per adapter. Nothing needs peft here, and torch only bfloat16 files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compllm.embedded.peft_config import LoraScales, read_lora_config
+from compllm.embedded.shape import ATTENTION_MODULES, BaseShape
+from compllm.errors import EngineError
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+_FORMAT = "compllm-adapter/1"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_TENSOR = re.compile(
+    r"(?:base_model\.model\.)?model\.layers\.(?P<layer>\d{1,4})\.(?P<block>self_attn|mlp)"
+    r"\.(?P<module>\w+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight"
+)
+
+Factor = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraWeights:
+    """The two factors on one linear layer: y += (x a^T) b^T."""
+
+    a: Factor  # [rank, inputs]
+    b: Factor  # [outputs, rank], alpha / rank folded in
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """One expert's factors. `(layer, module)` pairs that it leaves alone are not there."""
+
+    name: str
+    rank: int  # the largest of its modules
+    modules: Mapping[tuple[int, str], LoraWeights]
+    sha256: str  # of the factors, not of the name
+
+    @property
+    def task_id(self) -> int:
+        """Its lora_task_id, of name and content: a changed adapter never meets old KV blocks.
+
+        In [1, 2^53): exact in an int64 and in the floating-point numbers of JSON readers.
+        """
+        digest = hashlib.sha256(f"{self.name}:{self.sha256}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % (2**53 - 1) + 1
+
+
+def check_adapter_name(name: str) -> str:
+    """The name, when it can be a file name and a model name. Raises EngineError."""
+    if not _NAME.fullmatch(name) or name == "base":
+        raise EngineError(
+            f"adapter name {name[:80]!r} cannot be used: letters, digits, '.', '_' and '-', "
+            "at most 64, and not 'base'"
+        )
+    return name
+
+
+def read_peft(directory: Path, base: BaseShape, name: str | None = None) -> Adapter:
+    """Read and validate a PEFT LoRA directory for `base`. The name defaults to the directory's.
+
+    Raises EngineError that names the adapter and what does not fit.
+    """
+    name = check_adapter_name(directory.resolve().name if name is None else name)
+    if not directory.is_dir():
+        raise EngineError(f"adapter {name}: {directory} is not a directory")
+    try:
+        scales = read_lora_config(directory, base)
+        modules = _fold(_read_tensors(directory / WEIGHTS_FILE), scales)
+        check_fits(modules, base)
+    except EngineError as error:
+        raise EngineError(f"adapter {name}: {error}") from error
+    return make_adapter(name, modules)
+
+
+def make_adapter(name: str, modules: Mapping[tuple[int, str], LoraWeights]) -> Adapter:
+    """An adapter of factors that are validated already, in a fixed order and with its hash."""
+    ordered = {key: modules[key] for key in sorted(modules)}
+    rank = max(weights.rank for weights in ordered.values())
+    return Adapter(name, rank, ordered, _content_hash(ordered))
+
+
+def check_fits(modules: Mapping[tuple[int, str], LoraWeights], base: BaseShape) -> None:
+    """Raises EngineError unless every pair of factors fits its layer of `base` and is finite."""
+    if not modules:
+        raise EngineError("it changes no layer")
+    shapes = base.module_shapes()
+    for (layer, module), weights in modules.items():
+        where = f"layer {layer} {module}"
+        if module not in shapes:
+            raise EngineError(f"{where}: only {', '.join(shapes)} can be adapted")
+        if not 0 <= layer < base.num_layers:
+            raise EngineError(f"{where}: the base has layers 0 to {base.num_layers - 1}")
+        if weights.a.ndim != 2 or weights.b.ndim != 2:
+            raise EngineError(
+                f"{where}: factors have {weights.a.ndim} and {weights.b.ndim} axes, not 2"
+            )
+        if weights.rank == 0:
+            raise EngineError(f"{where}: rank 0")
+        num_out, num_in = shapes[module]
+        fitting = ((weights.rank, num_in), (num_out, weights.rank))
+        if (weights.a.shape, weights.b.shape) != fitting:
+            raise EngineError(
+                f"{where}: A {list(weights.a.shape)} and B {list(weights.b.shape)} do not fit "
+                f"the base, which takes A [r, {num_in}] and B [{num_out}, r]"
+            )
+        if not (np.isfinite(weights.a).all() and np.isfinite(weights.b).all()):
+            raise EngineError(f"{where}: holds NaN or infinity")
+
+
+def save_adapter_npz(path: Path, adapter: Adapter) -> None:
+    """Write the converted form as a whole or not at all. OSError passes through."""
+    arrays: dict[str, NDArray[Any]] = {
+        "about": np.array(
+            json.dumps({"format": _FORMAT, "name": adapter.name, "sha256": adapter.sha256})
+        )
+    }
+    for (layer, module), weights in adapter.modules.items():
+        arrays[f"{layer}.{module}.a"] = weights.a
+        arrays[f"{layer}.{module}.b"] = weights.b
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as handle:
+            np.savez(handle, **arrays)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
+    """Read what `save_adapter_npz` wrote, all checked again. Raises EngineError."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            about = json.loads(str(archive["about"]))
+            pairs: dict[tuple[int, str], dict[str, Factor]] = {}
+            for key in archive.files:
+                if key != "about":
+                    layer, module, factor = key.split(".")
+                    pairs.setdefault((int(layer), module), {})[factor] = archive[key]
+        modules = {key: LoraWeights(a=pair["a"], b=pair["b"]) for key, pair in pairs.items()}
+        name, sha256, form = about["name"], about["sha256"], about["format"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise EngineError(f"{path} is damaged ({error}): build the engine again") from error
+    if form != _FORMAT:
+        raise EngineError(
+            f"{path} has format {form!r}, known is {_FORMAT!r}: build the engine again"
+        )
+    try:
+        check_fits(modules, base)
+    except EngineError as error:
+        raise EngineError(f"adapter {name}: {error}") from error
+    adapter = make_adapter(check_adapter_name(name), modules)
+    if adapter.sha256 != sha256:
+        raise EngineError(f"{path} is damaged (its hash differs): build the engine again")
+    return adapter
+
+
+def _content_hash(modules: Mapping[tuple[int, str], LoraWeights]) -> str:
+    digest = hashlib.sha256()
+    for (layer, module), weights in modules.items():
+        for factor in (weights.a, weights.b):
+            digest.update(f"{layer}.{module}{factor.shape}".encode())
+            digest.update(np.ascontiguousarray(factor, np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def _fold(
+    tensors: Iterator[tuple[str, Factor]], scales: LoraScales
+) -> dict[tuple[int, str], LoraWeights]:
+    """Pair A with B by their tensor names and multiply B by the layer's alpha / rank."""
+    pairs: dict[tuple[int, str], dict[str, Factor]] = {}
+    blocks: dict[tuple[int, str], str] = {}
+    for name, value in tensors:
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            raise EngineError(
+                f"tensor {name} is not a LoRA factor of an attention or MLP layer; "
+                "embeddings, lm_head, biases and other trained modules are not served"
+            )
+        key = (int(match["layer"]), match["module"])
+        block = "self_attn" if key[1] in ATTENTION_MODULES else "mlp"
+        if match["factor"] in pairs.setdefault(key, {}) or match["block"] != block:
+            raise EngineError(f"tensor {name} is there twice or in the wrong block")
+        pairs[key][match["factor"]] = value
+        blocks[key] = block
+    folded = {}
+    for (layer, module), pair in pairs.items():
+        if len(pair) != 2:
+            raise EngineError(
+                f"layer {layer} {module}: lora_{'B' if 'A' in pair else 'A'} is missing"
+            )
+        a, b = pair["A"], pair["B"]
+        if a.ndim != 2 or a.shape[0] == 0:
+            raise EngineError(f"layer {layer} {module}: rank 0 or no matrix, A is {list(a.shape)}")
+        path = f"model.layers.{layer}.{blocks[layer, module]}.{module}"
+        scale = scales.scale(path, int(a.shape[0]))
+        with np.errstate(over="ignore", invalid="ignore"):  # check_fits tells infinities by name
+            folded[layer, module] = LoraWeights(a=a, b=b * np.float32(scale))
+    return folded
+
+
+def _read_tensors(path: Path) -> Iterator[tuple[str, Factor]]:
+    """(name, float32 array) of each tensor of a safetensors file. Raises EngineError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as handle:
+            dtypes = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+        odd = {name: dtype for name, dtype in dtypes.items() if dtype not in _FLOATS}
+        if odd:
+            raise EngineError(f"tensors of a type that is not served: {odd}")
+        # numpy knows no bfloat16.
+        framework = "pt" if "BF16" in dtypes.values() else "numpy"
+        with safe_open(path, framework=framework) as handle:
+            for name in dtypes:
+                value = handle.get_tensor(name)
+                array = value.float().numpy() if framework == "pt" else value
+                with np.errstate(over="ignore"):
+                    yield name, array.astype(np.float32)
+    except (SafetensorError, OSError) as error:
+        raise EngineError(f"{path} is damaged: {error}") from error
