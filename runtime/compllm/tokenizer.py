@@ -1,0 +1,211 @@
+"""Text to token ids and back, at the edge of the gRPC client: prompts in, incremental text out.
+
+The one trust boundary of prompts is here: special tokens are recognised in template segments alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from compllm.backend import Prompt
+from compllm.errors import ConfigError
+
+_UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not (yet) a character
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """What ends and pads a sequence, from the files beside tokenizer.json."""
+
+    end_id: int  # ends a turn of the assistant
+    pad_id: int
+    more_end_ids: tuple[int, ...] = ()  # generation_config.json may name several
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer. Safe to share between threads."""
+
+    def __init__(self, serialized: str, special: SpecialIds) -> None:
+        """`serialized`: the text of a tokenizer.json."""
+        self.special = special
+        self._template = tokenizers.Tokenizer.from_str(serialized)
+        self._data = tokenizers.Tokenizer.from_str(_all_added_special(serialized))
+        self._data.encode_special_tokens = True
+        for each in (self._template, self._data):
+            each.no_truncation()  # a checkpoint's training-time settings are not ours
+            each.no_padding()
+
+    @classmethod
+    def from_dir(cls, path: str | Path) -> Tokenizer:
+        """Read tokenizer.json and the special ids of a checkpoint or engine directory.
+
+        Raises ConfigError when a file is missing or wrong.
+        """
+        directory = Path(path)
+        try:
+            serialized = (directory / "tokenizer.json").read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"no readable tokenizer.json in {directory} ({error.strerror}): give the directory "
+                "of a checkpoint or of an engine"
+            ) from error
+        try:
+            return cls(serialized, _special_ids(directory, serialized))
+        except ConfigError:
+            raise
+        except Exception as error:  # tokenizers raises bare Exception on a bad file
+            raise ConfigError(f"{directory / 'tokenizer.json'} is not usable: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._template.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of all segments in a row, each tokenised by itself."""
+        ids: list[int] = []
+        for segment in prompt:
+            which = self._template if segment.is_template else self._data
+            # Lone surrogates come from broken input decoding and have no bytes of their own.
+            text = segment.text.encode("utf-8", "replace").decode("utf-8")
+            ids += which.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return str(self._template.decode(ids, skip_special_tokens=True))
+
+
+class Detokenizer:
+    """New tokens of one sequence in, new text out: all pushes and the flush joined are the text.
+
+    Decodes a short window, not the whole sequence: a token's text may depend on its predecessor (a
+    leading space) and a character may be spread over tokens, so the window starts at the last
+    boundary where the text was complete. The method is that of vLLM and text-generation-inference.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []  # the window
+        self._num_read = 0  # leading ids of the window whose text is out
+
+    def push(self, ids: Iterable[int]) -> str:
+        """Text that became certain; may be empty."""
+        self._ids += ids
+        return self._take(is_end=False)
+
+    def flush(self) -> str:
+        """The rest, also where it is no complete character."""
+        return self._take(is_end=True)
+
+    def _take(self, *, is_end: bool) -> str:
+        if self._num_read == len(self._ids):
+            return ""
+        before = self._tokenizer.decode(self._ids[: self._num_read])
+        now = self._tokenizer.decode(self._ids)
+        if now.endswith(_UNFINISHED) and not is_end:
+            return ""
+        new = now[len(before) :]
+        if new:  # tokens without text of their own stay: they may shape their successor's
+            self._ids = self._ids[self._num_read :]
+            self._num_read = len(self._ids)
+        return new
+
+
+class StopStrings:
+    """Cuts a stream of text at the first stop string, and holds back what may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.is_stopped = False
+
+    def push(self, text: str) -> str:
+        """Text that is safe to show. Nothing more comes after `is_stopped`."""
+        if self.is_stopped:
+            return ""
+        held = self._held + text
+        found = [at for stop in self._stops if (at := held.find(stop)) >= 0]
+        if found:
+            self.is_stopped = True
+            self._held = ""
+            return held[: min(found)]
+        keep = max((_overlap(held, stop) for stop in self._stops), default=0)
+        self._held = held[len(held) - keep :]
+        return held[: len(held) - keep]
+
+    def flush(self) -> str:
+        """What was held back, when the stream ended without a match."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`, without being all of it."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
+
+
+def _all_added_special(serialized: str) -> str:
+    """The same tokenizer with every added token special, so that data can spell none of them: some
+    families mark tokens such as `<tool_call>` as ordinary. Runs of blanks stay what they are."""
+    loaded = json.loads(serialized)
+    for token in loaded.get("added_tokens") or ():
+        if token["content"].strip():
+            token["special"] = True
+    return json.dumps(loaded)
+
+
+def _special_ids(directory: Path, serialized: str) -> SpecialIds:
+    """tokenizer_config.json's eos token first: in chat models it is the end of a turn, while
+    config.json may still name the base model's end of text."""
+    tokenizer_config = _read_json(directory / "tokenizer_config.json")
+    configs = [_read_json(directory / f"{name}.json") for name in ("generation_config", "config")]
+    vocab = tokenizers.Tokenizer.from_str(serialized)
+    ends = [
+        *_ids_of_token(vocab, tokenizer_config.get("eos_token")),
+        *(end for config in configs for end in _id_list(config.get("eos_token_id"))),
+    ]
+    if not ends:
+        raise ConfigError(
+            f"no end token in {directory}: tokenizer_config.json names no eos_token and neither "
+            "generation_config.json nor config.json an eos_token_id"
+        )
+    pads = [
+        *_ids_of_token(vocab, tokenizer_config.get("pad_token")),
+        *(pad for config in configs for pad in _id_list(config.get("pad_token_id"))),
+        ends[0],
+    ]
+    more = tuple(dict.fromkeys(end for end in ends if end != ends[0]))
+    return SpecialIds(ends[0], pads[0], more)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}  # none of these files is obligatory by itself
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds no JSON object")
+    return loaded
+
+
+def _ids_of_token(vocab: tokenizers.Tokenizer, token: object) -> list[int]:
+    """`token`: its text, or a mapping with `content`, as older files write it."""
+    content = token.get("content") if isinstance(token, dict) else token
+    found = vocab.token_to_id(content) if isinstance(content, str) else None
+    return [] if found is None else [found]
+
+
+def _id_list(value: object) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [each for each in values if isinstance(each, int)]
