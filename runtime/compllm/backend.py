@@ -1,15 +1,17 @@
 """The narrow protocol between the path and an engine, and what passes over it.
 
-The path builds a `GenerateRequest`, any `Backend` yields `Chunk`s for it: `triton.TritonBackend` over gRPC,
-`testing.ScriptedBackend` in tests and scheduler benchmarks.
+The path builds a `GenerateRequest`, any `Backend` yields `Chunk`s for it: `triton.TritonBackend`
+over gRPC, `testing.ScriptedBackend` in tests and scheduler benchmarks.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from compllm.errors import BackendError
 from compllm.types import FinishReason, SamplingParams, Usage
 
 GuideType = Literal["regex", "json", "json_schema", "ebnf_grammar"]
@@ -17,8 +19,9 @@ GuideType = Literal["regex", "json", "json_schema", "ebnf_grammar"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of a prompt. Template segments are ours and may hold the model's special tokens; in the
-    others (a user's or a model's text) a special token's spelling is tokenised as plain characters."""
+    """A stretch of a prompt. Template segments are ours and may hold the model's special tokens; in
+    the others (a user's or a model's text) a special token's spelling is tokenised as plain
+    characters."""
 
     text: str
     is_template: bool = False
@@ -59,7 +62,8 @@ class Chunk:
 
 
 class Backend(Protocol):
-    """An engine that generates text. Closing the iterator (or cancelling its task) cancels the request.
+    """An engine that generates text. Closing the iterator (or cancelling its task) cancels the
+    request.
 
     Raises BackendUnavailable, BackendRejected or BackendError; never a foreign error.
     """
@@ -67,3 +71,32 @@ class Backend(Protocol):
     def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]: ...
 
     async def aclose(self) -> None: ...
+
+
+@asynccontextmanager
+async def open_chunks(
+    backend: Backend, request: GenerateRequest
+) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """The request's chunks; leaving the block before the last one cancels the request there and
+    then."""
+    chunks = backend.generate(request)
+    try:
+        yield chunks
+    finally:
+        aclose = getattr(chunks, "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+async def collect(backend: Backend, request: GenerateRequest) -> tuple[str, Chunk]:
+    """The whole text, and the last chunk with its finish_reason and usage.
+
+    Raises what the backend raises, and BackendError when it ends without a last chunk.
+    """
+    pieces: list[str] = []
+    async with open_chunks(backend, request) as chunks:
+        async for chunk in chunks:
+            pieces.append(chunk.text)
+            if chunk.finish_reason is not None:
+                return "".join(pieces), chunk
+    raise BackendError(f"the response to request {request.id!r} broke off before its end")

@@ -64,8 +64,8 @@ class SentenceEncoder:
             from transformers.utils import logging
 
             # A progress bar and a report of unused buffers on stderr: nothing a user can act on.
-            logging.disable_progress_bar()
-            logging.set_verbosity_error()
+            logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+            logging.set_verbosity_error()  # type: ignore[no-untyped-call]
             model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
             model.encode(["warm up"], show_progress_bar=False)
         except Exception as error:

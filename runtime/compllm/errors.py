@@ -1,17 +1,18 @@
 """Every error this package raises on purpose.
 
-    CompllmError
-    ├── ConfigError                a setting, a catalogue or a file is wrong
-    │   └── EngineError            an engine directory, a checkpoint or an adapter is wrong
-    ├── PlanError                  a plan breaks a rule
-    │   ├── CycleError             its dependencies form a cycle
-    │   └── UnknownNodeError       it names a node that is not there
-    ├── RouteError                 no expert, or vectors of the wrong kind
-    ├── BackendError               the engine or the way to it failed
-    │   ├── BackendUnavailable     nobody answers there; trying again may help
-    │   └── BackendRejected        the request itself was refused; trying again will not help
-    ├── ServerError                the embedded server cannot be started, found or stopped
-    └── DeadlineExceeded           the query's time is over
+CompllmError
+├── ConfigError                a setting, a catalogue or a file is wrong
+│   └── EngineError            an engine directory, a checkpoint or an adapter is wrong
+├── QueryError                 the question itself is empty, too long or not text
+├── PlanError                  a plan breaks a rule
+│   ├── CycleError             its dependencies form a cycle
+│   └── UnknownNodeError       it names a node that is not there
+├── RouteError                 no expert, or vectors of the wrong kind
+├── BackendError               the engine or the way to it failed
+│   ├── BackendUnavailable     nobody answers there; trying again may help
+│   └── BackendRejected        the request itself was refused; trying again will not help
+├── ServerError                the embedded server cannot be started, found or stopped
+└── DeadlineExceeded           the query's time is over
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class ConfigError(CompllmError):
 
 class EngineError(ConfigError):
     """An engine directory, a checkpoint or an adapter is wrong."""
+
+
+class QueryError(CompllmError):
+    """The question itself is empty, too long or not text."""
 
 
 class PlanError(CompllmError):

@@ -27,6 +27,7 @@ from compllm.errors import CycleError, PlanError, UnknownNodeError
 from compllm.types import Plan, SubQuery
 
 _LINE = re.compile(r"\s*([0-9]{1,9})[ \t]*(?:<([0-9, \t]*)>)?[ \t]*\|(.*)\Z", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
 _MAX_SHOWN = 60  # characters of a bad line that an error repeats
 
@@ -145,6 +146,12 @@ def format_plan(sub_queries: Iterable[SubQuery]) -> str:
     """Plan lines, each ended by a newline. `parse_plan` reads them back to the same sub-queries,
     unless a text itself has several lines (only the one-node plan of such a query)."""
     return "".join(format_line(sub_query) + "\n" for sub_query in sub_queries)
+
+
+def is_encodable(text: str) -> bool:
+    """Whether the text can be written as UTF-8: JSON and argv can smuggle in halves of surrogate
+    pairs."""
+    return not _SURROGATE.search(text)
 
 
 def plan_depth(sub_queries: Iterable[SubQuery]) -> int:

@@ -47,7 +47,7 @@ def route(
     nearest = similarities.argmax(axis=1)
     routes = []
     for row, best in enumerate(nearest):
-        similarity = float(similarities[row, best])
+        similarity = float(np.clip(similarities[row, best], -1, 1))
         is_fallback = similarity < floor
         routes.append(Route(default if is_fallback else owners[best], similarity, is_fallback))
     return tuple(routes)

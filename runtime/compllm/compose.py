@@ -1,0 +1,72 @@
+"""Query, leaf responses -> stream of text: the last step of the path.
+
+The aggregator reads the query and the leaves' questions and responses, nothing else (the paper's
+rule). The policy says when: `always`; `auto`, where a single leaf is passed through; `never`, where
+the responses are joined as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from compllm.backend import Backend, GenerateRequest, open_chunks
+from compllm.errors import BackendError
+from compllm.prompts import CHATML, ChatTemplate, aggregator_prompt, one_line
+from compllm.types import ComposePolicy, Query, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregator:
+    """The model that composes, and when it does."""
+
+    policy: ComposePolicy = "auto"
+    model: str = "tensorrt_llm"
+    adapter_id: int | None = None
+    template: ChatTemplate = CHATML
+    # Of the answer, unless the query brings its own.
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+    def needs_model(self, leaves: Sequence[tuple[str, str | None]]) -> bool:
+        """Whether these leaves go through the model at all."""
+        if all(response is None for _, response in leaves):
+            return False
+        return self.policy == "always" or (self.policy == "auto" and len(leaves) > 1)
+
+
+async def compose(
+    query: Query,
+    leaves: Sequence[tuple[str, str | None]],
+    backend: Backend,
+    aggregator: Aggregator,
+) -> AsyncGenerator[str, None]:
+    """Yield the answer's text as it is written. `leaves`: (question, response); None: it has none.
+
+    Raises BackendError.
+    """
+    if not aggregator.needs_model(leaves):
+        yield join(leaves)
+        return
+    request = GenerateRequest(
+        f"{query.id}-answer",
+        aggregator_prompt(query.text, leaves, aggregator.template),
+        aggregator.sampling if query.sampling == SamplingParams() else query.sampling,
+        aggregator.model,
+        aggregator.adapter_id,
+        is_streamed=True,
+    )
+    async with open_chunks(backend, request) as chunks:
+        async for chunk in chunks:
+            if chunk.text:
+                yield chunk.text
+            if chunk.finish_reason is not None:
+                return
+    raise BackendError("the answer broke off before its end")
+
+
+def join(pairs: Sequence[tuple[str, str | None]]) -> str:
+    """The responses without a model: one alone as it is, several each after its question."""
+    known = [(question, response) for question, response in pairs if response is not None]
+    if len(known) == 1:
+        return known[0][1]
+    return "\n".join(f"{one_line(question)} {one_line(response)}" for question, response in known)

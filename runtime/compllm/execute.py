@@ -1,0 +1,273 @@
+"""QueryGraph + Backend -> NodeResult events: the only fan-out of the path.
+
+One TaskGroup a query, one task a node, made the moment the node's last parent ends: nothing polls,
+no node waits for a sibling or for the planner, and the graph may still grow meanwhile. A node's
+failure is a value: tried again where that is safe, then answered by the base, then marked failed.
+Its children are told what is missing; one that has no parent's response at all is skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+from compllm.admission import Admission
+from compllm.backend import Backend, GenerateRequest, collect
+from compllm.errors import BackendError, BackendUnavailable
+from compllm.graph import QueryGraph
+from compllm.prompts import CHATML, ChatTemplate, node_prompt
+from compllm.types import (
+    Bound,
+    Event,
+    Expert,
+    NodeFinished,
+    NodeResult,
+    NodeStarted,
+    NodeStatus,
+    Route,
+    SamplingParams,
+    SubQuery,
+    Usage,
+)
+
+Emit = Callable[[Event], None]
+KnownPairs = tuple[tuple[str, str | None], ...]  # (question, response); None: there is none
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """How every node is run."""
+
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    template: ChatTemplate = CHATML
+    timeout_s: float = 60.0  # of one attempt
+    retry_wait_s: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What all queries share: the way to the models, and who may use it next."""
+
+    backend: Backend
+    admission: Admission
+    experts: Mapping[str, Expert]  # by name, the base among them
+    base: Expert
+    nodes: NodeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class LiveQuery:
+    """One query under way."""
+
+    id: str
+    seq: int  # rises with the arrival of queries
+    start_s: float  # of the event loop's clock
+    emit: Emit
+
+    def elapsed_s(self) -> float:
+        return asyncio.get_running_loop().time() - self.start_s
+
+
+@dataclass(slots=True)
+class _Times:
+    ready_s: float
+    start_s: float | None = None
+
+
+class Execution:
+    """The expert stage of one query. `async with` it and `add` sub-queries, parents first; leaving
+    the block waits for all of them, leaving it by an exception or a cancellation cancels them."""
+
+    def __init__(self, engine: Engine, live: LiveQuery, graph: QueryGraph) -> None:
+        self.graph = graph
+        self.routes: dict[int, Route] = {}
+        self._engine = engine
+        self._live = live
+        self._group = asyncio.TaskGroup()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._times: dict[int, _Times] = {}
+        self._results: dict[int, NodeResult] = {}
+        self._errors: list[BackendError] = []
+
+    async def __aenter__(self) -> Execution:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._group.__aexit__(kind, error, traceback)
+        except BaseExceptionGroup as group:
+            # Nodes do not raise: this is the block's own error, or a fault in this program.
+            raise _first(group) from None
+
+    def add(self, sub_query: SubQuery, route: Route) -> None:
+        """Take a node in; it starts now or when its last parent ends. Raises PlanError."""
+        self.routes[sub_query.id] = route
+        if self.graph.add(sub_query):
+            self._launch(sub_query.id)
+
+    async def restart(self, graph: QueryGraph) -> None:
+        """Cancel everything and begin again with another graph: the plan was replaced."""
+        tasks = tuple(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.graph = graph
+        for state in (self.routes, self._tasks, self._times, self._results):
+            state.clear()
+        self._errors.clear()
+
+    def results(self) -> tuple[NodeResult, ...]:
+        """A result for each node, by id. One that has not ended, or never began, counts as
+        cancelled."""
+        return tuple(
+            self._results.get(sub_query.id) or self._cancelled(sub_query.id)
+            for sub_query in self.graph
+        )
+
+    def bound(self) -> Bound:
+        """What the graph allows against what was reached, over the nodes that ran."""
+        times = {r.id: (r.start_s, r.end_s) for r in self.results() if r.end_s > r.start_s}
+        return self.graph.bound(times)
+
+    def leaves(self) -> KnownPairs:
+        """(question, response) of the leaves; None where there is no response."""
+        return self._known(self.graph.leaves)
+
+    def answered(self) -> KnownPairs:
+        """(question, response) of all nodes that have one."""
+        return tuple(pair for pair in self._known(s.id for s in self.graph) if pair[1] is not None)
+
+    @property
+    def first_error(self) -> BackendError | None:
+        """The first error that a node could not be saved from."""
+        return self._errors[0] if self._errors else None
+
+    def _launch(self, node_id: int) -> None:
+        self._times[node_id] = _Times(ready_s=self._live.elapsed_s())
+        self._tasks[node_id] = self._group.create_task(self._run(node_id))
+
+    async def _run(self, node_id: int) -> None:
+        self.graph.start(node_id)
+        try:
+            result = await self._answer(node_id)
+        except asyncio.CancelledError:
+            self._record(self._cancelled(node_id))
+            raise
+        self._record(result)
+        for child in self.graph.done(node_id):
+            self._launch(child)
+
+    async def _answer(self, node_id: int) -> NodeResult:
+        """The node's result, whatever happens. Raises only CancelledError."""
+        parents = self._known(self.graph[node_id].parents)
+        expert = self._engine.experts[self.routes[node_id].expert]
+        if parents and all(response is None for _, response in parents):
+            return self._ended(node_id, expert, "skipped", error="no parent has a response")
+        error: BackendError | None = None
+        for attempt, candidate in enumerate(self._candidates(expert)):
+            if isinstance(error, BackendUnavailable):
+                # Safe to send again: a node's response comes whole, so nothing of it was used.
+                await asyncio.sleep(self._engine.nodes.retry_wait_s)
+            elif error is not None and candidate is expert:
+                continue  # refused or stalled: the same again will not help
+            try:
+                return await self._attempt(node_id, attempt, candidate, parents)
+            except BackendError as failure:
+                error = failure
+        assert error is not None
+        self._errors.append(error)
+        return self._ended(node_id, expert, "failed", error=str(error))
+
+    def _candidates(self, expert: Expert) -> tuple[Expert, ...]:
+        """Who is asked, in order. The base has no other to fall back to."""
+        base = self._engine.base
+        return (expert, expert) if expert is base else (expert, expert, base)
+
+    async def _attempt(
+        self, node_id: int, attempt: int, expert: Expert, parents: KnownPairs
+    ) -> NodeResult:
+        """Ask one expert once. Raises BackendError, also when it takes too long or says nothing."""
+        nodes, graph = self._engine.nodes, self.graph
+        request = GenerateRequest(
+            f"{self._live.id}-{node_id}-{attempt}",
+            node_prompt(expert, graph[node_id].text, parents, nodes.template),
+            nodes.sampling,
+            expert.model,
+            expert.adapter_id,
+        )
+        path, work = graph.remaining_path(node_id), graph.remaining_work
+        async with self._engine.admission.slot(expert.model, self._live.seq, node_id, path, work):
+            times = self._times[node_id]
+            at_s = self._live.elapsed_s()
+            times.start_s = at_s if times.start_s is None else times.start_s
+            self._live.emit(NodeStarted(node_id, expert.name, at_s))
+            try:
+                async with asyncio.timeout(nodes.timeout_s):
+                    text, last = await collect(self._engine.backend, request)
+            except TimeoutError:
+                raise BackendError(
+                    f"no response within {nodes.timeout_s:g} s",
+                    query_id=self._live.id,
+                    node_id=node_id,
+                ) from None
+        if not text.strip():
+            raise BackendError("the response is empty", query_id=self._live.id, node_id=node_id)
+        usage = last.usage or Usage()
+        result = self._ended(node_id, expert, "done")
+        return replace(
+            result,
+            response=text.strip(),
+            finish_reason=last.finish_reason,
+            usage=usage,
+            first_token_s=min(at_s + usage.first_token_s, result.end_s)
+            if usage.first_token_s
+            else result.end_s,
+        )
+
+    def _record(self, result: NodeResult) -> None:
+        self._results[result.id] = result
+        self._live.emit(NodeFinished(result))
+
+    def _cancelled(self, node_id: int) -> NodeResult:
+        expert = self._engine.experts[self.routes[node_id].expert]
+        return self._ended(node_id, expert, "cancelled", error="cancelled before its end")
+
+    def _ended(
+        self, node_id: int, expert: Expert, status: NodeStatus, error: str | None = None
+    ) -> NodeResult:
+        end_s = self._live.elapsed_s()
+        times = self._times.get(node_id, _Times(end_s))
+        start_s = end_s if times.start_s is None else times.start_s
+        return NodeResult(
+            node_id,
+            expert.name,
+            status,
+            error=error,
+            ready_s=times.ready_s,
+            start_s=start_s,
+            first_token_s=end_s,
+            end_s=end_s,
+        )
+
+    def _known(self, node_ids: Iterable[int]) -> KnownPairs:
+        pairs: list[tuple[str, str | None]] = []
+        for node_id in node_ids:
+            result = self._results.get(node_id)
+            response = result.response if result and result.status == "done" else None
+            pairs.append((self.graph[node_id].text, response))
+        return tuple(pairs)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

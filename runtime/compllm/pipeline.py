@@ -1,0 +1,399 @@
+"""The whole path of a query: `CompLLM.stream` is the one function in which to read it.
+
+decompose -> embed -> route -> graph -> execute -> compose, each a module of its name. They overlap:
+a line of the plan is routed and sent to its expert while the generator writes the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+
+from compllm.admission import Admission
+from compllm.backend import Backend
+from compllm.catalogue import Catalogue, load_catalogue
+from compllm.compose import Aggregator, compose, join
+from compllm.config import Config, load_config
+from compllm.decompose import Generator, decompose
+from compllm.embed import Array, Encoder, SentenceEncoder
+from compllm.errors import BackendError, CompllmError, DeadlineExceeded, QueryError
+from compllm.execute import Emit, Engine, Execution, LiveQuery, NodeSettings
+from compllm.graph import QueryGraph
+from compllm.paths import encoder_dir
+from compllm.plan import is_encodable, make_plan
+from compllm.route import Router
+from compllm.types import (
+    Answer,
+    AnswerDelta,
+    AnswerFinished,
+    Event,
+    NodeResult,
+    Plan,
+    PlanFinished,
+    Query,
+    Route,
+    SamplingParams,
+    SubQuery,
+    SubQueryPlanned,
+    Timings,
+)
+
+# Generator and aggregator requests go through admission too: the whole query waits for them.
+_WHOLE_PATH = 1e9
+_PLAN_NODE, _ANSWER_NODE = 0, -1
+
+
+class CompLLM:
+    """Answers composite questions. `async with` it; queries may run at the same time.
+
+    Made of parts, or by `connect` of the real ones. `num_fallbacks` counts the
+    plans that were unusable.
+    """
+
+    def __init__(
+        self, backend: Backend, encoder: Encoder, catalogue: Catalogue, config: Config | None = None
+    ) -> None:
+        self.config = config or Config()
+        self.catalogue = catalogue
+        self.num_fallbacks = 0
+        self._encoder = encoder
+        self._router: Router | None = None
+        self._engine = _engine(backend, catalogue, self.config)
+        self._generator = _generator(catalogue, self.config)
+        self._aggregator = _aggregator(catalogue, self.config)
+        self._seq = itertools.count()
+        self._live: set[str] = set()  # ids of the queries under way
+
+    @classmethod
+    async def connect(cls, config: Config | None = None) -> CompLLM:
+        """The real thing: Triton over gRPC, the sentence encoder, the catalogue of the
+        configuration.
+
+        Raises ConfigError, RouteError, BackendUnavailable.
+        """
+        from compllm.triton import TritonBackend
+
+        config = config or load_config()
+        catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
+        encoder = await SentenceEncoder.load(encoder_dir())
+        backend = await TritonBackend.connect(config.server.url)
+        return cls(backend, encoder, catalogue, config)
+
+    async def __aenter__(self) -> CompLLM:
+        try:
+            self._router = await Router.build(self.catalogue, self._encoder)
+        except BaseException:
+            await self._engine.backend.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._engine.backend.aclose()
+
+    async def stream(
+        self, query: Query | str, *, plan: Plan | None = None
+    ) -> AsyncGenerator[Event, None]:
+        """Yield everything that happens to a query, last AnswerFinished. `plan`: run this one.
+
+        Ends within the deadline: with an answer, with a partial one (a node failed or time was up,
+        and there is something to tell), or with QueryError, PlanError, BackendError or
+        DeadlineExceeded. Closing the iterator cancels what runs.
+        """
+        router, query, given = self._opened(), self._check(query), self._check_plan(plan)
+        deadline_s = query.deadline_s or self.config.timeouts.query_s
+
+        async def path(emit: Emit) -> None:
+            live = LiveQuery(query.id, next(self._seq), asyncio.get_running_loop().time(), emit)
+            run = _Run(query, live, Execution(self._engine, live, self._new_graph()))
+            try:
+                async with asyncio.timeout_at(live.start_s + deadline_s):
+                    # Nodes run from here on, each from the moment its last parent has ended.
+                    async with run.execution, aclosing(self._decompose(run, given)) as plan_lines:
+                        async for lines in plan_lines:
+                            vectors = await self._embed(run, lines)
+                            for line, route in zip(lines, router.route(vectors), strict=True):
+                                emit(SubQueryPlanned(line, route))
+                                run.execution.add(line, route)
+                    async with aclosing(self._compose(run)) as answer:
+                        async for text in answer:
+                            run.say(text)
+            except TimeoutError:
+                message = f"the deadline of {deadline_s:g} s is over"
+                run.error = DeadlineExceeded(message, query_id=query.id)
+            except BackendError as error:
+                run.error = error
+            emit(AnswerFinished(run.finish()))
+
+        self._live.add(query.id)
+        try:
+            async with aclosing(_relay(path)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._live.discard(query.id)
+
+    async def ask(self, query: Query | str, *, plan: Plan | None = None) -> Answer:
+        """The answer, with all that led to it. Raises as `stream` does."""
+        async with aclosing(self.stream(query, plan=plan)) as events:
+            async for event in events:
+                if isinstance(event, AnswerFinished):
+                    return event.answer
+        raise AssertionError("a stream ends with AnswerFinished or an error")
+
+    async def plan(self, query: Query | str) -> tuple[Plan, tuple[Route, ...]]:
+        """The generator's plan and who would answer its sub-queries; nothing is executed.
+
+        Raises QueryError, BackendError, DeadlineExceeded.
+        """
+        router, query = self._opened(), self._check(query)
+        deadline_s = query.deadline_s or self.config.timeouts.query_s
+        plan = Plan(())
+        live = LiveQuery(
+            query.id, next(self._seq), asyncio.get_running_loop().time(), lambda _: None
+        )
+        try:
+            async with asyncio.timeout(deadline_s), self._slot(live, _PLAN_NODE):
+                items = decompose(query, self._engine.backend, self._generator)
+                async with aclosing(items):
+                    async for item in items:
+                        plan = item if isinstance(item, Plan) else plan
+        except TimeoutError:
+            message = f"the deadline of {deadline_s:g} s is over"
+            raise DeadlineExceeded(message, query_id=query.id) from None
+        self.num_fallbacks += plan.is_fallback
+        texts = [sub_query.text for sub_query in plan.sub_queries]
+        return plan, router.route(await self._encoder.encode(texts))
+
+    # The steps, as far as they need more than their own module.
+
+    async def _decompose(
+        self, run: _Run, given: Plan | None
+    ) -> AsyncGenerator[tuple[SubQuery, ...], None]:
+        """Yield the plan's sub-queries: each when its line ends, or all of a plan that is there
+        already."""
+        if given is not None:
+            yield given.sub_queries
+            run.finish_plan(given)
+            return
+        items = decompose(run.query, self._engine.backend, self._generator)
+        async with self._slot(run.live, _PLAN_NODE), aclosing(items):
+            async for item in items:
+                if isinstance(item, SubQuery):
+                    yield (item,)
+                elif item.is_fallback:
+                    self.num_fallbacks += 1
+                    await run.execution.restart(self._new_graph())
+                    run.finish_plan(item)
+                    yield item.sub_queries
+                else:
+                    run.finish_plan(item)
+
+    async def _embed(self, run: _Run, lines: Sequence[SubQuery]) -> Array:
+        start_s = run.live.elapsed_s()
+        vectors = await self._encoder.encode([line.text for line in lines])
+        run.route_s += run.live.elapsed_s() - start_s
+        return vectors
+
+    async def _compose(self, run: _Run) -> AsyncGenerator[str, None]:
+        leaves = run.execution.leaves()
+        has_slot = self._aggregator.needs_model(leaves)
+        async with self._slot(run.live, _ANSWER_NODE) if has_slot else nullcontext():
+            texts = compose(run.query, leaves, self._engine.backend, self._aggregator)
+            async with aclosing(texts):
+                async for text in texts:
+                    yield text
+
+    def _slot(self, live: LiveQuery, node_id: int) -> AbstractAsyncContextManager[None]:
+        """A place at the engine for a request that the whole query waits for."""
+        model = self._generator.model if node_id == _PLAN_NODE else self._aggregator.model
+        return self._engine.admission.slot(model, live.seq, node_id, _WHOLE_PATH)
+
+    # Before anything is sent.
+
+    def _opened(self) -> Router:
+        if self._router is None:
+            raise RuntimeError("CompLLM is not open: use 'async with CompLLM(...) as llm'")
+        return self._router
+
+    def _check(self, query: Query | str) -> Query:
+        query = Query(query) if isinstance(query, str) else query
+        query = replace(query, text=query.text.strip(), id=query.id or uuid.uuid4().hex[:12])
+        limit = self.config.limits.max_query_chars
+        problem = None
+        if not query.text:
+            problem = "the question is empty"
+        elif len(query.text) > limit:
+            problem = f"the question has {len(query.text)} characters, at most {limit} are allowed"
+        elif not is_encodable(query.text):
+            problem = "the question is not text: it holds half a surrogate pair"
+        elif query.deadline_s is not None and not query.deadline_s > 0:
+            problem = f"the deadline is {query.deadline_s} s, it must be more than 0"
+        elif query.id in self._live:
+            problem = f"a query with the id {query.id!r} is running already"
+        if problem:
+            raise QueryError(problem, query_id=query.id)
+        return query
+
+    def _check_plan(self, plan: Plan | None) -> Plan | None:
+        return plan and make_plan(plan.sub_queries, self.config.limits.plan)
+
+    def _new_graph(self) -> QueryGraph:
+        limits = self.config.limits
+        return QueryGraph(max_nodes=limits.max_nodes, max_depth=limits.max_depth)
+
+
+def ask_sync(
+    query: Query | str, *, plan: Plan | None = None, config: Config | None = None
+) -> Answer:
+    """Connect, ask, disconnect, blocking. For scripts and notebooks; each call loads the encoder
+    anew."""
+
+    async def ask() -> Answer:
+        async with await CompLLM.connect(config) as llm:
+            return await llm.ask(query, plan=plan)
+
+    return asyncio.run(ask())
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of one query so far, and how it becomes an Answer."""
+
+    query: Query
+    live: LiveQuery
+    execution: Execution
+    plan: Plan | None = None
+    error: CompllmError | None = None
+    plan_s: float = 0.0
+    route_s: float = 0.0
+    first_token_s: float = 0.0
+    texts: list[str] = field(default_factory=list)
+
+    def finish_plan(self, plan: Plan) -> None:
+        self.plan, self.plan_s = plan, self.live.elapsed_s()
+        self.live.emit(PlanFinished(plan))
+
+    def say(self, text: str) -> None:
+        if not self.texts:
+            text = text.lstrip()
+            self.first_token_s = self.live.elapsed_s()
+        if text:
+            self.texts.append(text)
+            self.live.emit(AnswerDelta(text))
+
+    def finish(self) -> Answer:
+        """The answer, or what there is of it. Raises the query's error when there is nothing to
+        tell."""
+        execution = self.execution
+        error = self.error or execution.first_error
+        if not self.texts:
+            # No aggregator, but whatever was found out: the leaves, else the nodes above them.
+            self.say(join(execution.leaves()) or join(execution.answered()))
+        if not self.texts:
+            raise error or BackendError("no sub-query has a response", query_id=self.query.id)
+        nodes = execution.results()
+        sub_queries = tuple(execution.graph)
+        # Cut short while planning, the plan is what there was of it.
+        plan = self.plan or Plan(sub_queries)
+        return Answer(
+            self.query,
+            "".join(self.texts),
+            plan,
+            tuple(execution.routes[sub_query.id] for sub_query in sub_queries),
+            nodes,
+            self._timings(nodes),
+            execution.bound(),
+            is_partial=error is not None or any(node.status != "done" for node in nodes),
+            error=None if error is None else str(error),
+        )
+
+    def _timings(self, nodes: Sequence[NodeResult]) -> Timings:
+        total_s = self.live.elapsed_s()
+        last_end_s = max(node.end_s for node in nodes)
+        return Timings(
+            self.plan_s or total_s,
+            self.route_s,
+            last_end_s - min(node.start_s for node in nodes),
+            total_s - last_end_s,
+            self.first_token_s,
+            total_s,
+        )
+
+
+async def _relay(path: Callable[[Emit], Awaitable[None]]) -> AsyncGenerator[Event, None]:
+    """Run the path as a task of its own and yield what it emits, then raise what it raised.
+
+    A task, because cancel scopes (TaskGroup, timeout) must not span the yields of a generator.
+    """
+    events: asyncio.Queue[Event | None] = asyncio.Queue()
+
+    async def run() -> None:
+        try:
+            await path(events.put_nowait)
+        finally:
+            events.put_nowait(None)
+
+    task = asyncio.create_task(run())
+    try:
+        while (event := await events.get()) is not None:
+            yield event
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engine:
+    limits, timeouts = config.limits, config.timeouts
+    experts = {expert.name: expert for expert in (catalogue.base, *catalogue.experts)}
+    in_flight = {expert.model: limits.max_in_flight for expert in experts.values()}
+    return Engine(
+        backend,
+        Admission(in_flight, max_waiting=limits.max_waiting),
+        experts,
+        catalogue.base,
+        NodeSettings(
+            SamplingParams(max_tokens=limits.max_node_tokens),
+            catalogue.template,
+            timeouts.node_s,
+            timeouts.retry_wait_s,
+        ),
+    )
+
+
+def _generator(catalogue: Catalogue, config: Config) -> Generator:
+    settings, limits = config.generator, config.limits.plan
+    return Generator(
+        replace(limits, max_nodes=min(settings.max_nodes, limits.max_nodes)),
+        catalogue.base.model,
+        catalogue.adapter(settings.adapter).id if settings.adapter else None,
+        catalogue.template,
+        settings.max_tokens,
+        config.timeouts.plan_s,
+        settings.is_guided,
+    )
+
+
+def _aggregator(catalogue: Catalogue, config: Config) -> Aggregator:
+    settings = config.compose
+    return Aggregator(
+        settings.policy,
+        catalogue.base.model,
+        catalogue.adapter(settings.adapter).id if settings.adapter else None,
+        catalogue.template,
+        SamplingParams(
+            max_tokens=config.limits.max_answer_tokens,
+            repetition_penalty=settings.repetition_penalty,
+        ),
+    )
