@@ -38,6 +38,7 @@ def draw_png(graph: QueryGraph, experts: Mapping[int, str] | None = None) -> byt
     axes.set_xlim(0, width)
     axes.set_ylim(-len(levels) + 0.5, 0.5)
     names = sorted(set((experts or {}).values()))
+    boxes = {}
     for node, (x, y) in place.items():
         expert = experts[node] if experts else ""
         head = f"{node} · {expert}" if expert else str(node)
@@ -45,15 +46,14 @@ def draw_png(graph: QueryGraph, experts: Mapping[int, str] | None = None) -> byt
         text = textwrap.fill(graph[node].text.replace("$", r"\$"), _LINE_CHARS)
         colour = f"C{names.index(expert) % 10}" if expert else "C7"
         box = {"boxstyle": "round", "facecolor": "white", "edgecolor": colour}
-        label = f"{head}\n{text}"
-        axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox=box, zorder=2)
+        label = axes.text(x, y, f"{head}\n{text}", ha="center", va="center", fontsize=9, bbox=box)
+        boxes[node] = label.get_bbox_patch()
+    for node in place:
         for child in graph.children(node):
-            axes.annotate(
-                "",
-                xy=(place[child][0], place[child][1] + 0.3),
-                xytext=(x, y - 0.3),
-                arrowprops={"arrowstyle": "->", "color": "0.5"},
-            )
+            ends = {"patchA": boxes[node], "patchB": boxes[child]}  # from box to box, not centre
+            arrow = {"arrowstyle": "->", "color": "0.5", **ends}
+            axes.annotate("", xy=place[child], xytext=place[node], arrowprops=arrow)
     picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, format="png")
     return picture.getvalue()
