@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import compllm.embedded
+import compllm._core
 from compllm.embedded.adapters import Adapter, LoraWeights
 from compllm.embedded.model import FUSED
 from compllm.embedded.network import GROUPS, FusedOp, MaskedAdapters, MaskedGroup
@@ -26,17 +25,9 @@ _LIBRARY = "libcompllm_lora_op.so"
 
 def library_path() -> Path | None:
     """The C++ operations' library, or None where the package was built without OpenVINO."""
-    for folder in compllm.embedded.__path__:
-        if (path := Path(folder) / _LIBRARY).is_file():
-            return path
-    # In an editable installation, compiled files lie in site-packages, beside the redirection.
-    spec = PathFinder.find_spec("compllm._core")
-    import compllm._core
-
-    for origin in (compllm._core.__file__, spec and spec.origin):
-        if origin and (path := Path(origin).parent / "embedded" / _LIBRARY).is_file():
-            return path
-    return None
+    # Beside the compiled core: in an editable installation that is not where the sources are.
+    path = Path(compllm._core.__file__).parent / "embedded" / _LIBRARY
+    return path if path.is_file() else None
 
 
 class AdapterTable:

@@ -1,0 +1,188 @@
+"""Runs one engine step on OpenVINO: token ids in, logits out, keys and values in the paged cache.
+
+`executor.py` decides what a step holds; this module knows compiled models and tensors, nothing of requests.
+One model with dynamic lengths serves any step; where it pays, clones with a fixed number of sequences serve pure
+decode steps of that size on the same cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from compllm.embedded.adapters import Adapter
+from compllm.embedded.lora import AdapterTable, library_path, masked_adapters
+from compllm.embedded.model import Weights
+from compllm.embedded.network import build_network
+from compllm.errors import EngineError
+
+AdapterForm = Literal["auto", "op", "mask"]
+
+
+@dataclass(slots=True)
+class Step:
+    """Flat inputs of one step over S sequences and T tokens; the executor fills it anew each time."""
+
+    input_ids: list[int] = field(default_factory=list)  # [T]
+    positions: list[int] = field(default_factory=list)  # [T]
+    slots: list[int] = field(default_factory=list)  # [T] adapter of each token
+    sampled: list[int] = field(default_factory=list)  # [N] places in 0 .. T-1 that need logits
+    past_lens: list[int] = field(default_factory=list)  # [S] tokens already in the cache
+    begins: list[int] = field(default_factory=lambda: [0])  # [S + 1] where sequences start in T
+    blocks: list[int] = field(default_factory=list)  # cache blocks of all sequences
+    block_begins: list[int] = field(default_factory=lambda: [0])  # [S + 1]
+    max_context: int = 0
+
+    def add(
+        self, ids: Sequence[int], past: int, slot: int, blocks: Sequence[int], *, is_sampled: bool
+    ) -> None:
+        """Append one sequence: compute `ids` at positions past, past + 1, ..."""
+        count = len(ids)
+        self.input_ids += ids
+        self.positions += range(past, past + count)
+        self.slots += [slot] * count
+        self.past_lens.append(past)
+        self.begins.append(self.begins[-1] + count)
+        self.blocks += blocks
+        self.block_begins.append(len(self.blocks))
+        self.max_context = max(self.max_context, past + count)
+        if is_sampled:
+            self.sampled.append(self.begins[-1] - 1)
+
+    @property
+    def is_decode(self) -> bool:
+        """Every sequence computes one token and samples."""
+        count = len(self.past_lens)
+        return len(self.input_ids) == count == len(self.sampled)
+
+
+class Runner:
+    """Compiled models over one paged cache. One thread at a time.
+
+    num_blocks: blocks of the cache. static_sizes: numbers of sequences that get a decode model of their own,
+    about 160 MB and 2 s of compiling each for a 135M base. Raises EngineError when form "op" is wanted and its
+    library is missing.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        num_blocks: int,
+        kv_precision: str,
+        num_slots: int,
+        form: AdapterForm = "auto",
+        static_sizes: Sequence[int] = (),
+        num_threads: int = 0,
+    ) -> None:
+        self.weights = weights
+        self.num_slots = num_slots
+        self._core = ov.Core()
+        self._config: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": kv_precision,
+        }
+        if num_threads:
+            self._config["INFERENCE_NUM_THREADS"] = num_threads
+        library = library_path()
+        if form == "op" and library is None:
+            raise EngineError(
+                "the LoRA operation's library is not installed: install compllm where OpenVINO can be "
+                "imported, or choose adapters='mask'"
+            )
+        self.form: AdapterForm = "mask" if form == "mask" or library is None else "op"
+        self.table: AdapterTable | None = None
+        if self.form == "op":
+            assert library is not None
+            self._core.add_extension(str(library))
+            self.table = AdapterTable(weights.shape, num_slots, library)
+        self._masked: dict[int, Adapter] = {}
+        self._static_sizes = tuple(sorted(set(static_sizes)))
+        self._num_blocks = num_blocks
+        self._cache: dict[str, ov.Tensor] = {}
+        self._requests: dict[int | None, _Request] = {}
+        self._compile()
+
+    @property
+    def kv_block_bytes(self) -> int:
+        """Bytes of one block over all layers, keys and values."""
+        return sum(t.get_byte_size() for t in self._cache.values()) // self._num_blocks
+
+    def set_adapter(self, slot: int, adapter: Adapter) -> None:
+        """Load or replace an adapter between steps; the mask form recompiles (seconds)."""
+        self.set_adapters({slot: adapter})
+
+    def set_adapters(self, adapters: Mapping[int, Adapter]) -> None:
+        """Several at once: the mask form recompiles only one time."""
+        if self.table is not None:
+            for slot, adapter in adapters.items():
+                self.table.set(slot, adapter)
+        elif adapters:
+            self._masked |= adapters
+            self._compile()
+
+    def clear_adapter(self, slot: int) -> None:
+        """Empty a slot. The mask form keeps the constants until the slot is used again."""
+        if self.table is not None:
+            self.table.clear(slot)
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        """Logits [N, vocab], a view that the next run overwrites."""
+        request = None
+        if step.is_decode:
+            request = self._requests.get(len(step.past_lens))
+        return (request or self._requests[None]).infer(step)
+
+    def close(self) -> None:
+        self._requests.clear()
+        self._cache.clear()
+        if self.table is not None:
+            self.table.close()
+
+    def _compile(self) -> None:
+        adapters = self.table.op if self.table else masked_adapters(self.weights.shape, self._masked)
+        for size in (None, *self._static_sizes):
+            network = build_network(self.weights, adapters, num_tokens=size)
+            compiled = self._core.compile_model(network, "CPU", self._config)
+            request = compiled.create_infer_request()
+            for port in compiled.inputs:
+                name = port.any_name
+                if "cache" in name:
+                    if name not in self._cache:
+                        dims = [d.get_length() for d in list(port.partial_shape)[1:]]
+                        self._cache[name] = ov.Tensor(
+                            port.element_type, ov.Shape([self._num_blocks, *dims])
+                        )
+                    request.set_tensor(name, self._cache[name])
+            self._requests[size] = _Request(request)
+
+
+class _Request:
+    """An infer request and its small inputs."""
+
+    def __init__(self, request: Any) -> None:
+        self._request = request
+
+    def infer(self, step: Step) -> NDArray[np.float32]:
+        arrays = {
+            "input_ids": np.array(step.input_ids, np.int64),
+            "position_ids": np.array(step.positions, np.int64),
+            "adapter_slots": np.array(step.slots, np.int32),
+            "sampled_tokens_indices": np.array(step.sampled, np.int64),
+            "past_lens": np.array(step.past_lens, np.int32),
+            "subsequence_begins": np.array(step.begins, np.int32),
+            "block_indices": np.array(step.blocks, np.int32),
+            "block_indices_begins": np.array(step.block_begins, np.int32),
+            "max_context_len": np.array(step.max_context, np.int32),
+        }
+        for name, array in arrays.items():
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        self._request.infer()
+        logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return logits
