@@ -18,7 +18,6 @@ from compllm.errors import EngineError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _CONTROL = 3  # token type of special tokens in a GGUF
 # Strings whose token counts are known to differ when a splitting rule is missing.
 _PROBES = ("The capital of France is Paris.", "2024-11-30: 12345 + 6789", "  naïve\n\tcafé ☕ 水")
@@ -122,7 +121,6 @@ def _convert_weights(gguf: Path, directory: Path) -> None:
     model.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config.pop("_model_name_or_path", None)  # the GGUF's internal working title
-    config["_name_or_path"] = NAME
     config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")  # 1e-5, stored there as float32
     _write_json(directory / "config.json", config)
     (directory / "model.safetensors").chmod(0o644)  # like the files beside it

@@ -25,8 +25,7 @@ from compllm.embedded.adapters import (
     save_adapter_npz,
 )
 from compllm.embedded.checkpoint import validate_checkpoint
-from compllm.embedded.peft_config import model_name
-from compllm.embedded.shape import BaseShape
+from compllm.embedded.shape import BaseShape, model_name
 from compllm.errors import EngineError
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -159,7 +159,16 @@ def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
                     pairs.setdefault((int(layer), module), {})[factor] = archive[key]
         modules = {key: LoraWeights(a=pair["a"], b=pair["b"]) for key, pair in pairs.items()}
         name, sha256, form = about["name"], about["sha256"], about["format"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    # RuntimeError: zipfile's word for an encrypted or unknown kind of entry.
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise EngineError(f"{path} is damaged ({error}): build the engine again") from error
     if form != _FORMAT:
         raise EngineError(

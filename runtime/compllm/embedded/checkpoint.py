@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compllm.embedded.shape import BaseShape
+from compllm.embedded.shape import BaseShape, model_name
 from compllm.errors import EngineError
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
@@ -49,17 +49,11 @@ def validate_checkpoint(directory: Path) -> BaseShape:
             f"checkpoint {directory} is quantised already ({config['quantization_config']}): "
             "give the full-precision checkpoint, the engine build quantises it itself"
         )
-    shape = BaseShape.from_config(config, name=base_name(directory, config))
+    shape = BaseShape.from_config(config, name=model_name(str(directory.resolve())))
     for file in TOKENIZER_FILES:
         read_json(directory / file)
     _check_tensors(directory, shape, is_tied=bool(config.get("tie_word_embeddings", False)))
     return shape
-
-
-def base_name(directory: Path, config: dict[str, Any]) -> str:
-    """The model's own name: what its config says, else its folder's."""
-    recorded = config.get("_name_or_path")
-    return str(recorded).rstrip("/").split("/")[-1] if recorded else directory.resolve().name
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:

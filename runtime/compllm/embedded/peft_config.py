@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compllm.embedded.checkpoint import read_json
-from compllm.embedded.shape import BaseShape
+from compllm.embedded.shape import BaseShape, model_name
 from compllm.errors import EngineError
 
 _Number = TypeVar("_Number", int, float)
@@ -62,7 +62,8 @@ def read_lora_config(directory: Path, base: BaseShape) -> LoraScales:
     if not (directory / "adapter_model.safetensors").is_file():
         if (directory / "adapter_model.bin").is_file():
             raise EngineError(
-                "adapter_model.bin is a pickle and is not read: save it with safe_serialization=True"
+                "adapter_model.bin is a pickle and is not read: "
+                "save it with safe_serialization=True"
             )
         raise EngineError(f"{directory / 'adapter_model.safetensors'} is missing")
     _check_kind(config)
@@ -113,15 +114,6 @@ def _check_base(config: Mapping[str, Any], directory: Path, base: BaseShape) -> 
             f"made for base {name}, this one is {base.name}. If they are the same weights, set "
             f"base_model_name_or_path to {base.name} in {directory / 'adapter_config.json'}"
         )
-
-
-def model_name(name_or_path: str) -> str:
-    """The last part of a hub name or a path; the model of a path into the hub's cache."""
-    parts = [part for part in name_or_path.replace("\\", "/").split("/") if part]
-    for part in parts:
-        if part.startswith("models--"):
-            return part.rsplit("--", 1)[1]
-    return parts[-1] if parts else ""
 
 
 def _pattern(config: Mapping[str, Any], field: str) -> dict[str, float]:

@@ -71,6 +71,15 @@ class BaseShape:
         }
 
 
+def model_name(name_or_path: str) -> str:
+    """The last part of a hub name or a path; the model of a path into the hub's cache."""
+    parts = [part for part in name_or_path.replace("\\", "/").split("/") if part]
+    for part in parts:
+        if part.startswith("models--"):
+            return part.rsplit("--", 1)[1]
+    return parts[-1] if parts else ""
+
+
 def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = config.get(key)
     if value is None and default is not None:
