@@ -9,6 +9,7 @@ that can never fit is refused at once.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter, deque
@@ -144,7 +145,11 @@ class Executor:
         try:
             sequence = self._open(handle, request, on_event)
         except EngineError as error:
-            on_event(EngineEvent(is_final=True, finish_reason="error", error=str(error), is_client_error=True))
+            on_event(
+                EngineEvent(
+                    is_final=True, finish_reason="error", error=str(error), is_client_error=True
+                )
+            )
             return handle
         with self._wake:
             refusal = self._fatal or ("the engine is shut down" if self._is_closed else None)
@@ -307,7 +312,11 @@ class Executor:
         while self._waiting and len(self._running) < self.options.max_batch_size:
             sequence = self._waiting[0]
             total = len(sequence.tokens) + sequence.request.max_tokens
-            key = sequence.slot.key if self.options.is_prefix_reused else ("unshared", sequence.handle)
+            key = (
+                sequence.slot.key
+                if self.options.is_prefix_reused
+                else ("unshared", sequence.handle)
+            )
             table = self._pool.open(key, sequence.tokens)
             needed = self._pool.num_blocks_for(total) - len(table.blocks)
             if needed > self._pool.num_available - self._promised:
@@ -391,7 +400,9 @@ class Executor:
                 sequence.first_token_ns = now
             if token == NO_TOKEN:
                 self._finish(
-                    sequence, "error", "no token is allowed here: bad_words, min_tokens and the guide "
+                    sequence,
+                    "error",
+                    "no token is allowed here: bad_words, min_tokens and the guide "
                     "exclude each other, or the logits are not numbers",
                 )
                 continue
@@ -418,9 +429,7 @@ class Executor:
         sequence.num_delivered += len(news)
         return news
 
-    def _finish(
-        self, sequence: _Sequence, reason: FinishReason, error: str | None = None
-    ) -> None:
+    def _finish(self, sequence: _Sequence, reason: FinishReason, error: str | None = None) -> None:
         if sequence in self._running:
             self._running.remove(sequence)
             self._promised -= sequence.max_blocks - len(sequence.table.blocks)
@@ -495,13 +504,16 @@ class _TextTools:
     def guide(self, request: EngineRequest) -> Any:
         if request.guide_type is None:
             if request.guide is not None:
-                raise EngineError("guided_decoding_guide was given without guided_decoding_guide_type")
+                raise EngineError(
+                    "guided_decoding_guide was given without guided_decoding_guide_type"
+                )
             return None
         with self._lock:
             if self._compiler is None:
                 from compllm.embedded.guide import GuideCompiler
 
-                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size)
-            return self._compiler.compile(
-                request.guide_type, request.guide or "", end_ids=[request.end_id]
-            )
+                config = json.loads((self._engine_dir / "config.json").read_text())
+                eos = config.get("eos_token_id")
+                eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size, eos_ids)
+        return self._compiler.start(request.guide_type, request.guide, [request.end_id])

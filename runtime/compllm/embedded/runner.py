@@ -146,7 +146,9 @@ class Runner:
             self.table.close()
 
     def _compile(self) -> None:
-        adapters = self.table.op if self.table else masked_adapters(self.weights.shape, self._masked)
+        adapters = (
+            self.table.op if self.table else masked_adapters(self.weights.shape, self._masked)
+        )
         for size in (None, *self._static_sizes):
             network = build_network(self.weights, adapters, num_tokens=size)
             compiled = self._core.compile_model(network, "CPU", self._config)
