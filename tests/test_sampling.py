@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from compllm.embedded.request import EngineSampling
 from compllm.embedded.sampling import (
     NO_TOKEN,
@@ -16,8 +19,6 @@ from compllm.embedded.sampling import (
     sample_batch,
 )
 from compllm.errors import EngineError
-from hypothesis import given
-from hypothesis import strategies as st
 
 VOCAB = 4096
 
@@ -195,6 +196,8 @@ def test_bad_words_equal_transformers() -> None:
 
 class EvenGuide:
     """Even ids only, three of them."""
+
+    error: str | None = None
 
     def __init__(self) -> None:
         self.seen: list[int] = []

@@ -36,6 +36,8 @@ _FIRST_CANDIDATES = 128  # top-p looks at this many first; a peaked distribution
 class TokenGuide(Protocol):
     """What a row needs from guided decoding; `guide.Guide` is the real one."""
 
+    error: str | None
+
     @property
     def is_terminated(self) -> bool: ...
 
@@ -100,6 +102,15 @@ class SamplerState:
     def is_finished(self) -> bool:
         """The guide is complete: nothing but the end can follow."""
         return self.guide is not None and self.guide.is_terminated
+
+    @property
+    def error(self) -> str:
+        """Why there is no token, after NO_TOKEN."""
+        if self.guide is not None and self.guide.error:
+            return f"guided decoding failed: {self.guide.error}"
+        return (
+            "no token is possible: bad_words, min_tokens and the guide forbid all that are numbers"
+        )
 
     def accept(self, token: int) -> None:
         """Take note of a generated token. `sample_batch` has done this for what it returned."""
