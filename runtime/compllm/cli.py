@@ -9,18 +9,18 @@ answers at once.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from compllm.errors import CompllmError, ConfigError, PlanError, QueryError, ServerError
+from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
+from compllm.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
     from compllm.config import Config
@@ -37,13 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-# typer may carry its own copy of click: the root of its usage errors, by way of a public one.
-_UsageError: type[Any] = typer.BadParameter.__mro__[2]
-
 _INTERRUPTED = 130  # exit status, as shells have it
-_MAX_INPUT_BYTES = (
-    4_000_000  # of standard input and plan files, before any limit of the configuration
-)
 
 
 class Compose(StrEnum):
@@ -93,7 +87,7 @@ def ask(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
+    is_json: JsonOption = False,
 ) -> None:
     """Answer a question.
 
@@ -110,7 +104,7 @@ def ask(
     )
     text = _read_query(query, plan)
     answer_query = Query(text, deadline_s=deadline, sampling=sampling)
-    _run(_ask(answer_query, given, _with_server(settings), is_json=as_json))
+    _run(_ask(answer_query, given, _with_server(settings), is_json=is_json))
 
 
 async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_json: bool) -> None:
@@ -122,7 +116,7 @@ async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_json: bo
 
     async with await CompLLM.connect(settings) as llm:
         if is_json:
-            _print_json(answer_to_dict(await llm.ask(query, plan=plan)))
+            print_json(answer_to_dict(await llm.ask(query, plan=plan)))
             return
         console = Console(stderr=True)
         answer = await show(llm.stream(query, plan=plan), console)
@@ -158,9 +152,9 @@ def make_plan(
     else:
         asked = Query(_read_query(query), deadline_s=deadline)
         made, routes = _run(_plan(asked, _with_server(settings)))
-    _write(_render(made, routes, format, settings), output)
+    write(_render(made, routes, format, settings), output)
     if made.is_fallback:
-        _say(f"the generator's plan was unusable, this is the fall-back: {made.reason}")
+        say(f"the generator's plan was unusable, this is the fall-back: {made.reason}")
 
 
 async def _plan(query: Query, settings: Config) -> tuple[Plan, tuple[Route, ...]]:
@@ -192,7 +186,7 @@ def _render(
             return graph.to_dot(experts)
         case PlanFormat.png:
             return draw_png(graph, experts)
-    return _as_json(_plan_to_dict(plan, routes))
+    return as_json(_plan_to_dict(plan, routes))
 
 
 def _plan_to_dict(plan: Plan, routes: tuple[Route, ...]) -> dict[str, Any]:
@@ -206,17 +200,17 @@ def _plan_to_dict(plan: Plan, routes: tuple[Route, ...]) -> dict[str, Any]:
 
 
 @app.command()
-def experts(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def experts(config: ConfigOption = None, is_json: JsonOption = False) -> None:
     """List the experts: for what, on which adapter."""
     from compllm.catalogue import load_catalogue
 
     settings = _settings(config)
     catalogue = load_catalogue(Path(settings.catalogue) if settings.catalogue else None)
     rows = (*catalogue.experts, catalogue.base)
-    if as_json:
+    if is_json:
         names = ("name", "domain", "adapter", "adapter_id", "model")
-        return _print_json({"experts": [{n: getattr(row, n) for n in names} for row in rows]})
-    _print_table(
+        return print_json({"experts": [{n: getattr(row, n) for n in names} for row in rows]})
+    print_table(
         ("expert", "domain", "adapter", "model"),
         [(row.name, row.domain, row.adapter or "-", row.model) for row in rows],
     )
@@ -255,7 +249,7 @@ def down() -> None:
 
 
 @app.command()
-def status(as_json: JsonOption = False) -> None:
+def status(is_json: JsonOption = False) -> None:
     """Tell which server is running.
 
     Exit status 1 when there is none.
@@ -263,8 +257,8 @@ def status(as_json: JsonOption = False) -> None:
     from compllm.embedded import tritonserver
 
     server = tritonserver.status()
-    if as_json:
-        _print_json({"is_running": server is not None, **(_server_facts(server) if server else {})})
+    if is_json:
+        print_json({"is_running": server is not None, **(_server_facts(server) if server else {})})
     elif server is None:
         print("not running: start it with `compllm up`")
     else:
@@ -274,7 +268,7 @@ def status(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def doctor(as_json: JsonOption = False) -> None:
+def doctor(is_json: JsonOption = False) -> None:
     """Tell what is installed, what is missing, what to do.
 
     Exit status 1 when something is missing.
@@ -284,8 +278,8 @@ def doctor(as_json: JsonOption = False) -> None:
     from compllm.doctor import examine, is_healthy
 
     checks = examine()
-    if as_json:
-        _print_json({"is_healthy": is_healthy(checks), "checks": [asdict(c) for c in checks]})
+    if is_json:
+        print_json({"is_healthy": is_healthy(checks), "checks": [asdict(c) for c in checks]})
     else:
         rows = [
             (
@@ -295,7 +289,7 @@ def doctor(as_json: JsonOption = False) -> None:
             )
             for check in checks
         ]
-        _print_table(("check", "state", "found"), rows)
+        print_table(("check", "state", "found"), rows)
     if not is_healthy(checks):
         raise typer.Exit(1)
 
@@ -333,9 +327,9 @@ def _read_query(argument: str | None, plan: Path | None = None) -> str:
     if argument is None:
         raise ConfigError("no question: give one, or '-' to read it from standard input")
     if argument == "-":
-        if plan == Path("-"):
+        if plan == STDIN:
             raise ConfigError("the question and the plan cannot both be standard input")
-        argument = _decode(sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1), "standard input")
+        argument = read_text(STDIN)
     if not argument.strip():
         raise ConfigError("the question is empty")
     return argument.strip()
@@ -344,43 +338,12 @@ def _read_query(argument: str | None, plan: Path | None = None) -> str:
 def _read_plan(path: Path, settings: Config) -> Plan:
     from compllm.plan import parse_plan
 
-    if path == Path("-"):
-        return parse_plan(
-            _decode(sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1), "standard input"),
-            settings.limits.plan,
-        )
-    try:
-        with path.open("rb") as handle:
-            content = handle.read(_MAX_INPUT_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read the plan {path}: {error.strerror}") from error
-    return parse_plan(_decode(content, str(path)), settings.limits.plan)
-
-
-def _decode(content: bytes, origin: str) -> str:
-    if len(content) > _MAX_INPUT_BYTES:
-        raise ConfigError(f"{origin} has more than {_MAX_INPUT_BYTES} bytes")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{origin} is not UTF-8 text (byte {error.start})") from error
+    return parse_plan(read_text(path), settings.limits.plan)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run it; Ctrl-C cancels it, and with it its requests at the engine, and ends the command."""
     return asyncio.run(work)
-
-
-def _write(content: str | bytes, output: Path | None) -> None:
-    data = content.encode() if isinstance(content, str) else content
-    if output is None:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        output.write_bytes(data)
-    except OSError as error:
-        raise ConfigError(f"cannot write {output}: {error.strerror}") from error
 
 
 def _server_facts(server: ServerInfo) -> dict[str, object]:
@@ -399,32 +362,6 @@ def _print_server(server: ServerInfo) -> None:
         print(f"{name:<8} {value}")
 
 
-def _as_json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _print_json(value: object) -> None:
-    print(_as_json(value), end="")
-
-
-def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    # A pipe has no width; the usual guess of 80 columns would break paths.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
-
-
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     try:
@@ -439,28 +376,11 @@ def run(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("COMPLLM_DEBUG") == "1":
             raise
-        message, status = _explain(error)
-        _say("error: " + " ".join(message.split()))
+        message, status = explain(error)
+        say("error: " + " ".join(message.split()))
     if status == _INTERRUPTED:  # typer makes it out of a KeyboardInterrupt, silently
-        _say("interrupted")
+        say("interrupted")
     return status
-
-
-def _explain(error: BaseException) -> tuple[str, int]:
-    """One line about the error, and the exit status."""
-    if isinstance(error, BaseExceptionGroup):
-        ours = error.subgroup(CompllmError)
-        return _explain((ours or error).exceptions[0])
-    if isinstance(error, _UsageError):
-        return error.format_message(), 2
-    if isinstance(error, ConfigError | PlanError | QueryError):
-        return str(error), 2
-    if isinstance(error, CompllmError):
-        return str(error), 1
-    if isinstance(error, ImportError):
-        return f"{error}: pip install 'compllm[embedded]', then see `compllm doctor`", 1
-    details = "COMPLLM_DEBUG=1 shows where"
-    return f"unexpected {type(error).__name__}: {error} ({details})", 1
 
 
 def main() -> None:
