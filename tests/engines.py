@@ -1,4 +1,6 @@
-"""Helpers for tests and benchmarks of the embedded engine: build one, drive it, and ask transformers the same."""
+"""Helpers for tests and benchmarks of the embedded engine: build one, drive it, and ask
+transformers the same.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def generate(engine: Executor, requests: Sequence[EngineRequest]) -> list[Collec
 
 @dataclass(frozen=True)
 class Reference:
-    """Greedy tokens of transformers (+ PEFT) in float32, and the gap to the second best at each of them."""
+    """Greedy tokens of transformers (+ PEFT) in float32, and the gap to the second best at each
+    of them.
+    """
 
     token_ids: list[int]
     margins: list[float]
@@ -89,7 +93,7 @@ class Reference:
 def reference(
     checkpoint: Path, adapter: Path | None, prompts: Sequence[Sequence[int]], num_tokens: int
 ) -> list[Reference]:
-    """What the fp16 weights say: they are rounded to half, then everything is computed in float32."""
+    """What the fp16 weights say: rounded to half, then all is computed in float32."""
     import torch
     from transformers import AutoModelForCausalLM
 

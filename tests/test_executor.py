@@ -1,4 +1,6 @@
-"""The embedded engine against transformers + PEFT, and its behaviour under cancels, limits and live adapters."""
+"""The embedded engine against transformers + PEFT, and its behaviour under cancels, limits and
+live adapters.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from conftest import MakeAdapter
 from engines import Run, generate, make_engine, random_prompts, reference
 
 NUM_TOKENS = 12
-# Two candidates closer than this may swap places between summation orders; every other difference is an error.
+# Two candidates closer than this may swap places between summation orders; every other
+# difference is an error.
 TIE = 1e-3
 ADAPTERS = {
     "narrow": {"rank": 2, "modules": ("q_proj", "v_proj"), "seed": 1},
@@ -59,7 +62,7 @@ def op_engine(engine_dir: Path) -> Iterator[Executor]:
 
 @pytest.fixture(scope="module")
 def expected(tiny_checkpoint: Path, adapters: dict[str, Path]) -> SimpleNamespace:
-    """The same prompts for the base and each adapter, and what transformers + PEFT makes of them."""
+    """The same prompts for the base and each adapter, and what transformers + PEFT makes."""
     prompts = random_prompts(40000, 5, seed=0)
     answers = {
         name: reference(tiny_checkpoint, path, prompts, NUM_TOKENS)

@@ -1,6 +1,7 @@
 """The vocabulary of the path: what a query, a sub-query, an expert and an answer are.
 
-Everything is frozen and holds tuples, so that concurrent nodes can share it. Imports nothing of ours.
+Everything is frozen and holds tuples, so that concurrent nodes can share it. Imports nothing of
+ours.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the engine reports about one finished request. Times are seconds from its arrival there."""
+    """What the engine reports of one finished request; times are seconds from its arrival."""
 
     num_input_tokens: int = 0
     num_output_tokens: int = 0
@@ -141,7 +142,8 @@ class Answer:
     error: str | None = None
 
 
-# What `CompLLM.stream` yields, in the order things happen. Times are seconds from the query's start.
+# What `CompLLM.stream` yields, in the order things happen. Times are seconds from the query's
+# start.
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """The in-flight-batching loop of the embedded engine: requests in, tokens out, one step at a time.
 
-Stands where TensorRT-LLM's executor stands: the Triton model hands it `EngineRequest`s and gets `EngineEvent`s. Each
-step mixes one token of every running decode, whatever its adapter, with chunks of prefill under a token budget;
-requests join and leave between steps. A request is admitted only when its longest possible course fits into the
-cache beside those admitted before (TensorRT-LLM's guaranteed_no_evict), so that nothing is ever preempted, and one
-that can never fit is refused at once.
+Stands where TensorRT-LLM's executor stands: the Triton model hands it `EngineRequest`s and gets
+`EngineEvent`s. Each step mixes one token of every running decode, whatever its adapter, with
+chunks of prefill under a token budget; requests join and leave between steps. A request is
+admitted only when its longest possible course fits into the cache beside those admitted before
+(TensorRT-LLM's guaranteed_no_evict), so that nothing is ever preempted, and one that can never
+fit is refused at once.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from compllm.embedded.adapters import Adapter, load_adapter_npz
 from compllm.embedded.blocks import BlockPool, BlockTable
@@ -82,8 +81,8 @@ class _Sequence:
 class Executor:
     """One engine: compiled models, cache, adapters and the thread that runs steps.
 
-    All public methods may be called from any thread. Raises EngineError when the directory is no engine or its
-    adapters do not fit.
+    All public methods may be called from any thread. Raises EngineError when the directory is no
+    engine or its adapters do not fit.
     """
 
     def __init__(self, engine_dir: Path, options: ExecutorOptions | None = None) -> None:
@@ -130,7 +129,8 @@ class Executor:
         self._thread = threading.Thread(target=self._loop, name="compllm-engine", daemon=True)
         self._thread.start()
 
-    # ---- for callers, any thread -------------------------------------------------------------------
+    # ---- for callers, any thread
+    # -------------------------------------------------------------------
 
     @property
     def task_ids(self) -> tuple[int, ...]:
@@ -170,12 +170,15 @@ class Executor:
     def load_adapter(self, task_id: int, adapter: Adapter) -> None:
         """Make an adapter available as `task_id`, between two steps, in place of one of that id.
 
-        Requests that run with a replaced one end with it. Raises EngineError when every slot is in use.
+        Requests that run with a replaced one end with it. Raises EngineError when every slot is
+        in use.
         """
         self._call(lambda: self._load_adapter(task_id, adapter))
 
     def remove_adapter(self, task_id: int) -> None:
-        """Requests that run with it end with it; new ones are refused. Raises EngineError if unknown."""
+        """Requests that run with it end with it; new ones are refused. Raises EngineError if
+        unknown.
+        """
         self._call(lambda: self._remove_adapter(task_id))
 
     def stats(self) -> EngineStats:
@@ -205,7 +208,8 @@ class Executor:
         self._thread.join()
         self.runner.close()
 
-    # ---- admission, any thread -----------------------------------------------------------------------
+    # ---- admission, any thread
+    # -----------------------------------------------------------------------
 
     def _open(self, handle: int, request: EngineRequest, on_event: OnEvent) -> _Sequence:
         """Check everything that can be checked before queueing. Raises EngineError."""
@@ -216,17 +220,19 @@ class Executor:
             raise EngineError(f"max_tokens is {request.max_tokens}: it must be at least 1")
         if length + request.max_tokens > self.max_seq_len:
             raise EngineError(
-                f"prompt length ({length}) plus max_tokens ({request.max_tokens}) exceeds the engine's "
-                f"max_seq_len ({self.max_seq_len})"
+                f"prompt length ({length}) plus max_tokens ({request.max_tokens}) exceeds "
+                f"the engine's max_seq_len ({self.max_seq_len})"
             )
         low, high = min(request.input_ids), max(request.input_ids)
         if low < 0 or high >= self.vocab_size:
             raise EngineError(
-                f"token id {low if low < 0 else high} is outside the vocabulary of {self.vocab_size}"
+                f"token id {low if low < 0 else high} is outside the vocabulary of "
+                f"{self.vocab_size}"
             )
         if len(self._inbox) + len(self._waiting) >= self.options.max_queue_size:
             raise EngineError(
-                f"the engine's queue is full ({self.options.max_queue_size} requests): try again later"
+                f"the engine's queue is full ({self.options.max_queue_size} requests): "
+                "try again later"
             )
         guide = self._tools.guide(request)
         sampler = SamplerState(
@@ -265,7 +271,8 @@ class Executor:
             self._wake.notify()
         future.result()
 
-    # ---- the engine's own thread ------------------------------------------------------------------
+    # ---- the engine's own thread
+    # ------------------------------------------------------------------
 
     def _loop(self) -> None:
         try:

@@ -1,4 +1,5 @@
-"""Adapters in the form each kind of network wants: rows of the C++ operations' table, or mask constants.
+"""Adapters in the form each kind of network wants: rows of the C++ operations' table, or mask
+constants.
 
 Stands between `adapters.py` (what a PEFT directory holds) and `network.py` / `executor.py`.
 """

@@ -1,7 +1,9 @@
-"""A checkpoint's weights in the form the embedded engine computes with: int8 rows or fp16, one file.
+"""A checkpoint's weights in the form the embedded engine computes with: int8 rows or fp16, one
+file.
 
-`build_base` stands behind `build_openvino.py`; `Weights.load` gives the arrays to `network.py`, which makes
-OpenVINO graphs of them. Projections that share an input (q, k, v and gate, up) are stored as one matrix.
+`build_base` stands behind `build_openvino.py`; `Weights.load` gives the arrays to `network.py`,
+which makes OpenVINO graphs of them. Projections that share an input (q, k, v and gate, up) are
+stored as one matrix.
 """
 
 from __future__ import annotations
@@ -34,8 +36,10 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Arrays by name. `X.weight` is u8 [out, in] with `X.zero_point` u8 [out, 1] and `X.scale` f16 [out, 1],
-    or f16 without them; `X.bias` f32 [out] where there is one. Norms and `rope.inv_freq` are f32."""
+    """Arrays by name. `X.weight` is u8 [out, in] with `X.zero_point` u8 [out, 1] and `X.scale`
+    f16 [out, 1], or f16 without them; `X.bias` f32 [out] where there is one. Norms and
+    `rope.inv_freq` are f32.
+    """
 
     shape: BaseShape
     arrays: Mapping[str, Array]
@@ -70,10 +74,11 @@ class Weights:
 
 
 def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None:
-    """Write `weights.safetensors` of a validated Llama or Qwen2 checkpoint into an existing `out_dir`.
+    """Write `weights.safetensors` of a validated Llama or Qwen2 checkpoint into an existing
+    `out_dir`.
 
-    Peak memory is about one and a half copies of the result. Raises EngineError for an unknown dtype or a
-    tensor that is missing or not finite.
+    Peak memory is about one and a half copies of the result. Raises EngineError for an unknown
+    dtype or a tensor that is missing or not finite.
     """
     from safetensors.numpy import save_file
 
@@ -148,8 +153,8 @@ def _rope(checkpoint_dir: Path) -> tuple[NDArray[np.float32], float]:
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind in ("dynamic", "longrope"):
         raise EngineError(
-            f"checkpoint {checkpoint_dir} uses {kind!r} rope, whose frequencies change with the length: "
-            "the embedded engine computes fixed ones (default, linear, yarn, llama3)"
+            f"checkpoint {checkpoint_dir} uses {kind!r} rope, whose frequencies change with "
+            "the length: the embedded engine computes fixed ones (default, linear, yarn, llama3)"
         )
     rotary = LlamaRotaryEmbedding(config)
     return rotary.inv_freq.numpy().astype(np.float32), float(rotary.attention_scaling)
@@ -171,7 +176,8 @@ def _reader(checkpoint_dir: Path) -> Callable[..., NDArray[np.float32]]:
             if is_optional:
                 return np.zeros(0, np.float32)
             raise EngineError(f"checkpoint {checkpoint_dir} has no tensor {name}")
-        # numpy has no bfloat16: torch reads every type, and is there with the sentence encoder anyway.
+        # numpy has no bfloat16: torch reads every type, and is there with the sentence encoder
+        # anyway.
         with safe_open(checkpoint_dir / files[name], "pt") as shard:
             array: NDArray[np.float32] = shard.get_tensor(name).float().numpy()
         if not np.isfinite(array).all():

@@ -1,12 +1,16 @@
 """OpenVINO graphs of a Llama or Qwen2 decoder over paged attention, with or without adapters.
 
-Takes `Weights`, gives `ov.Model`s that `executor.py` compiles. Tokens of all sequences lie flat on axis 0;
-inputs are those of OpenVINO's own paged-attention models, plus `adapter_slots` i32 [T] (0 is the base) and
-`sampled_tokens_indices` i64 [N], so that only sampled tokens pay for the vocabulary. Two ways to apply adapters:
+Takes `Weights`, gives `ov.Model`s that `executor.py` compiles. Tokens of all sequences lie flat
+on axis 0; inputs are those of OpenVINO's own paged-attention models, plus `adapter_slots` i32
+[T] (0 is the base) and `sampled_tokens_indices` i64 [N], so that only sampled tokens pay for the
+vocabulary. Two ways to apply adapters:
 
-- FusedOp: our C++ operations (csrc/lora_op.cpp), which also do rotary embedding, SwiGLU and RMS norm;
-- MaskedAdapters: graph operations only. The adapters' factors stand side by side in constants and a mask row
-  per slot switches off all but the token's own (DESIGN section 4). The reference, and the fall-back.
+- FusedOp: our C++ operations (csrc/lora_op.cpp), which also do rotary embedding, SwiGLU and RMS
+norm;
+- MaskedAdapters: graph operations only. The adapters' factors stand side by side in constants
+and a mask row
+  per slot switches off all but the token's own (DESIGN section 4). The reference, and the
+  fall-back.
 """
 
 from __future__ import annotations
@@ -54,8 +58,8 @@ def build_network(
 ) -> ov.Model:
     """The whole decoder as one model: logits f32 [N, vocab] of the sampled tokens.
 
-    num_tokens: None leaves every length dynamic; a number fixes T, S and N to it, for a step in which that many
-    sequences decode one token each.
+    num_tokens: None leaves every length dynamic; a number fixes T, S and N to it, for a step in
+    which that many sequences decode one token each.
     """
     return _Builder(weights, adapters, num_tokens).build()
 
@@ -98,7 +102,8 @@ class _Builder:
         logits.output(0).get_tensor().set_names({"logits"})
         return ov.Model([ops.result(logits)], self.parameters, "compllm_decoder")
 
-    # ---- the two forms of a layer stack ------------------------------------------------------------
+    # ---- the two forms of a layer stack
+    # ------------------------------------------------------------
 
     def _fused_layers(self, hidden: Any, op: FusedOp) -> Any:
         s, arrays = self.shape, self.weights.arrays
@@ -165,7 +170,8 @@ class _Builder:
             hidden = ops.add(hidden, self._adapted(inner, layer, "down"))
         return self._rms_norm(hidden, arrays["norm"])
 
-    # ---- parts ---------------------------------------------------------------------------------------
+    # ---- parts
+    # ---------------------------------------------------------------------------------------
 
     def _input(self, name: str, shape: list[int], dtype: Any) -> Any:
         parameter = ops.parameter(shape, dtype, name)
@@ -174,7 +180,9 @@ class _Builder:
         return parameter
 
     def _matrix(self, name: str) -> Any:
-        """A weight as f32 [out, in]; the plug-in keeps the stored form and fuses this into the product."""
+        """A weight as f32 [out, in]; the plug-in keeps the stored form and fuses this into the
+        product.
+        """
         arrays = self.weights.arrays
         weight = ov.op.Constant(arrays[f"{name}.weight"], shared_memory=True)
         if weight.get_element_type() == ov.Type.f16:

@@ -1,4 +1,5 @@
-"""What goes into the executor and what comes out: the embedded twin of TensorRT-LLM's Request and Response.
+"""What goes into the executor and what comes out: the embedded twin of TensorRT-LLM's Request
+and Response.
 
 The Triton model translates tensors to `EngineRequest` and `EngineEvent` back to tensors.
 """
@@ -33,7 +34,9 @@ class EngineRequest:
     max_tokens: int
     end_id: int = -1  # -1: none; the end token is never part of the output
     sampling: EngineSampling = field(default_factory=EngineSampling)
-    stop_words: tuple[tuple[int, ...], ...] = ()  # token sequences; a matched one is part of the output
+    stop_words: tuple[
+        tuple[int, ...], ...
+    ] = ()  # token sequences; a matched one is part of the output
     bad_words: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()  # strings; needs the engine's tokenizer
     task_id: int | None = None  # adapter; None is the base
@@ -88,8 +91,11 @@ class EngineStats:
 
 
 # The API of executor.Executor, which the Triton model and the benchmarks use:
-#   Executor(engine_dir: Path, options: ExecutorOptions | None = None)    loads, compiles, starts its thread
-#   .submit(request: EngineRequest, on_event: OnEvent) -> int              handle; refusals arrive as an event
-#   .cancel(handle: int) -> None                                           ends within one step; idempotent
+#   Executor(engine_dir: Path, options: ExecutorOptions | None = None)    loads, compiles, starts
+# its thread
+#   .submit(request: EngineRequest, on_event: OnEvent) -> int              handle; refusals
+# arrive as an event
+#   .cancel(handle: int) -> None                                           ends within one step;
+# idempotent
 #   .load_adapter(task_id: int, adapter: Adapter) / .remove_adapter(task_id)   live
 #   .stats() -> EngineStats     .vocab_size  .max_seq_len  .task_ids       .close()

@@ -1,8 +1,8 @@
 """Runs one engine step on OpenVINO: token ids in, logits out, keys and values in the paged cache.
 
-`executor.py` decides what a step holds; this module knows compiled models and tensors, nothing of requests.
-One model with dynamic lengths serves any step; where it pays, clones with a fixed number of sequences serve pure
-decode steps of that size on the same cache.
+`executor.py` decides what a step holds; this module knows compiled models and tensors, nothing
+of requests. One model with dynamic lengths serves any step; where it pays, clones with a fixed
+number of sequences serve pure decode steps of that size on the same cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AdapterForm = Literal["auto", "op", "mask"]
 
 @dataclass(slots=True)
 class Step:
-    """Flat inputs of one step over S sequences and T tokens; the executor fills it anew each time."""
+    """Flat inputs of one step over S sequences and T tokens; made anew for each."""
 
     input_ids: list[int] = field(default_factory=list)  # [T]
     positions: list[int] = field(default_factory=list)  # [T]
@@ -64,9 +64,9 @@ class Step:
 class Runner:
     """Compiled models over one paged cache. One thread at a time.
 
-    num_blocks: blocks of the cache. static_sizes: numbers of sequences that get a decode model of their own,
-    about 160 MB and 2 s of compiling each for a 135M base. Raises EngineError when form "op" is wanted and its
-    library is missing.
+    num_blocks: blocks of the cache. static_sizes: numbers of sequences that get a decode model
+    of their own, about 160 MB and 2 s of compiling each for a 135M base. Raises EngineError when
+    form "op" is wanted and its library is missing.
     """
 
     def __init__(
@@ -93,8 +93,8 @@ class Runner:
         library = library_path()
         if form == "op" and library is None:
             raise EngineError(
-                "the LoRA operation's library is not installed: install compllm where OpenVINO can be "
-                "imported, or choose adapters='mask'"
+                "the LoRA operation's library is not installed: install compllm where "
+                "OpenVINO can be imported, or choose adapters='mask'"
             )
         self.form: AdapterForm = "mask" if form == "mask" or library is None else "op"
         self.table: AdapterTable | None = None

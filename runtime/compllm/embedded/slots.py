@@ -1,7 +1,7 @@
 """Which adapter is in which slot of the engine, who uses it, and what may make room.
 
-A slot outlives its name: a removed or replaced adapter keeps its slot until its last request has ended. The
-executor's book of adapters; the weights themselves are in `runner.py`.
+A slot outlives its name: a removed or replaced adapter keeps its slot until its last request has
+ended. The executor's book of adapters; the weights themselves are in `runner.py`.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ class AdapterSlots:
     def assign(self, task_id: int, on_free: Callable[[Slot], None] | None = None) -> Slot:
         """A slot for a new adapter: a free one, else that of the least recently used idle adapter.
 
-        An adapter of this id that is there is retired first. `on_free` is called, on this or a later thread that
-        releases, for each slot that becomes free. Raises EngineError when all slots are in use.
+        An adapter of this id that is there is retired first. `on_free` is called, on this or a
+        later thread that releases, for each slot that becomes free. Raises EngineError when all
+        slots are in use.
         """
         if on_free is not None:
             self._on_free = on_free
