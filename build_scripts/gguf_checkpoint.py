@@ -31,11 +31,14 @@ def convert(gguf: Path, directory: Path) -> None:
     from gguf import GGUFReader
 
     fields = GGUFReader(gguf).fields
-    metadata = {key: fields[key].contents() for key in fields if key.startswith("tokenizer.")}
+    wanted = ("tokenizer.", "general.architecture", "llama.context_length")
+    metadata = {key: fields[key].contents() for key in fields if key.startswith(wanted)}
+    if metadata.get("general.architecture") != "llama":
+        raise EngineError(f"the GGUF holds a {metadata.get('general.architecture')}, not a llama")
     tokenizer = build_tokenizer(metadata)
     _check_tokenizer(tokenizer, metadata)
     tokenizer.save(str(directory / "tokenizer.json"))
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(metadata, context=8192))
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(metadata))
     _convert_weights(gguf, directory)
 
 
@@ -88,7 +91,7 @@ def _check_tokenizer(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
             raise EngineError(f"tokenizer does not give {text!r} back, but {back!r}")
 
 
-def _tokenizer_config(metadata: Mapping[str, Any], *, context: int) -> dict[str, Any]:
+def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     def token(name: str) -> str:
         index = metadata[f"tokenizer.ggml.{name}_token_id"]
         return str(metadata["tokenizer.ggml.tokens"][index])
@@ -102,7 +105,7 @@ def _tokenizer_config(metadata: Mapping[str, Any], *, context: int) -> dict[str,
         "unk_token": token("unknown"),
         "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
         "clean_up_tokenization_spaces": False,
-        "model_max_length": context,
+        "model_max_length": metadata["llama.context_length"],
         "chat_template": metadata["tokenizer.chat_template"],
     }
 
