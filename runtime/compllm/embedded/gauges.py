@@ -1,0 +1,108 @@
+"""The engine's counters under the names that TensorRT-LLM's Triton backend gives them, and our own.
+
+Only what this engine can tell is here. `serving.py` hands in snapshots, the Triton model families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from compllm.embedded.request import EngineStats
+
+Labels = tuple[tuple[str, str], ...]
+
+GAUGE, COUNTER = "gauge", "counter"
+FAMILIES = {
+    "nv_trt_llm_request_metrics": (GAUGE, "TRT LLM request metrics"),
+    "nv_trt_llm_kv_cache_block_metrics": (GAUGE, "TRT LLM KV cache block metrics"),
+    "nv_trt_llm_inflight_batcher_metrics": (GAUGE, "TRT LLM inflight_batcher-specific metrics"),
+    "nv_trt_llm_general_metrics": (GAUGE, "General TRT LLM metrics"),
+    "compllm_engine_steps_total": (COUNTER, "Steps of the engine, by requests in the step"),
+    "compllm_mixed_steps_total": (COUNTER, "Steps with two or more different adapters"),
+    "compllm_generated_tokens_total": (COUNTER, "Tokens generated"),
+    "compllm_max_adapters_in_step": (GAUGE, "Most different adapters that one step had"),
+}
+
+
+class Metric(Protocol):
+    """Triton's custom metric."""
+
+    def set(self, value: float) -> None: ...
+    def increment(self, value: float) -> None: ...
+
+
+MakeMetric = Callable[[str, Mapping[str, str]], Metric]
+
+
+def values(stats: EngineStats, max_batch_size: int) -> Iterator[tuple[str, Labels, float]]:
+    """Family, labels, value. Counters as totals."""
+
+    def group(
+        family: str, label: str, each: Mapping[str, float]
+    ) -> Iterator[tuple[str, Labels, float]]:
+        return ((family, ((label, name),), value) for name, value in each.items())
+
+    yield from group(
+        "nv_trt_llm_request_metrics",
+        "request_type",
+        {
+            "active": stats.num_active,
+            "max": max_batch_size,
+            "scheduled": stats.num_active,  # every admitted request is in every step
+            "waiting": stats.num_waiting,
+        },
+    )
+    yield from group(
+        "nv_trt_llm_kv_cache_block_metrics",
+        "kv_cache_block_type",
+        {
+            "max": stats.kv_blocks_max,
+            "free": stats.kv_blocks_max - stats.kv_blocks_used,
+            "used": stats.kv_blocks_used,
+            "tokens_per": stats.kv_tokens_per_block,
+            "reused": stats.kv_blocks_reused,
+            "fraction": stats.kv_blocks_used / max(1, stats.kv_blocks_max),
+        },
+    )
+    yield from group(
+        "nv_trt_llm_inflight_batcher_metrics",
+        "inflight_batcher_specific_metric",
+        {"micro_batch_id": 0, "paused_requests": 0},  # one batch, and nothing is ever preempted
+    )
+    yield from group(
+        "nv_trt_llm_general_metrics", "general_type", {"iteration_counter": stats.num_steps}
+    )
+    for size, count in stats.batch_histogram:
+        yield "compllm_engine_steps_total", (("batch_size", str(size)),), count
+    yield "compllm_mixed_steps_total", (), stats.num_mixed_steps
+    yield "compllm_generated_tokens_total", (), stats.num_tokens_generated
+    yield "compllm_max_adapters_in_step", (), stats.max_adapters_in_step
+
+
+class Gauges:
+    """Publishes what has changed: each change of a metric is a message between two processes."""
+
+    def __init__(
+        self, make_metric: MakeMetric, labels: Mapping[str, str], max_batch_size: int
+    ) -> None:
+        """`labels`: those that every metric carries."""
+        self._make_metric = make_metric
+        self._labels = dict(labels)
+        self._max_batch_size = max_batch_size
+        self._metrics: dict[tuple[str, Labels], Metric] = {}
+        self._published: dict[tuple[str, Labels], float] = {}
+
+    def publish(self, stats: EngineStats) -> None:
+        for family, labels, value in values(stats, self._max_batch_size):
+            key = family, labels
+            before = self._published.get(key)
+            if value == before:
+                continue
+            if key not in self._metrics:
+                self._metrics[key] = self._make_metric(family, self._labels | dict(labels))
+            if FAMILIES[family][0] == COUNTER:
+                self._metrics[key].increment(value - (before or 0))
+            else:
+                self._metrics[key].set(value)
+            self._published[key] = value

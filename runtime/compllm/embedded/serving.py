@@ -1,0 +1,259 @@
+"""Between the Triton model's callbacks and the executor: live requests, their responses, their end.
+
+Four threads meet here. Triton's calls `start`; the engine's only ever appends to a queue, so that
+it never waits for Triton; a third takes from that queue and sends. When sending falls behind, what
+has gathered for one request goes out as one response. The fourth looks for cancelled streams and
+publishes the gauges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from compllm.embedded.adapters import Adapter
+from compllm.embedded.contract import CoreRequest, Tensors, is_stop, outputs, parse
+from compllm.embedded.lora_tensors import from_tensors
+from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
+from compllm.embedded.shape import BaseShape
+from compllm.errors import EngineError
+
+_STATS_PERIOD_S = 0.1  # TensorRT-LLM's own
+
+
+class Engine(Protocol):
+    """What is used here of `executor.Executor`."""
+
+    @property
+    def task_ids(self) -> tuple[int, ...]: ...
+    def submit(self, request: EngineRequest, on_event: OnEvent) -> int: ...
+    def cancel(self, handle: int) -> None: ...
+    def load_adapter(self, task_id: int, adapter: Adapter) -> None: ...
+    def stats(self) -> EngineStats: ...
+    def close(self) -> None: ...
+
+
+class Sender(Protocol):
+    """The way back to one client: Triton's response sender."""
+
+    def send(self, tensors: dict[str, Any] | None, *, is_final: bool) -> None: ...
+    def fail(self, message: str, *, is_client_error: bool) -> None: ...
+    def is_cancelled(self) -> bool: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    request_id: str
+    request: CoreRequest
+    sender: Sender
+    number: int  # of the request in this process, for error texts
+    handle: int | None = None  # the engine's; None until it is known
+    is_cancelled: bool = False
+    num_output_tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Events of one request that go out together."""
+
+    token_ids: list[int] = field(default_factory=list)
+    last: EngineEvent = field(default_factory=EngineEvent)
+
+    def add(self, event: EngineEvent) -> None:
+        self.token_ids += event.token_ids
+        self.last = event
+
+
+class CoreModel:
+    """The `tensorrt_llm` model without Triton: hand it tensors and a sender."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        base: BaseShape,
+        *,
+        is_input_excluded: bool = False,
+        cancellation_check_period_s: float = 0.01,
+        on_stats: Callable[[EngineStats], None] = lambda stats: None,
+    ) -> None:
+        self._engine = engine
+        self._base = base
+        self._is_input_excluded = is_input_excluded
+        self._check_period_s = cancellation_check_period_s
+        self._on_stats = on_stats
+        self._wake = threading.Condition()
+        self._live: dict[_Live, None] = {}  # in the order they came
+        self._num_requests = 0
+        self._is_closed = False
+        self._loaded: dict[int, str] = {}  # hash of the weights sent, by task id
+        self._events: queue.SimpleQueue[tuple[_Live, EngineEvent] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=target, name=f"compllm-{target.__name__.strip('_')}")
+            for target in (self._deliver, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def start(self, request_id: str, tensors: Tensors, sender: Sender) -> None:
+        """Begin a request, or cancel the one of this id. Every outcome reaches the sender."""
+        try:
+            if is_stop(tensors):
+                self._stop(request_id, sender)
+                return
+            request = parse(tensors, is_input_excluded=self._is_input_excluded)
+            self._load_adapter(request)
+        except EngineError as error:
+            sender.fail(str(error), is_client_error=True)
+            return
+        with self._wake:
+            self._num_requests += 1
+            live = _Live(request_id, request, sender, self._num_requests)
+            self._live[live] = None
+            if len(self._live) == 1:
+                self._wake.notify()
+        try:
+            live.handle = self._engine.submit(
+                request.engine, lambda event: self._events.put((live, event))
+            )
+        except Exception as error:  # our fault, but whoever asked must not wait for ever
+            self._forget(live)
+            sender.fail(f"the engine cannot take the request: {error}", is_client_error=False)
+            raise
+        if live.is_cancelled:  # between these two lines, when its handle was not known
+            self._engine.cancel(live.handle)
+
+    def close(self) -> None:
+        """End the engine and answer everybody who still waits."""
+        self._engine.close()
+        with self._wake:
+            self._is_closed = True
+            self._wake.notify()
+        self._events.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _stop(self, request_id: str, sender: Sender) -> None:
+        if not request_id:
+            raise EngineError("stop needs the id of the request that is to be stopped")
+        with self._wake:
+            found = [live for live in self._live if live.request_id == request_id]
+        for live in found:
+            self._cancel(live)
+        # An unknown id is no error: the request may have ended just now.
+        sender.send(None, is_final=True)
+
+    def _cancel(self, live: _Live) -> None:
+        live.is_cancelled = True
+        if live.handle is not None:
+            self._engine.cancel(live.handle)
+
+    def _forget(self, live: _Live) -> None:
+        with self._wake:
+            del self._live[live]
+            if not self._live:
+                self._wake.notify()  # so that the gauges tell it at once
+
+    def _load_adapter(self, request: CoreRequest) -> None:
+        weights, config, task_id = (
+            request.lora_weights,
+            request.lora_config,
+            request.engine.task_id,
+        )
+        if weights is None or config is None or task_id is None:
+            return
+        adapter = from_tensors(f"task-{task_id}", weights, config, self._base)
+        if task_id in self._engine.task_ids and self._loaded.get(task_id) == adapter.sha256:
+            return  # sent again: those who run with it must not be disturbed
+        self._engine.load_adapter(task_id, adapter)
+        self._loaded[task_id] = adapter.sha256
+
+    # The delivering thread
+
+    def _deliver(self) -> None:
+        while (first := self._events.get()) is not None:
+            gathered = {first[0]: _Gathered()}
+            gathered[first[0]].add(first[1])
+            with contextlib.suppress(queue.Empty):
+                while (more := self._events.get_nowait()) is not None:
+                    gathered.setdefault(more[0], _Gathered()).add(more[1])
+                self._events.put(None)  # the end comes after what was gathered
+            for live, events in gathered.items():
+                self._answer(live, replace(events.last, token_ids=tuple(events.token_ids)))
+
+    def _answer(self, live: _Live, event: EngineEvent) -> None:
+        live.num_output_tokens += len(event.token_ids)
+        if event.is_final:
+            self._forget(live)
+        try:
+            if event.error is not None:
+                live.sender.fail(_error_text(live, event), is_client_error=event.is_client_error)
+            else:
+                tensors = outputs(live.request, event, live.num_output_tokens)
+                live.sender.send(tensors, is_final=event.is_final)
+        except Exception as error:  # one client's broken channel must not silence the others
+            print(f"cannot answer request {live.request_id!r}: {error}", file=sys.stderr)
+            if not event.is_final:
+                self._cancel(live)
+
+    # The watching thread
+
+    def _watch(self) -> None:
+        """Ask for cancelled streams and publish gauges while anything is live, then once more.
+
+        Asking costs 0.1 ms of two processes' time, so one request is asked a period, in turn;
+        clients who want to be quicker send `stop`.
+        """
+        next_stats = 0.0
+        while True:
+            with self._wake:
+                if self._is_closed:
+                    break
+                live = next(iter(self._live), None)
+                if live is not None:  # to the end of the queue
+                    del self._live[live]
+                    self._live[live] = None
+            now = time.monotonic()
+            if live is None or now >= next_stats:
+                self._on_stats(self._engine.stats())
+                next_stats = now + _STATS_PERIOD_S
+            if live is not None:
+                self._check(live)
+            with self._wake:
+                if not self._is_closed:
+                    is_idle = not self._live and live is None
+                    self._wake.wait(None if is_idle else self._check_period_s)
+
+    def _check(self, live: _Live) -> None:
+        if live.is_cancelled or not live.sender.is_cancelled():
+            return
+        self._cancel(live)
+        # Mostly a whole stream was closed: its other requests are asked at once.
+        with self._wake:
+            others = [each for each in self._live if not each.is_cancelled]
+        for each in others:
+            if each.sender.is_cancelled():
+                self._cancel(each)
+
+
+def read_base_shape(engine_dir: Path) -> BaseShape:
+    """Of an engine directory. Raises EngineError when it is none."""
+    path = engine_dir / "config.json"
+    try:
+        return BaseShape.from_config(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{engine_dir} is no engine directory: {path}: {error}") from error
+
+
+def _error_text(live: _Live, event: EngineEvent) -> str:
+    """TensorRT-LLM's own frame around what went wrong: clients match on its text."""
+    return (
+        f"Executor failed process requestId {live.number} due to the following error: {event.error}"
+    )

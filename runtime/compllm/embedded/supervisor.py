@@ -1,0 +1,81 @@
+"""Parent of one tritonserver process: when either side ends, nothing of the server is left behind.
+
+`tritonserver.py` runs this file as a script of its own, with the standard library alone:
+
+    python supervisor.py OWNER SHM_PREFIX DIRECTORY COMMAND...
+
+OWNER is the process id whose death ends the server too (its files in DIRECTORY are removed then),
+or 0 for a server that stays until SIGTERM. Prints the server's process id on stdout, then waits. It
+exists because a killed owner cannot clean up, PR_SET_PDEATHSIG follows a thread rather than a
+process, and a killed tritonserver leaves its Python stub alive for seconds and its shared memory
+for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
+
+
+def _die_with_parent() -> None:
+    """Runs in the child between fork and exec. The parent has but one thread to die."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _wait_for_end(server: subprocess.Popen[bytes], owner: int | None, wake: int) -> bool:
+    """Block until the server ended, a signal asks for the end, or the owner died (then True)."""
+    poll = select.poll()
+    server_fd = os.pidfd_open(server.pid)
+    for fd in (server_fd, wake, *(() if owner is None else (owner,))):
+        poll.register(fd, select.POLLIN)
+    ready = {fd for fd, _ in poll.poll()}
+    os.close(server_fd)
+    return owner in ready
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    if server.poll() is None:
+        server.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(_GRACE_S)
+    # Its group holds the Python stubs too, whether or not the server itself still lives.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def main(argv: list[str]) -> int:
+    owner_pid, shm_prefix, directory, command = int(argv[0]), argv[1], Path(argv[2]), argv[3:]
+    wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
+    owner = os.pidfd_open(owner_pid) if owner_pid else None
+    if owner_pid and os.getppid() != owner_pid:
+        return 1  # the owner died before it could be watched
+    server = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, preexec_fn=_die_with_parent
+    )
+    print(server.pid, flush=True)
+    os.close(1)  # whoever reads the number sees the end of the output
+    is_orphan = _wait_for_end(server, owner, wake)
+    _stop(server)
+    for leftover in Path("/dev/shm").glob(f"{shm_prefix}*"):
+        leftover.unlink(missing_ok=True)
+    if is_orphan:
+        shutil.rmtree(directory, ignore_errors=True)
+    return server.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

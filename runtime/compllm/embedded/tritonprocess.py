@@ -1,0 +1,363 @@
+"""The processes of one server: spawned under a supervisor, asked how they are, cleared away.
+
+`tritonserver.py` decides which server there is to be; this carries it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from compllm.embedded import supervisor, tritonfiles
+from compllm.errors import ServerError
+
+HOST = "127.0.0.1"
+_POLL_S = 0.05  # tritonserver tells nobody when it is ready: it must be asked
+_STOP_S = 15.0  # the supervisor's own limit and some more
+_START_ATTEMPTS = 3  # a port that was free may be taken before the server binds it
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Which to listen at; None takes a free one."""
+
+    grpc: int | None = None
+    http: int | None = None
+    metrics: int | None = None
+
+    def names(self) -> dict[str, int | None]:
+        return {"gRPC": self.grpc, "HTTP": self.http, "metrics": self.metrics}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server that was ready when this was made."""
+
+    pid: int  # of its supervisor: ends the server when terminated
+    started: float  # of that process, so that a later owner of the same number is not taken for it
+    server_pid: int  # of tritonserver, and its process group
+    id: str  # what the server answers to the question for its name
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+    log: str
+    engine_dir: str = ""
+    engine_hash: str = ""  # of the engine's manifest at the start
+    options: str = "{}"  # of the executor, as JSON
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{HOST}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{HOST}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.metrics_port}/metrics"
+
+    @property
+    def ports(self) -> Ports:
+        return Ports(self.grpc_port, self.http_port, self.metrics_port)
+
+
+def start(
+    engine: Path,
+    directory: Path,
+    ports: Ports,
+    *,
+    owner: int = 0,
+    options: Mapping[str, Any] | None = None,
+    timeout_s: float,
+) -> ServerInfo:
+    """Start a server of this engine with its files in `directory`, and wait until it is ready.
+
+    owner: process id whose death ends the server, or 0. options: see `tritonserver.up`.
+    Raises ServerError with the reason out of the log; nothing is left running then.
+    """
+    deadline = time.monotonic() + timeout_s
+    for name, port in ports.names().items():
+        if port is not None:
+            _check_free(name, port)
+    binary = tritonfiles.find_tritonserver()
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    backends = tritonfiles.make_backends(binary, directory / "backends")
+    values = {
+        "engine_dir": str(engine),
+        "tokenizer_dir": str(engine),
+        "executor_options": json.dumps(dict(options or {}), sort_keys=True),
+    }
+    models = tritonfiles.write_repository(directory / "models", values)
+    for attempt in range(1, _START_ATTEMPTS + 1):
+        info = _spawn(binary, models, backends, ports, owner)
+        info = replace(
+            info,
+            engine_dir=str(engine),
+            engine_hash=engine_hash(engine),
+            options=values["executor_options"],
+        )
+        try:
+            _wait_ready(info, deadline, timeout_s)
+        except BaseException as error:
+            stop(info)
+            if not isinstance(error, _PortTaken) or attempt == _START_ATTEMPTS:
+                raise
+        else:
+            return info
+    raise AssertionError("unreachable")
+
+
+class _PortTaken(ServerError):
+    """Somebody bound a port between our look and the server's."""
+
+
+def _spawn(binary: Path, models: Path, backends: Path, ports: Ports, owner: int) -> ServerInfo:
+    directory = models.parent
+    log = directory / "server.log"
+    grpc, http_, metrics = _free_ports(ports)
+    name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
+    command = [
+        str(binary),
+        f"--id={name}",
+        f"--model-repository={models}",
+        f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={name}-",
+        "--disable-auto-complete-config",
+        *(f"--{each}-address={HOST}" for each in ("grpc", "http", "metrics")),
+        f"--grpc-port={grpc}",
+        f"--http-port={http_}",
+        f"--metrics-port={metrics}",
+        "--allow-gpu-metrics=false",
+        "--exit-timeout-secs=5",
+    ]
+    script = str(Path(supervisor.__file__).resolve())
+    # -S -E: the supervisor needs the standard library alone, and starts the quicker.
+    argv = [sys.executable, "-S", "-E", script, str(owner), f"{name}-", str(directory), *command]
+    pid, answer = _spawn_detached(argv, tritonfiles.environment(binary), log)
+    if not answer:
+        _reap(pid)
+        raise ServerError(
+            f"the server's supervisor did not start{reason_in(log)}; its log is {log}"
+        )
+    return ServerInfo(
+        pid=pid,
+        started=_start_time(pid),
+        server_pid=int(answer),
+        id=name,
+        grpc_port=grpc,
+        http_port=http_,
+        metrics_port=metrics,
+        log=str(log),
+    )
+
+
+def _spawn_detached(argv: list[str], env: Mapping[str, str], log: Path) -> tuple[int, str]:
+    """Process id, and the first line of output. posix_spawn and not Popen: the process outlives any
+    object that would warn about it."""
+    read, write = os.pipe()
+    log_fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        pid = os.posix_spawn(
+            argv[0],
+            argv,
+            env,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, write, 1),
+                (os.POSIX_SPAWN_DUP2, log_fd, 2),
+            ],
+            setsid=True,  # a Ctrl-C at the terminal is for us alone
+        )
+    finally:
+        os.close(write)
+        os.close(log_fd)
+    with os.fdopen(read) as answer:
+        return pid, answer.readline().strip()
+
+
+def _wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
+    log = Path(info.log)
+    while not _is_ready(info):
+        if not is_alive(info):
+            kind = _PortTaken if "address already in use" in _read(log).lower() else ServerError
+            raise kind(f"the server did not start{reason_in(log)}")
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"the server was not ready within {timeout_s:g} s{reason_in(log)}; give it longer"
+            )
+        time.sleep(_POLL_S)
+
+
+def _free_ports(ports: Ports) -> tuple[int, int, int]:
+    """The ports asked for, and free ones, all different, in the place of None."""
+    with contextlib.ExitStack() as held:
+        chosen = []
+        for port in (ports.grpc, ports.http, ports.metrics):
+            if port is None:
+                probe = held.enter_context(socket.socket())
+                probe.bind((HOST, 0))
+                port = probe.getsockname()[1]
+            chosen.append(port)
+        return chosen[0], chosen[1], chosen[2]
+
+
+def _check_free(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "ports end at 65535"
+            raise ServerError(
+                f"{name} port {port} cannot be used ({reason}): name another, or 0 for a free one"
+            ) from error
+
+
+def engine_hash(engine: Path) -> str:
+    """Tells apart what was built into one directory at different times."""
+    return hashlib.sha256((engine / "manifest.json").read_bytes()).hexdigest()
+
+
+# Watching
+
+
+def is_alive(info: ServerInfo) -> bool:
+    """Whether the supervisor lives, and with it the server."""
+    _reap(info.pid)
+    try:
+        process = psutil.Process(info.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return bool(abs(process.create_time() - info.started) < 1.0)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _start_time(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0  # it is over already: `_wait_ready` tells why
+
+
+def _reap(pid: int) -> None:
+    """Where the process is our own child, its end is taken notice of."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _ask(info: ServerInfo, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=2.0)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def _is_ready(info: ServerInfo) -> bool:
+    """Ready, and the very process that was started: its name is in the answer."""
+    try:
+        code, _ = _ask(info, "/v2/health/ready")
+        return code == 200 and _name(info) == info.id
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _name(info: ServerInfo) -> str | None:
+    try:
+        return str(json.loads(_ask(info, "/v2")[1])["name"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def check_answers(info: ServerInfo) -> None:
+    """Raises ServerError unless the live server is ready, and is itself."""
+    try:
+        name = _name(info)
+        status_code = _ask(info, "/v2/health/ready")[0]
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(
+            f"the server (process {info.pid}) does not answer at {info.http_url} ({error}); log: "
+            f"{info.log}. `compllm down`, then `compllm up`"
+        ) from error
+    if name != info.id:
+        raise ServerError(
+            f"another program answers at {info.http_url}: `compllm down`, then `compllm up`"
+        )
+    if status_code != 200:
+        raise ServerError(
+            f"the server (process {info.pid}) is not ready{reason_in(Path(info.log))}; its log is "
+            f"{info.log}. `compllm down`, then `compllm up`"
+        )
+
+
+def _read(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def reason_in(log: Path) -> str:
+    """`: reason` out of the log; empty where it names none."""
+    text = _read(log)
+    found = re.findall(r"failed to load '[^']*' version \d+: (.*)", text)
+    if not found:
+        found = re.findall(r"^(?:E\d{4} .*?\] |error: )(.*)", text, re.MULTILINE)
+    if not found:
+        found = [line for line in text.splitlines() if line.strip()][-1:]
+    return f": {found[0].strip().strip(chr(34))}" if found else ""
+
+
+# Stopping
+
+
+def stop(info: ServerInfo) -> None:
+    """Ask the supervisor to end, insist, and clear away what a killed supervisor left."""
+    if is_alive(info):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(info.pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_S
+        while is_alive(info) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if is_alive(info):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(info.pid, signal.SIGKILL)
+    _reap(info.pid)
+    for pid in _group(info):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for leftover in Path("/dev/shm").glob(f"{info.id}-*"):
+        leftover.unlink(missing_ok=True)
+
+
+def _group(info: ServerInfo) -> list[int]:
+    """What lives of the server's process group. Only what was started out of its directory counts:
+    the number of a group may have passed to somebody else."""
+    directory = str(Path(info.log).parent)
+    members = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):
+            is_member = os.getpgid(process.pid) == info.server_pid
+            if is_member and any(directory in each for each in process.cmdline()):
+                members.append(process.pid)
+    return members

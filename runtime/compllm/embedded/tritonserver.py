@@ -1,0 +1,197 @@
+"""The embedded server: a real tritonserver on loopback that serves one engine.
+
+`up` leaves one behind for every process of the user (state and log are in `paths.run_dir()`);
+`running` owns one for as long as a block lasts. `tritonprocess.py` starts and stops them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compllm import paths
+from compllm.embedded import tritonprocess
+from compllm.embedded.tritonprocess import Ports, ServerInfo, check_answers, is_alive
+from compllm.errors import ServerError
+
+__all__ = ["ServerInfo", "down", "running", "status", "up"]
+
+_STATE = "server.json"
+
+
+def up(
+    engine_dir: str | Path | None = None,
+    *,
+    grpc_port: int | None = None,
+    http_port: int | None = None,
+    metrics_port: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    timeout_s: float = 60.0,
+) -> ServerInfo:
+    """Start the user's server, or find the one of this engine that is already healthy.
+
+    A port of None or 0 is a free one. options: fields of `executor.ExecutorOptions`. A server that
+    died, or whose engine was built anew since, is replaced. Raises ServerError, naming what stands
+    in the way.
+    """
+    engine = _checked_engine(engine_dir)
+    ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
+    with _lock():
+        found = _read_state()
+        if found is not None and is_alive(found):
+            _check_same(found, engine, ports, options)
+            check_answers(found)
+            if _is_current(found, engine):
+                return found
+        if found is not None:
+            _stop(found)  # a stub may have outlived a killed one
+        directory = paths.run_dir() / "server"
+        info = tritonprocess.start(engine, directory, ports, options=options, timeout_s=timeout_s)
+        _write_state(info)
+        return info
+
+
+def status() -> ServerInfo | None:
+    """The server that `up` started, ready; None when there is none.
+
+    Raises ServerError when there should be one but it died, hangs, or somebody else answers at its
+    port.
+    """
+    info = _read_state()
+    if info is None:
+        return None
+    if not is_alive(info):
+        raise ServerError(
+            f"the server (process {info.pid}) died{tritonprocess.reason_in(Path(info.log))}; log: "
+            f"{info.log}. `compllm up` starts it again"
+        )
+    check_answers(info)
+    return info
+
+
+def down() -> bool:
+    """Stop the server that `up` started, and whatever is left of it. False when none was alive."""
+    with _lock():
+        info = _read_state()
+        if info is None:
+            return False
+        was_alive = is_alive(info)
+        _stop(info)
+        return was_alive
+
+
+@contextlib.contextmanager
+def running(
+    engine_dir: str | Path | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    is_shared: bool = True,
+    timeout_s: float = 60.0,
+) -> Iterator[ServerInfo]:
+    """A server of this engine for the length of the block.
+
+    The user's own (from `up`) where it fits and `is_shared`; else a new one on free ports, which
+    ends with the block, and with this process however that ends.
+    """
+    engine = _checked_engine(engine_dir)
+    if is_shared and (found := _fitting(engine, options)) is not None:
+        yield found
+        return
+    paths.run_dir().mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="owned-", dir=paths.run_dir()))
+    try:
+        info = tritonprocess.start(
+            engine, directory, Ports(), owner=os.getpid(), options=options, timeout_s=timeout_s
+        )
+        try:
+            yield info
+        finally:
+            tritonprocess.stop(info)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _fitting(engine: Path, options: Mapping[str, Any] | None) -> ServerInfo | None:
+    with contextlib.suppress(ServerError):
+        info = status()
+        if info is not None and _is_current(info, engine):
+            _check_same(info, engine, Ports(), options)
+            return info
+    return None
+
+
+def _check_same(
+    info: ServerInfo, engine: Path, ports: Ports, options: Mapping[str, Any] | None
+) -> None:
+    """Raises ServerError unless the live server is the one asked for: somebody may be using it."""
+    differs = None
+    if Path(info.engine_dir) != engine:
+        differs = f"the engine {info.engine_dir}"
+    elif options is not None and json.loads(info.options) != json.loads(json.dumps(dict(options))):
+        differs = f"the options {info.options}"
+    actual = info.ports.names()
+    for name, wanted in ports.names().items():
+        if wanted is not None and wanted != actual[name]:
+            differs = f"the {name} port {actual[name]}"
+    if differs is not None:
+        raise ServerError(
+            f"a server (process {info.pid}) is already running with {differs}: `compllm down` "
+            "stops it"
+        )
+
+
+def _is_current(info: ServerInfo, engine: Path) -> bool:
+    is_same = Path(info.engine_dir) == engine
+    return is_same and info.engine_hash == tritonprocess.engine_hash(engine)
+
+
+def _checked_engine(engine_dir: str | Path | None) -> Path:
+    engine = Path(engine_dir or paths.engine_dir()).expanduser().resolve()
+    if not (engine / "manifest.json").is_file():
+        what = "holds no manifest.json" if engine.is_dir() else "does not exist"
+        raise ServerError(
+            f"no engine: {engine} {what}. `compllm up` builds the default one, build_openvino.py "
+            "any other"
+        )
+    return engine
+
+
+def _stop(info: ServerInfo) -> None:
+    tritonprocess.stop(info)
+    (paths.run_dir() / _STATE).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock() -> Iterator[None]:
+    """One start or stop at a time, over all processes of the user."""
+    paths.run_dir().mkdir(parents=True, exist_ok=True)
+    with (paths.run_dir() / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _read_state() -> ServerInfo | None:
+    path = paths.run_dir() / _STATE
+    try:
+        return ServerInfo(**json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, OSError) as error:
+        raise ServerError(
+            f"{path} is not readable ({error}): stop the server by hand and remove it"
+        ) from error
+
+
+def _write_state(info: ServerInfo) -> None:
+    path = paths.run_dir() / _STATE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
+    partial.replace(path)
