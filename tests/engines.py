@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+
 from compllm.embedded.adapters import read_peft, save_adapter_npz
 from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.embedded.executor import Executor

@@ -10,14 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import MakeAdapter
+from engines import Run, generate, make_engine, random_prompts, reference
+
 from compllm.embedded.adapters import read_peft
 from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.embedded.executor import Executor, ExecutorOptions
 from compllm.embedded.request import EngineRequest, EngineSampling
 from compllm.errors import EngineError
-
-from conftest import MakeAdapter
-from engines import Run, generate, make_engine, random_prompts, reference
 
 NUM_TOKENS = 12
 # Two candidates closer than this may swap places between summation orders; every other
