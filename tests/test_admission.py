@@ -74,7 +74,7 @@ async def test_no_more_than_the_limit_are_in_flight():
         ("oldest_query_first", [(1, 2), (1, 3), (1, 1), (2, 1)]),
         ("fifo", [(2, 1), (1, 1), (1, 3), (1, 2)]),
         ("deepest_first", [(2, 1), (1, 2), (1, 3), (1, 1)]),
-        ("least_remaining_work", [(1, 1), (1, 2), (1, 3), (2, 1)]),
+        ("least_remaining_work", [(1, 1), (1, 3), (1, 2), (2, 1)]),
     ],
 )
 async def test_the_policy_decides_who_is_woken(policy, order):

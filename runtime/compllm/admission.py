@@ -149,14 +149,12 @@ class Admission:
         counters.max_wait_s = max(counters.max_wait_s, wait_s)
 
     def _leave(self, engine: int) -> None:
-        self._queue.release(engine)
-        while (ticket := self._queue.pop(engine)) is not None:
+        while (ticket := self._queue.release(engine)) is not None:
             future = self._waiters.pop(ticket)
             if not future.done():
                 future.set_result(None)
                 return
-            # Its task was cancelled and has not run since: the next one gets the slot.
-            self._queue.release(engine)
+            # Its task was cancelled and has not run since: it passes the slot on.
 
 
 @dataclass(frozen=True, slots=True)

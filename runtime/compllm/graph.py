@@ -7,7 +7,7 @@ its nodes run. networkx is imported only where somebody exports to it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from compllm import _core
 from compllm.types import Bound, NodeStatus, Plan, SubQuery
@@ -93,7 +93,7 @@ class QueryGraph:
         return tuple(self._core.fail(node_id))
 
     def status(self, node_id: int) -> NodeStatus:
-        return cast("NodeStatus", self._core.state(node_id).name)
+        return self._core.state(node_id)
 
     def remaining_path(self, node_id: int) -> float:
         """The longest path of costs from the node to a leaf, its own cost included."""

@@ -49,20 +49,20 @@ bool AdmissionQueue::try_enter(std::size_t engine) {
     return true;
 }
 
-std::array<double, 4> AdmissionQueue::key_of(const Request& request) const {
+std::array<double, 3> AdmissionQueue::key_of(const Request& request) const {
     const auto query = static_cast<double>(request.query_seq);
     const auto node = static_cast<double>(request.node_id);
     switch (policy_) {
         case Policy::fifo:
             return {};
         case Policy::deepest_first:
-            return {-request.remaining_path, query, node, 0.0};
+            return {-request.remaining_path, query, node};
         case Policy::least_remaining_work:
-            return {request.remaining_work, query, -request.remaining_path, node};
+            return {request.remaining_work, query, -request.remaining_path};
         case Policy::oldest_query_first:
             break;
     }
-    return {query, -request.remaining_path, node, 0.0};
+    return {query, -request.remaining_path, node};
 }
 
 Ticket AdmissionQueue::push(const Request& request, std::size_t engine) {
@@ -88,7 +88,7 @@ Ticket AdmissionQueue::push(const Request& request, std::size_t engine) {
     entries_[slot] = {ticket, request.query_seq, static_cast<std::uint32_t>(engine), kNone, next};
 
     queue.heap.push_back({key_of(request), ticket});
-    std::ranges::push_heap(queue.heap, std::greater<>{});
+    std::push_heap(queue.heap.begin(), queue.heap.end(), std::greater<>{});
     ++queue.num_waiting;
     ++num_waiting_;
     return ticket;
@@ -98,7 +98,7 @@ std::optional<Ticket> AdmissionQueue::pop(std::size_t engine) {
     Engine& queue = at(engine);
     if (queue.num_in_flight >= queue.limit || queue.num_waiting == 0) return std::nullopt;
     while (true) {
-        std::ranges::pop_heap(queue.heap, std::greater<>{});
+        std::pop_heap(queue.heap.begin(), queue.heap.end(), std::greater<>{});
         const Ticket ticket = queue.heap.back().ticket;
         queue.heap.pop_back();
         if (!is_waiting(ticket)) continue;
@@ -108,11 +108,12 @@ std::optional<Ticket> AdmissionQueue::pop(std::size_t engine) {
     }
 }
 
-void AdmissionQueue::release(std::size_t engine) {
+std::optional<Ticket> AdmissionQueue::release(std::size_t engine) {
     Engine& queue = at(engine);
     if (queue.num_in_flight == 0)
         throw std::logic_error("engine " + std::to_string(engine) + " has nothing in flight");
     --queue.num_in_flight;
+    return pop(engine);
 }
 
 bool AdmissionQueue::is_waiting(Ticket ticket) const {
@@ -140,7 +141,7 @@ void AdmissionQueue::remove(Slot slot) {
 void AdmissionQueue::sweep(Engine& engine) {
     if (engine.heap.size() < 64 || engine.heap.size() < 2 * engine.num_waiting) return;
     std::erase_if(engine.heap, [this](const Item& item) { return !is_waiting(item.ticket); });
-    std::ranges::make_heap(engine.heap, std::greater<>{});
+    std::make_heap(engine.heap.begin(), engine.heap.end(), std::greater<>{});
 }
 
 bool AdmissionQueue::cancel(Ticket ticket) {

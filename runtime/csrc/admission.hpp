@@ -6,7 +6,6 @@
 #pragma once
 
 #include <array>
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -19,8 +18,8 @@ namespace compllm {
 
 using Ticket = std::int64_t;
 
-// Ties go to the older query, then the longer remaining path, the smaller node id, the earlier
-// arrival.
+// Ties go to the older query, then the longer remaining path, then the smaller node id; at last, and
+// with least_remaining_work instead of the node id, the earlier arrival.
 enum class Policy : std::uint8_t {
     oldest_query_first,    // by query, inside a query the longest remaining path first
     fifo,                  // by arrival in the queue
@@ -53,8 +52,8 @@ class AdmissionQueue {
     // The next request of the engine, which now holds a slot; nothing when none is free or waits.
     std::optional<Ticket> pop(std::size_t engine);
 
-    // A request that held a slot has ended.
-    void release(std::size_t engine);
+    // A request that held a slot has ended; the next one, which holds it now.
+    std::optional<Ticket> release(std::size_t engine);
 
     bool cancel(Ticket ticket);                                // false when it no longer waits
     std::vector<Ticket> cancel_query(std::int64_t query_seq);  // all that still waited
@@ -72,9 +71,15 @@ class AdmissionQueue {
 
     // What a heap holds: the smallest goes first.
     struct Item {
-        std::array<double, 4> key;
+        std::array<double, 3> key;
         Ticket ticket;  // rises with arrival: the last tie-break
-        auto operator<=>(const Item&) const = default;
+
+        // By hand: the three-way comparison of doubles took twice as long.
+        bool operator>(const Item& other) const {
+            for (std::size_t i = 0; i < key.size(); ++i)
+                if (key[i] != other.key[i]) return key[i] > other.key[i];
+            return ticket > other.ticket;
+        }
     };
 
     // A waiting request; the slots of a query form a list, so that all of them can be cancelled.
@@ -92,7 +97,7 @@ class AdmissionQueue {
 
     const Engine& at(std::size_t engine) const;
     Engine& at(std::size_t engine);
-    std::array<double, 4> key_of(const Request& request) const;
+    std::array<double, 3> key_of(const Request& request) const;
     bool is_waiting(Ticket ticket) const;
     void remove(Slot slot);
     void sweep(Engine& engine);

@@ -53,15 +53,6 @@ void add_nodes(QueryGraph& graph, const std::vector<NodeId>& ids,
 }
 
 void bind_graph(py::module_& m) {
-    py::native_enum<compllm::NodeState>(m, "NodeState", "enum.Enum")
-        .value("waiting", compllm::NodeState::waiting)
-        .value("ready", compllm::NodeState::ready)
-        .value("running", compllm::NodeState::running)
-        .value("done", compllm::NodeState::done)
-        .value("failed", compllm::NodeState::failed)
-        .value("skipped", compllm::NodeState::skipped)
-        .finalize();
-
     py::class_<compllm::StructuralBound>(m, "StructuralBound",
                                          "What the shape of a graph allows on any machine.")
         .def_readonly("num_nodes", &compllm::StructuralBound::num_nodes)
@@ -94,7 +85,11 @@ void bind_graph(py::module_& m) {
         .def("done", &QueryGraph::done, "id"_a)
         .def("fail", &QueryGraph::fail, "id"_a)
         .def("ready", &QueryGraph::ready)
-        .def("state", &QueryGraph::state, "id"_a)
+        // As text: making an object of a Python enum takes five times as long.
+        .def(
+            "state",
+            [](const QueryGraph& graph, NodeId id) { return compllm::name_of(graph.state(id)); },
+            "id"_a)
         .def("__len__", &QueryGraph::size)
         .def("__contains__", &QueryGraph::contains, "id"_a)
         .def_property_readonly("num_unfinished", &QueryGraph::num_unfinished)

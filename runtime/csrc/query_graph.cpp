@@ -40,9 +40,9 @@ QueryGraph::QueryGraph(std::size_t max_nodes, std::size_t max_depth)
 }
 
 QueryGraph::Index QueryGraph::index(NodeId id) const {
-    const auto found = index_.find(id);
-    if (found == index_.end()) throw UnknownNodeError("there is no " + node_name(id), id);
-    return found->second;
+    const Index found = index_.find(id);
+    if (found == kNone) throw UnknownNodeError("there is no " + node_name(id), id);
+    return found;
 }
 
 void QueryGraph::check_cost(double cost, NodeId id) {
@@ -54,39 +54,39 @@ void QueryGraph::check_cost(double cost, NodeId id) {
 // ---- running ----
 
 void QueryGraph::set_ready(Index node) {
-    state_[node] = NodeState::ready;
-    ready_position_[node] = static_cast<Index>(ready_.size());
+    nodes_[node].state = NodeState::ready;
+    nodes_[node].ready_position = static_cast<Index>(ready_.size());
     ready_.push_back(node);
 }
 
 void QueryGraph::take_from_ready(Index node) {
-    const Index hole = std::exchange(ready_position_[node], kNone), last = ready_.back();
+    const Index hole = std::exchange(nodes_[node].ready_position, kNone), last = ready_.back();
     ready_.pop_back();
     if (last == node) return;
     ready_[hole] = last;
-    ready_position_[last] = hole;
+    nodes_[last].ready_position = hole;
 }
 
 void QueryGraph::end(Index node, NodeState state) {
-    if (state_[node] == NodeState::ready) take_from_ready(node);
-    state_[node] = state;
+    if (nodes_[node].state == NodeState::ready) take_from_ready(node);
+    nodes_[node].state = state;
     --num_unfinished_;
-    remaining_work_ -= cost_[node];
+    remaining_work_ -= nodes_[node].cost;
 }
 
 void QueryGraph::check_can_end(Index node, const char* verb) const {
-    if (state_[node] != NodeState::ready && state_[node] != NodeState::running)
-        throw std::logic_error(node_name(ids_[node]) + " is " + name_of(state_[node]) +
+    if (nodes_[node].state != NodeState::ready && nodes_[node].state != NodeState::running)
+        throw std::logic_error(node_name(nodes_[node].id) + " is " + name_of(nodes_[node].state) +
                                ": only a ready or running node can " + verb);
 }
 
 void QueryGraph::start(NodeId id) {
     const Index node = index(id);
-    if (state_[node] != NodeState::ready)
-        throw std::logic_error(node_name(id) + " is " + name_of(state_[node]) +
+    if (nodes_[node].state != NodeState::ready)
+        throw std::logic_error(node_name(id) + " is " + name_of(nodes_[node].state) +
                                ": only a ready node can start");
     take_from_ready(node);
-    state_[node] = NodeState::running;
+    nodes_[node].state = NodeState::running;
 }
 
 std::vector<NodeId> QueryGraph::done(NodeId id) {
@@ -94,9 +94,9 @@ std::vector<NodeId> QueryGraph::done(NodeId id) {
     check_can_end(node, "be done");
     end(node, NodeState::done);
     std::vector<Index> freed;
-    for (Index e = first_child_[node]; e != kNone; e = edges_[e].next_of_parent) {
+    for (Index e = nodes_[node].first_child; e != kNone; e = edges_[e].next_of_parent) {
         const Index child = edges_[e].child;
-        if (--num_pending_[child] > 0 || state_[child] != NodeState::waiting) continue;
+        if (--nodes_[child].num_pending > 0 || nodes_[child].state != NodeState::waiting) continue;
         set_ready(child);
         freed.push_back(child);
     }
@@ -111,9 +111,9 @@ std::vector<NodeId> QueryGraph::fail(NodeId id) {
     while (!stack.empty()) {
         const Index at = stack.back();
         stack.pop_back();
-        for (Index e = first_child_[at]; e != kNone; e = edges_[e].next_of_parent) {
+        for (Index e = nodes_[at].first_child; e != kNone; e = edges_[e].next_of_parent) {
             const Index child = edges_[e].child;
-            if (state_[child] != NodeState::waiting) continue;
+            if (nodes_[child].state != NodeState::waiting) continue;
             end(child, NodeState::skipped);
             skipped.push_back(child);
             stack.push_back(child);
@@ -131,9 +131,9 @@ std::vector<NodeId> QueryGraph::ready() const { return sorted_ids(ready_); }
 void QueryGraph::raise_paths() {
     std::vector<std::pair<Index, Index>> queue;  // a heap of depth, node
     const auto enqueue = [&](Index node) {
-        if (is_queued_[node]) return;
-        is_queued_[node] = true;
-        queue.emplace_back(depth_[node], node);
+        if (nodes_[node].is_queued) return;
+        nodes_[node].is_queued = true;
+        queue.emplace_back(nodes_[node].depth, node);
         std::ranges::push_heap(queue);
     };
     for (const Index node : unpropagated_) enqueue(node);
@@ -142,12 +142,12 @@ void QueryGraph::raise_paths() {
         std::ranges::pop_heap(queue);
         const Index node = queue.back().second;
         queue.pop_back();
-        is_queued_[node] = false;
-        for (Index e = first_parent_[node]; e != kNone; e = edges_[e].next_of_child) {
+        nodes_[node].is_queued = false;
+        for (Index e = nodes_[node].first_parent; e != kNone; e = edges_[e].next_of_child) {
             const Index parent = edges_[e].parent;
-            const double through = cost_[parent] + remaining_[node];
-            if (through <= remaining_[parent]) continue;
-            remaining_[parent] = through;
+            const double through = nodes_[parent].cost + nodes_[node].remaining;
+            if (through <= nodes_[parent].remaining) continue;
+            nodes_[parent].remaining = through;
             enqueue(parent);
         }
     }
@@ -156,24 +156,31 @@ void QueryGraph::raise_paths() {
 double QueryGraph::remaining_path(NodeId id) {
     const Index node = index(id);
     if (!unpropagated_.empty()) raise_paths();
-    return remaining_[node];
+    return nodes_[node].remaining;
 }
 
 std::vector<QueryGraph::Index> QueryGraph::by_depth() const {
-    std::vector<Index> begin(num_levels_ + 2, 0), order(ids_.size());
-    for (const Index depth : depth_) ++begin[depth + 1];
+    std::vector<Index> begin(num_levels_ + 2, 0), order(nodes_.size());
+    for (const Node& node : nodes_) ++begin[node.depth + 1];
     std::partial_sum(begin.begin(), begin.end(), begin.begin());
-    for (std::size_t node = 0; node < ids_.size(); ++node)
-        order[begin[depth_[node]]++] = static_cast<Index>(node);
+    for (std::size_t node = 0; node < nodes_.size(); ++node)
+        order[begin[nodes_[node].depth]++] = static_cast<Index>(node);
     return order;
 }
 
+StructuralBound QueryGraph::bound() const {
+    std::vector<double> costs;
+    costs.reserve(nodes_.size());
+    for (const Node& node : nodes_) costs.push_back(node.cost);
+    return bound_of(costs);
+}
+
 StructuralBound QueryGraph::bound_of(const std::vector<double>& costs) const {
-    std::vector<double> end_at(ids_.size(), 0.0);
-    StructuralBound bound{ids_.size(), num_levels_, 0.0, 0.0};
+    std::vector<double> end_at(nodes_.size(), 0.0);
+    StructuralBound bound{nodes_.size(), num_levels_, 0.0, 0.0};
     for (const Index node : by_depth()) {
         double start = 0.0;
-        for (Index e = first_parent_[node]; e != kNone; e = edges_[e].next_of_child)
+        for (Index e = nodes_[node].first_parent; e != kNone; e = edges_[e].next_of_child)
             start = std::max(start, end_at[edges_[e].parent]);
         end_at[node] = start + costs[node];
         bound.total_cost += costs[node];
@@ -187,7 +194,7 @@ StructuralBound QueryGraph::bound(std::span<const NodeId> ids,
     if (ids.size() != costs.size())
         throw std::invalid_argument(std::to_string(ids.size()) + " ids and " +
                                     std::to_string(costs.size()) + " costs were given");
-    std::vector<double> by_node(this->ids_.size(), 0.0);
+    std::vector<double> by_node(nodes_.size(), 0.0);
     for (std::size_t i = 0; i < ids.size(); ++i) {
         check_cost(costs[i], ids[i]);
         by_node[index(ids[i])] = costs[i];
@@ -200,35 +207,37 @@ StructuralBound QueryGraph::bound(std::span<const NodeId> ids,
 std::vector<NodeId> QueryGraph::sorted_ids(std::vector<Index> nodes) const {
     std::vector<NodeId> ids;
     ids.reserve(nodes.size());
-    for (const Index node : nodes) ids.push_back(ids_[node]);
+    for (const Index node : nodes) ids.push_back(nodes_[node].id);
     std::ranges::sort(ids);
     return ids;
 }
 
 std::vector<std::vector<NodeId>> QueryGraph::levels() const {
     std::vector<std::vector<NodeId>> levels(num_levels_);
-    for (std::size_t node = 0; node < ids_.size(); ++node)
-        levels[depth_[node] - 1].push_back(ids_[node]);
+    for (std::size_t node = 0; node < nodes_.size(); ++node)
+        levels[nodes_[node].depth - 1].push_back(nodes_[node].id);
     for (auto& level : levels) std::ranges::sort(level);
     return levels;
 }
 
 std::vector<NodeId> QueryGraph::ids() const {
-    auto ids = ids_;
+    std::vector<NodeId> ids;
+    ids.reserve(nodes_.size());
+    for (const Node& node : nodes_) ids.push_back(node.id);
     std::ranges::sort(ids);
     return ids;
 }
 
 std::vector<NodeId> QueryGraph::parents(NodeId id) const {
     std::vector<Index> found;
-    for (Index e = first_parent_[index(id)]; e != kNone; e = edges_[e].next_of_child)
+    for (Index e = nodes_[index(id)].first_parent; e != kNone; e = edges_[e].next_of_child)
         found.push_back(edges_[e].parent);
     return sorted_ids(std::move(found));
 }
 
 std::vector<NodeId> QueryGraph::children(NodeId id) const {
     std::vector<Index> found;
-    for (Index e = first_child_[index(id)]; e != kNone; e = edges_[e].next_of_parent)
+    for (Index e = nodes_[index(id)].first_child; e != kNone; e = edges_[e].next_of_parent)
         found.push_back(edges_[e].child);
     return sorted_ids(std::move(found));
 }
@@ -239,7 +248,7 @@ std::vector<NodeId> QueryGraph::ancestors(NodeId id) const {
     while (!stack.empty()) {
         const Index node = stack.back();
         stack.pop_back();
-        for (Index e = first_parent_[node]; e != kNone; e = edges_[e].next_of_child)
+        for (Index e = nodes_[node].first_parent; e != kNone; e = edges_[e].next_of_child)
             if (const Index parent = edges_[e].parent; seen.insert(parent).second) {
                 found.push_back(parent);
                 stack.push_back(parent);
@@ -250,8 +259,8 @@ std::vector<NodeId> QueryGraph::ancestors(NodeId id) const {
 
 std::vector<NodeId> QueryGraph::leaves() const {
     std::vector<Index> found;
-    for (std::size_t node = 0; node < ids_.size(); ++node)
-        if (first_child_[node] == kNone) found.push_back(static_cast<Index>(node));
+    for (std::size_t node = 0; node < nodes_.size(); ++node)
+        if (nodes_[node].first_child == kNone) found.push_back(static_cast<Index>(node));
     return sorted_ids(std::move(found));
 }
 

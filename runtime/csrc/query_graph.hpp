@@ -12,9 +12,10 @@
 #include <span>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
+
+#include "id_map.hpp"
 
 namespace compllm {
 
@@ -73,9 +74,9 @@ class QueryGraph {
     std::vector<NodeId> done(NodeId id);  // ready or running -> done; the ids it made ready
     std::vector<NodeId> fail(NodeId id);  // ready or running -> failed; the descendants it skipped
     std::vector<NodeId> ready() const;    // ascending ids, like every list of ids below
-    NodeState state(NodeId id) const { return state_[index(id)]; }
+    NodeState state(NodeId id) const { return nodes_[index(id)].state; }
 
-    std::size_t size() const { return ids_.size(); }
+    std::size_t size() const { return nodes_.size(); }
     bool contains(NodeId id) const { return index_.contains(id); }
     std::size_t num_unfinished() const { return num_unfinished_; }  // waiting, ready or running
     bool is_finished() const { return num_unfinished_ == 0; }
@@ -85,8 +86,8 @@ class QueryGraph {
     double remaining_path(NodeId id);
 
     std::size_t depth() const { return num_levels_; }
-    std::size_t depth(NodeId id) const { return depth_[index(id)]; }  // 1 without parents
-    std::vector<std::vector<NodeId>> levels() const;                  // by depth
+    std::size_t depth(NodeId id) const { return nodes_[index(id)].depth; }  // 1 without parents
+    std::vector<std::vector<NodeId>> levels() const;                        // by depth
     std::vector<NodeId> ids() const;
     std::vector<NodeId> parents(NodeId id) const;
     std::vector<NodeId> children(NodeId id) const;
@@ -95,13 +96,26 @@ class QueryGraph {
 
     // With the costs given to the nodes, or with others (`costs[i]` is that of `ids[i]`; a node not
     // named costs nothing).
-    StructuralBound bound() const { return bound_of(cost_); }
+    StructuralBound bound() const;
     StructuralBound bound(std::span<const NodeId> ids, std::span<const double> costs) const;
 
   private:
-    using Index = std::int32_t;
-    static constexpr Index kNone = -1;
+    using Index = IdMap::Index;
+    static constexpr Index kNone = IdMap::kNone;
     static constexpr auto kMost = static_cast<std::size_t>(std::numeric_limits<Index>::max());
+
+    // One record: what an event touches of a node lies in one cache line.
+    struct Node {
+        NodeId id;
+        double cost;
+        double remaining;  // longest path of costs to a leaf, up to date but for unpropagated_
+        Index depth;
+        Index num_pending = 0;                            // parents that are not done
+        Index first_child = kNone, first_parent = kNone;  // edges
+        Index ready_position = kNone;
+        NodeState state = NodeState::waiting;
+        bool is_queued = false;  // scratch of raise_paths
+    };
 
     struct Edge {
         Index parent, child;
@@ -114,7 +128,7 @@ class QueryGraph {
     void check_new(NodeId id, std::size_t num_new) const;
     void check_depth(std::size_t depth, NodeId id) const;
     void check_can_end(Index node, const char* verb) const;
-    Index append(NodeId id, double cost);
+    Index append(NodeId id, double cost, Index depth);
     void link(Index parent, Index child);
     bool settle(Index node);
     void set_ready(Index node);
@@ -128,18 +142,11 @@ class QueryGraph {
     std::vector<NodeId> sorted_ids(std::vector<Index> nodes) const;
 
     std::size_t max_nodes_, max_depth_;
-    std::unordered_map<NodeId, Index> index_;
-
-    // One entry a node.
-    std::vector<NodeId> ids_;
-    std::vector<NodeState> state_;
-    std::vector<double> cost_, remaining_;
-    std::vector<Index> depth_, num_pending_, first_child_, first_parent_, ready_position_;
-
+    IdMap index_;
+    std::vector<Node> nodes_;
     std::vector<Edge> edges_;
-    std::vector<Index> ready_;         // unordered; ready_position_ points into it
-    std::vector<bool> is_queued_;      // scratch of raise_paths
-    std::vector<Index> unpropagated_;  // remaining_ may be too small above these
+    std::vector<Index> ready_;         // unordered; Node::ready_position points into it
+    std::vector<Index> unpropagated_;  // Node::remaining may be too small above these
     std::size_t num_levels_ = 0, num_unfinished_ = 0;
     double remaining_work_ = 0.0;
 };
