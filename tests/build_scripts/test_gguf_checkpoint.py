@@ -1,0 +1,149 @@
+"""A GGUF made here becomes a checkpoint that transformers loads, with the tokenizer SmolLM has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compllm.build_scripts import gguf_checkpoint
+from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.errors import EngineError
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+HIDDEN, HEADS, KV_HEADS, MIDDLE = 64, 4, 2, 96
+
+
+def vocabulary() -> list[str]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return [*SPECIAL, *sorted(ByteLevel.alphabet()), "he", "12", "hel"]
+
+
+def write_gguf(path: Path, *, pre: str = "smollm", architecture: str = "llama") -> dict[str, Any]:
+    """A llama of one layer with random float32 weights. Returns the tensors it wrote."""
+    from gguf import GGUFWriter
+
+    tokens = vocabulary()
+    writer = GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(256)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(MIDDLE)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
+    writer.add_token_merges(["h e", "1 2", "he l"])
+    for add, index in (("bos", 1), ("eos", 2), ("pad", 2), ("unk", 0)):
+        getattr(writer, f"add_{add}_token_id")(index)
+    writer.add_chat_template("{{ messages }}")
+    random = np.random.default_rng(0)
+    kv = HIDDEN // HEADS * KV_HEADS
+    shapes = {
+        "token_embd": (len(tokens), HIDDEN),
+        "blk.0.attn_q": (HIDDEN, HIDDEN),
+        "blk.0.attn_k": (kv, HIDDEN),
+        "blk.0.attn_v": (kv, HIDDEN),
+        "blk.0.attn_output": (HIDDEN, HIDDEN),
+        "blk.0.ffn_gate": (MIDDLE, HIDDEN),
+        "blk.0.ffn_up": (MIDDLE, HIDDEN),
+        "blk.0.ffn_down": (HIDDEN, MIDDLE),
+        "blk.0.attn_norm": (HIDDEN,),
+        "blk.0.ffn_norm": (HIDDEN,),
+        "output_norm": (HIDDEN,),
+    }
+    tensors = {name: random.normal(size=s).astype(np.float32) for name, s in shapes.items()}
+    for name, value in tensors.items():
+        writer.add_tensor(f"{name}.weight", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    source = tmp_path_factory.mktemp("gguf")
+    tensors = write_gguf(source / "tiny.gguf")
+    directory = tmp_path_factory.mktemp("converted")
+    gguf_checkpoint.convert(source / "tiny.gguf", directory)
+    return directory, tensors
+
+
+def test_result_is_a_valid_checkpoint(converted: tuple[Path, dict[str, Any]]) -> None:
+    shape = validate_checkpoint(converted[0])
+    assert (shape.num_layers, shape.hidden, shape.intermediate) == (1, HIDDEN, MIDDLE)
+    assert (shape.num_heads, shape.num_kv_heads, shape.vocab) == (4, 2, len(vocabulary()))
+
+
+def test_weights_arrive_in_fp16(converted: tuple[Path, dict[str, Any]]) -> None:
+    from safetensors.numpy import load_file
+
+    directory, tensors = converted
+    loaded = load_file(directory / "model.safetensors")
+    expected = tensors["blk.0.ffn_up"].astype(np.float16)
+    np.testing.assert_array_equal(loaded["model.layers.0.mlp.up_proj.weight"], expected)
+
+
+def test_rotary_halves_are_put_back_in_order(converted: tuple[Path, dict[str, Any]]) -> None:
+    """A GGUF interleaves the halves of each head of q and k; transformers has one after the other."""
+    from safetensors.numpy import load_file
+
+    directory, tensors = converted
+    loaded = load_file(directory / "model.safetensors")["model.layers.0.self_attn.k_proj.weight"]
+    interleaved = tensors["blk.0.attn_k"].reshape(KV_HEADS, -1, 2, HIDDEN)
+    expected = interleaved.swapaxes(1, 2).reshape(loaded.shape)
+    np.testing.assert_array_equal(loaded, expected.astype(np.float16))
+
+
+def test_tokenizer_splits_digits_and_adds_nothing(converted: tuple[Path, dict[str, Any]]) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(converted[0])
+    assert tokenizer("hel 12<|im_end|>").tokens() == ["hel", "Ġ", "1", "2", "<|im_end|>"]
+    assert len(tokenizer) == len(vocabulary())
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert tokenizer.chat_template == "{{ messages }}"
+    assert tokenizer.model_max_length == 256
+
+
+def test_unknown_splitting_is_refused(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "other.gguf", pre="qwen2")
+    with pytest.raises(EngineError, match="'qwen2'"):
+        gguf_checkpoint.convert(tmp_path / "other.gguf", tmp_path)
+
+
+def test_the_real_base_speaks_chatml(base_dir: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi 42"}]
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi 42<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert (ids[0], ids.count(1), ids.count(2)) == (1, 3, 2)
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_the_real_base_knows_the_capital_of_france(base_dir: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base_dir)
+    model: Any = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
+    inputs = tokenizer("The capital of France is", return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert str(tokenizer.decode(output[0])).startswith("The capital of France is Paris.")

@@ -1,0 +1,114 @@
+"""Checkpoints: the two families pass, everything that would fail later is told by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import rewrite_json
+from safetensors.numpy import load_file, save_file
+
+from compllm.embedded.checkpoint import validate_checkpoint, weight_files
+from compllm.embedded.shape import BaseShape
+from compllm.errors import EngineError
+
+
+@pytest.fixture
+def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+def test_shape_and_name_are_read(tiny_checkpoint: Path) -> None:
+    shape = validate_checkpoint(tiny_checkpoint)
+    assert shape == BaseShape(2, 64, 96, 4, 2, 16, 49152, name="tiny-llama")
+    assert shape.module_shapes()["down_proj"] == (64, 96)
+    assert shape.module_shapes()["k_proj"] == (32, 64)
+
+
+def test_qwen2_with_sharded_weights_passes(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    sizes: dict[str, Any] = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": False,
+    }
+    model = Qwen2ForCausalLM(Qwen2Config(**sizes))  # type: ignore[no-untyped-call]
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_checkpoint / name, tmp_path / name)
+    assert len(weight_files(tmp_path)) > 1
+    assert validate_checkpoint(tmp_path).head_dim == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": ["MistralForCausalLM"]}, "is a MistralForCausalLM; supported are"),
+        ({"architectures": None}, "unknown architecture"),
+        ({"quantization_config": {"bits": 4}}, "quantised already"),
+        ({"hidden_size": None}, "hidden_size is None"),
+        ({"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
+        ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
+        ({"hidden_size": 66, "head_dim": None}, "no multiple of 4 heads"),
+        ({"intermediate_size": 97}, r"gate_proj.weight is \[96, 64\], config.json says \[97, 64\]"),
+        ({"num_hidden_layers": 3}, r"no tensor model\.layers\.2"),
+        ({"tie_word_embeddings": False}, r"no tensor lm_head\.weight"),
+    ],
+)
+def test_config_that_cannot_be_built_is_refused(
+    copy: Path, changes: dict[str, Any], said: str
+) -> None:
+    rewrite_json(copy / "config.json", changes)
+    with pytest.raises(EngineError, match=said):
+        validate_checkpoint(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:50])]
+)
+def test_missing_and_damaged_files_are_named(
+    copy: Path, name: str, damage: Callable[[Path], Any]
+) -> None:
+    damage(copy / name)
+    with pytest.raises(EngineError, match=name):
+        validate_checkpoint(copy)
+
+
+def test_missing_shard_is_named(copy: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EngineError, match=r"model-00001-of-00002\.safetensors is missing"):
+        validate_checkpoint(copy)
+
+
+def test_index_that_leaves_the_folder_is_refused(copy: Path) -> None:
+    index = {"weight_map": {"model.norm.weight": "../../etc/passwd"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EngineError, match="outside its folder"):
+        validate_checkpoint(copy)
+
+
+def test_missing_norm_is_named(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"] = np.zeros(3, np.float32)
+    save_file(tensors, copy / "model.safetensors")
+    with pytest.raises(EngineError, match=r"model\.norm\.weight is \[3\]"):
+        validate_checkpoint(copy)
+
+
+def test_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="nowhere is not a directory"):
+        validate_checkpoint(tmp_path / "nowhere")
