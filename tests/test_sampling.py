@@ -124,6 +124,28 @@ def test_top_k_ties_keep_the_lower_ids() -> None:
     assert drawn_set(row, EngineSampling(top_k=3)) == {0, 1, 2}
 
 
+def test_top_p_ties_keep_the_lower_ids() -> None:
+    ids, shares = SamplerState(EngineSampling(top_k=0, top_p=0.25)).distribution(
+        np.zeros(VOCAB, np.float32)
+    )
+    assert ids.tolist() == list(range(VOCAB // 4))
+    np.testing.assert_allclose(shares, 4 / VOCAB)
+
+
+@given(st.integers(0, 10_000), st.floats(0.01, 0.999), st.sampled_from([1, 5, 1500, 9000]))
+def test_the_nucleus_equals_a_full_sort(seed: int, top_p: float, vocab: int) -> None:
+    # Few different values: ties everywhere.
+    weights = 2.0 ** np.random.default_rng(seed).integers(-6, 1, vocab)
+    row = np.log(weights).astype(np.float32)
+    exact = np.exp(row - row.max(), dtype=np.float32)
+    order = np.lexsort((np.arange(vocab), -exact))
+    cumulated = np.cumsum(exact[order], dtype=np.float64)
+    expected = order[: int(cumulated.searchsorted(top_p * exact.sum(dtype=np.float64))) + 1]
+    ids, _ = SamplerState(EngineSampling(top_k=0, top_p=top_p)).distribution(row)
+    assert abs(len(ids) - len(expected)) <= 1  # the sums run in another order and round otherwise
+    assert set(ids) <= set(order[: len(expected) + 1])
+
+
 def test_top_p_zero_keeps_every_token_and_a_tiny_one_keeps_the_best() -> None:
     row = np.array([0.0, 0.1, 0.2], np.float32)
     assert drawn_set(row, EngineSampling(top_k=0, top_p=0)) == {0, 1, 2}

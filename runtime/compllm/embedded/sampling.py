@@ -30,7 +30,7 @@ _NEG_INF = np.float32(-np.inf)
 # Rows of the folded logits in _top_ids: keeps both its reductions short at 32k-150k tokens.
 _FOLD = 32
 _BLOCK = 256
-_FIRST_CANDIDATES = 128  # top-p looks at this many first; a peaked distribution needs fewer
+_MAX_SORTED = 1024  # candidates of top-p; sorting fewer gains nothing
 
 
 class TokenGuide(Protocol):
@@ -147,32 +147,22 @@ class SamplerState:
         return int(ids[_place(cumulated, u)])
 
     def distribution(self, row: Logits) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The tokens that can be drawn, best first (ties by lower id), and their probabilities."""
+        """The tokens that can be drawn, and their probabilities."""
         ids, cumulated = self._kept(row, row.max())
         return ids, np.diff(cumulated, prepend=0.0) / cumulated[-1]
 
     def _kept(
         self, row: Logits, highest: np.float32
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Temperature, top-k, top-p: the tokens left, best first, and their cumulated weights."""
+        """Temperature, top-k, top-p: the tokens left and their cumulated weights."""
         temperature, top_k, top_p = self.sampling.temperature, self.sampling.top_k, self._top_p
-        ids = _top_ids(row, top_k or _FIRST_CANDIDATES)
-        cumulated = np.cumsum(_weights(row[ids], highest, temperature), dtype=np.float64)
-        if top_k:
-            mass = top_p * cumulated[-1]
-        else:
+        if top_k == 0:
             weights = _weights(row, highest, temperature)
-            total = weights.sum(dtype=np.float64)
-            mass = top_p * total
-            if cumulated[-1] < mass or top_p == 1:
-                # Tokens below this weight hold less than 1 - top_p even together: never kept.
-                # Halved against rounding.
-                floor = 0.5 * (1 - top_p) * total / row.size
-                ids = _best_first(row, np.flatnonzero(weights >= floor))
-                cumulated = np.cumsum(weights[ids], dtype=np.float64)
+            return _nucleus(weights, top_p) if top_p < 1 else _all(weights)
+        ids = _top_ids(row, top_k)
+        cumulated = np.cumsum(_weights(row[ids], highest, temperature), dtype=np.float64)
         if top_p < 1:
-            # The smallest set whose probability reaches top_p; never empty.
-            num_kept = int(cumulated.searchsorted(mass)) + 1
+            num_kept = int(cumulated.searchsorted(top_p * cumulated[-1])) + 1
             ids, cumulated = ids[:num_kept], cumulated[:num_kept]
         return ids, cumulated
 
@@ -381,6 +371,40 @@ def _best_first(row: Logits, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     keys = (~rising << 32) | ids
     keys.sort()
     return keys & 0xFFFFFFFF
+
+
+def _nucleus(weights: Logits, top_p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The smallest set of best tokens that holds `top_p` of the weight, ties by lower id, and their
+    cumulated weights. Never empty.
+
+    Sorting all candidates is what costs: halve them around a pivot, as quickselect does, until the
+    few are left among which the set ends.
+    """
+    total = weights.sum(dtype=np.float64)
+    missing = top_p * total
+    # Tokens below the floor hold less than 1 - top_p even together. Halved against rounding.
+    ids = np.flatnonzero(weights >= 0.5 * (1 - top_p) * total / weights.size)
+    inside: list[NDArray[np.int64]] = []
+    while ids.size > _MAX_SORTED:
+        values = weights[ids]
+        is_better = values >= np.median(values[:: ids.size // 64])
+        mass = values[is_better].sum(dtype=np.float64)
+        if mass < missing:
+            inside.append(ids[is_better])
+            missing -= mass
+            ids = ids[~is_better]
+        elif is_better.all():
+            break  # one value many times
+        else:
+            ids = ids[is_better]
+    ids = _best_first(weights, ids)
+    num_kept = int(np.cumsum(weights[ids], dtype=np.float64).searchsorted(missing)) + 1
+    kept = np.concatenate([*inside, ids[:num_kept]])
+    return kept, np.cumsum(weights[kept], dtype=np.float64)
+
+
+def _all(weights: Logits) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    return np.arange(weights.size), np.cumsum(weights, dtype=np.float64)
 
 
 def _draw_any(weights: Logits, u: float) -> int:
