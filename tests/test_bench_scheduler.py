@@ -1,0 +1,70 @@
+"""Smoke runs of the scheduler benchmark and of the report all benchmarks end with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+
+import pytest
+from benchmarks import bench_scheduler, report
+
+
+def test_a_quick_run_ends_stdout_with_the_json_it_saves(tmp_path, capsys):
+    bench_scheduler.main(["--quick", "--out", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    data = json.loads(lines[-1])
+    assert json.loads((tmp_path / "bench_scheduler.json").read_text()) == data
+    graph, queue, slots = data["tables"].values()
+    assert {row["library"] for row in graph} == {*bench_scheduler.LIBRARIES}
+    assert {row["live_queries"] for row in queue} == {200}
+    assert {row["face"] for row in slots} == {"Admission", "asyncio.Semaphore", "nothing"}
+    assert data["hardware"]["num_cores"] >= 1
+    assert data["arguments"] == {"part": None, "seed": 0, "quick": True}
+
+
+@pytest.mark.parametrize("name", bench_scheduler.LIBRARIES)
+def test_every_library_runs_the_same_graph_to_its_end(name):
+    parents = bench_scheduler.random_dag(50, random.Random(1))
+    ready, done = bench_scheduler.LIBRARIES[name](parents)
+    waiting, seen = list(ready), set()
+    while waiting:
+        node = waiting.pop()
+        assert set(parents[node]) <= seen
+        seen.add(node)
+        waiting.extend(done(node))
+    assert seen == set(range(50))
+
+
+def test_the_same_seed_makes_the_same_graph():
+    graphs = [bench_scheduler.random_dag(20, random.Random(seed)) for seed in (3, 3, 4)]
+    assert graphs[0] == graphs[1] != graphs[2]
+
+
+def test_percentiles_are_values_that_were_measured():
+    assert report.percentiles([3.0, 1.0, 2.0]) == {"p50": 2.0, "p95": 3.0, "p99": 3.0}
+    assert report.percentiles(range(1, 101)) == {"p50": 50, "p95": 95, "p99": 99}
+    with pytest.raises(ValueError, match="no values"):
+        report.percentiles([])
+
+
+def test_a_quick_run_never_replaces_the_results_of_a_real_one(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    arguments = argparse.Namespace(quick=True, out=tmp_path, seed=0)
+    made = report.Report("nothing", arguments)
+    made.add("a table", cell=1.5, other=None)
+    made.finish()
+    assert not list(tmp_path.iterdir())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "nothing"
+
+
+def test_a_plot_is_saved_beside_the_results(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    made = report.Report("drawn", argparse.Namespace(quick=False, out=tmp_path, seed=0))
+    made.add("a table", x=1)
+    made.finish(lambda axes, tables: axes.plot([row["x"] for row in tables["a table"]]))
+    assert {path.name for path in tmp_path.iterdir()} == {"drawn.json", "drawn.png"}
+
+
+def test_versions_name_what_is_absent():
+    assert report.versions(["no-such-package"])["no-such-package"] == "absent"
