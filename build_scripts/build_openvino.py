@@ -27,6 +27,7 @@ from compllm.build_scripts.staging import (
     recover,
     require_free_space,
     run_script,
+    saving,
     say,
     staged_directory,
 )
@@ -163,16 +164,12 @@ def update_adapters(
 
 def _build_base(checkpoint: Path, partial: Path, dtype: str) -> dict[str, FileEntry]:
     """The base step: weights, config and tokenizer into `partial`."""
-    from safetensors import SafetensorError
-
     size = sum(path.stat().st_size for path in weight_files(checkpoint))
     require_free_space(partial, size, "building the engine")
     say(f"building the base of the engine ({dtype})")
     started = time.monotonic()
-    try:
+    with saving("building the engine", partial):
         model.build_base(checkpoint, partial, dtype)
-    except SafetensorError as error:  # its writer reports a full disk this way
-        raise EngineError(f"building the engine in {partial} failed: {error}") from error
     for name in copied_files(checkpoint):
         shutil.copyfile(checkpoint / name, partial / name)
     for path in partial.iterdir():

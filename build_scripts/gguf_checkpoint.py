@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compllm.build_scripts.staging import saving
 from compllm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _PROBES = ("The capital of France is Paris.", "2024-11-30: 12345 + 6789", "  naÃ
 def convert(gguf: Path, directory: Path) -> None:
     """Write config.json, model.safetensors (fp16), generation_config.json and the tokenizer.
 
-    Raises EngineError for a GGUF of another kind than the pinned one.
+    Raises EngineError for a GGUF of another kind than the pinned one, ConfigError for a full disk.
     """
     from gguf import GGUFReader
 
@@ -121,7 +122,8 @@ def _convert_weights(gguf: Path, directory: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, dtype=torch.float16
     )
-    model.save_pretrained(directory)
+    with saving("converting the base model", directory):
+        model.save_pretrained(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     config.pop("_model_name_or_path", None)  # the GGUF's internal working title
     config["rms_norm_eps"] = float(f"{config['rms_norm_eps']:.6g}")  # 1e-5, stored there as float32

@@ -38,6 +38,20 @@ def os_error_message(doing: str, path: Path, error: OSError) -> str:
     return f"{doing}: {error.strerror or error}: {where}"
 
 
+@contextmanager
+def saving(doing: str, path: Path) -> Iterator[None]:
+    """Around code that writes safetensors: its writer hides OSError behind a type of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        code = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+        raise ConfigError(
+            os_error_message(doing, path, OSError(code, str(error), str(path)))
+        ) from error
+
+
 def require_free_space(path: Path, num_bytes: int, doing: str) -> None:
     """Raises ConfigError when less is free for `path` (which need not exist yet)."""
     place = path

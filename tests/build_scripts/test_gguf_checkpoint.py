@@ -95,7 +95,7 @@ def test_weights_arrive_in_fp16(converted: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_rotary_halves_are_put_back_in_order(converted: tuple[Path, dict[str, Any]]) -> None:
-    """A GGUF interleaves the halves of each head of q and k; transformers has one after the other."""
+    """A GGUF interleaves the halves of a head of q and k; transformers has one after the other."""
     from safetensors.numpy import load_file
 
     directory, tensors = converted

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from compllm.build_scripts import staging
 from compllm.errors import ConfigError
@@ -100,6 +101,23 @@ with staging.exclusive(pathlib.Path({str(target)!r})):
         assert other.poll() is None
     out, _ = other.communicate(timeout=60)
     assert out == "in\n"
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        ("I/O error: No space left on device (os error 28)", "no space left for"),
+        ("odd", "Error while serializing: odd"),
+    ],
+)
+def test_full_disk_is_recognised_in_the_words_of_safetensors(
+    tmp_path: Path, cause: str, said: str
+) -> None:
+    with (
+        pytest.raises(ConfigError, match=f"^building: {said}"),
+        staging.saving("building", tmp_path),
+    ):
+        raise SafetensorError(f"Error while serializing: {cause}")
 
 
 def test_too_little_space_is_told_before_the_work(tmp_path: Path) -> None:
