@@ -4,7 +4,7 @@
 
 graph: build a random DAG node by node and run it, one event per finished node, with the core, its
 Python face, graphlib, networkx and rustworkx. admission: a node's end among thousands of live
-queries: graph done, push of what became ready, release to the next. No engine is part of either.
+queries: graph done, what became ready enters, release to the next. No engine is part of either.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIZES = (8, 64, 1_024, 16_384, 131_072, 1_000_000)
 QUICK_SIZES = (8, 64, 1_024)
 
 GRAPH_TABLE = "graph: us of CPU per node"
-QUEUE_TABLE = "admission: us per node event (done, push, release)"
+QUEUE_TABLE = "admission: us per node event (done, enter, release)"
 
 BLOCK = 100  # node events between two looks at the CPU clock
 
@@ -198,7 +198,7 @@ def bench_graph(report: Report, arguments: argparse.Namespace) -> None:
 class LiveQueries:
     """Thousands of queries that take turns on two engines; who ends is replaced by a new query."""
 
-    LIMITS = (64, 32)
+    LIMITS = (64, 64)
     NODES = 8
 
     def __init__(self, policy: str, num_queries: int, rng: random.Random) -> None:
@@ -215,27 +215,23 @@ class LiveQueries:
         self.running: list[tuple[int, QueryGraph, int, int]] = []
         for _ in range(num_queries):
             self.start_query()
-        for engine, limit in enumerate(self.LIMITS):
-            for _ in range(limit):
-                self.run(self.queue.pop(engine), engine)
 
     def start_query(self) -> None:
         graph = self._core.QueryGraph(self.NODES, self.NODES)
         for node, parents in enumerate(self._rng.choice(self.shapes)):
             graph.add_node(node, parents, 1.0 + node % 3)
-        self.push(self.num_started, graph, graph.ready())
+        self.enter(self.num_started, graph, graph.ready())
         self.num_started += 1
 
-    def push(self, seq: int, graph: QueryGraph, ready: list[int]) -> None:
+    def enter(self, seq: int, graph: QueryGraph, ready: list[int]) -> None:
         for node in ready:
-            ticket = self.queue.push(
-                seq, node, graph.remaining_path(node), graph.remaining_work, (seq + node) & 1
-            )
-            self.waiting[ticket] = (seq, graph, node)
-
-    def run(self, ticket: int | None, engine: int) -> None:
-        if ticket is not None:
-            self.running.append((*self.waiting.pop(ticket), engine))
+            engine = (seq + node) & 1
+            path, work = graph.remaining_path(node), graph.remaining_work
+            ticket = self.queue.enter(seq, node, path, work, engine)
+            if ticket is None:
+                self.running.append((seq, graph, node, engine))
+            else:
+                self.waiting[ticket] = (seq, graph, node)
 
     def end_one(self) -> float:
         """A random running node ends: microseconds until the engine's next request is known.
@@ -247,8 +243,10 @@ class LiveQueries:
         running[position], running[-1] = running[-1], running[position]
         seq, graph, node, engine = running.pop()
         started = time.perf_counter_ns()
-        self.push(seq, graph, graph.done(node))
-        self.run(self.queue.release(engine), engine)
+        self.enter(seq, graph, graph.done(node))
+        ticket = self.queue.release(engine)
+        if ticket is not None:
+            running.append((*self.waiting.pop(ticket), engine))
         ended = time.perf_counter_ns()
         self.num_finished += graph.is_finished
         return (ended - started) / 1e3

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 import compllm
 from compllm import _core
-from compllm.errors import CycleError, PlanError, UnknownNodeError
+from compllm.errors import BackendUnavailable, CycleError, PlanError, UnknownNodeError
 
 BIG = 1_000_000
 Dag = dict[int, tuple[int, ...]]  # node to its parents
@@ -272,33 +272,18 @@ class QueueMachine(RuleBasedStateMachine):
     engines = st.sampled_from([0, 1])
 
     @rule(query=small, node=small, path=small, work=small, engine=engines)
-    def push(self, query, node, path, work, engine):
-        if len(self.waiting) == self.MAX_WAITING:
-            with pytest.raises(Exception, match="12 requests wait already"):
-                self.queue.push(query, node, path, work, engine)
-            return
-        ticket = self.queue.push(query, node, path, work, engine)
-        assert all(ticket > other for other in self.waiting)
-        self.waiting[ticket] = (query, node, path, work, engine)
-
-    def take(self, engine: int) -> int | None:
-        """The ticket that must come next, moved in flight; None where no slot is free."""
-        if self.in_flight[engine] == self.LIMITS[engine] or not self.of_engine(engine):
-            return None
-        ticket = min(self.of_engine(engine), key=self.order)
-        del self.waiting[ticket]
-        self.in_flight[engine] += 1
-        return ticket
-
-    @rule(engine=engines)
-    def pop(self, engine):
-        assert self.queue.pop(engine) == self.take(engine)
-
-    @rule(engine=engines)
-    def try_enter(self, engine):
-        is_free = self.in_flight[engine] < self.LIMITS[engine] and not self.of_engine(engine)
-        assert self.queue.try_enter(engine) == is_free
-        self.in_flight[engine] += is_free
+    def enter(self, query, node, path, work, engine):
+        request = (query, node, path, work, engine)
+        if self.in_flight[engine] < self.LIMITS[engine]:
+            assert self.queue.enter(*request) is None
+            self.in_flight[engine] += 1
+        elif len(self.waiting) == self.MAX_WAITING:
+            with pytest.raises(BackendUnavailable, match="12 requests wait already"):
+                self.queue.enter(*request)
+        else:
+            ticket = self.queue.enter(*request)
+            assert all(ticket > other for other in self.waiting)
+            self.waiting[ticket] = request
 
     @rule(engine=engines)
     def release(self, engine):
@@ -306,8 +291,12 @@ class QueueMachine(RuleBasedStateMachine):
             with pytest.raises(RuntimeError, match="nothing in flight"):
                 self.queue.release(engine)
             return
-        self.in_flight[engine] -= 1
-        assert self.queue.release(engine) == self.take(engine)
+        ticket = min(self.of_engine(engine), key=self.order, default=None)
+        assert self.queue.release(engine) == ticket
+        if ticket is None:
+            self.in_flight[engine] -= 1
+        else:
+            del self.waiting[ticket]
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
@@ -425,18 +414,20 @@ def test_a_wrong_engine_or_limit_is_refused():
         _core.AdmissionQueue([1, 0], _core.Policy.fifo, 1)
     queue = _core.AdmissionQueue([1], _core.Policy.fifo, 1)
     with pytest.raises(IndexError, match="no engine 1 among 1"):
-        queue.push(0, 0, 1.0, 1.0, 1)
+        queue.enter(0, 0, 1.0, 1.0, 1)
     with pytest.raises(ValueError, match="not finite"):
-        queue.push(0, 0, float("nan"), 1.0, 0)
+        queue.enter(0, 0, float("nan"), 1.0, 0)
 
 
 def test_the_one_request_left_is_found_below_many_cancelled_ones():
     queue = _core.AdmissionQueue([1], _core.Policy.oldest_query_first, BIG)
-    tickets = [queue.push(query, 0, 1.0, 1.0, 0) for query in range(5000)]
+    assert queue.enter(0, 0, 1.0, 1.0, 0) is None
+    tickets = [queue.enter(query, 0, 1.0, 1.0, 0) for query in range(5000)]
     for query in range(4999):
         queue.cancel_query(query)
     assert len(queue) == 1
-    assert queue.pop(0) == tickets[-1]
+    assert queue.release(0) == tickets[-1]
+    assert queue.release(0) is None
 
 
 @pytest.mark.slow
@@ -469,4 +460,4 @@ def test_the_stub_names_the_parameters_of_the_module():
             signatures = re.findall(rf"{function.name}\((.*)\) ->", member.__doc__)
             assert names in [re.findall(r"(\w+): ", signature) for signature in signatures]
             num_checked += 1
-    assert num_checked > 30
+    assert num_checked > 25

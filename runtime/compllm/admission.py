@@ -113,15 +113,8 @@ class Admission:
 
     async def _enter(self, slot: _Slot) -> None:
         counters = self._counters[slot.engine]
-        if not self._queue.try_enter(slot.engine):
-            await self._wait(slot, counters)
-        counters.num_admitted += 1
-
-    async def _wait(self, slot: _Slot, counters: _Counters) -> None:
-        loop = asyncio.get_running_loop()
-        since = loop.time()
         try:
-            ticket = self._queue.push(
+            ticket = self._queue.enter(
                 slot.query_seq,
                 slot.node_id,
                 slot.remaining_path,
@@ -132,6 +125,13 @@ class Admission:
             error.node_id = slot.node_id
             counters.num_refused += 1
             raise
+        if ticket is not None:
+            await self._wait(ticket, slot.engine, counters)
+        counters.num_admitted += 1
+
+    async def _wait(self, ticket: int, engine: int, counters: _Counters) -> None:
+        loop = asyncio.get_running_loop()
+        since = loop.time()
         future = loop.create_future()
         self._waiters[ticket] = future
         try:
@@ -141,7 +141,7 @@ class Admission:
                 self._queue.cancel(ticket)
             elif not future.cancelled():
                 # Woken and cancelled in the same turn of the loop: the slot is ours to pass on.
-                self._leave(slot.engine)
+                self._leave(engine)
             raise
         wait_s = loop.time() - since
         counters.num_waited += 1

@@ -42,11 +42,24 @@ AdmissionQueue::Engine& AdmissionQueue::at(std::size_t engine) {
     return const_cast<Engine&>(std::as_const(*this).at(engine));
 }
 
-bool AdmissionQueue::try_enter(std::size_t engine) {
+std::optional<Ticket> AdmissionQueue::enter(const Request& request, std::size_t engine) {
     Engine& queue = at(engine);
-    if (queue.num_in_flight >= queue.limit || queue.num_waiting > 0) return false;
+    // A NaN in a key would break the order of the whole heap.
+    if (!std::isfinite(request.remaining_path) || !std::isfinite(request.remaining_work))
+        throw std::invalid_argument("node " + std::to_string(request.node_id) +
+                                    " has a remaining path or work that is not finite");
+    if (queue.num_in_flight == queue.limit) return push(request, engine);
     ++queue.num_in_flight;
-    return true;
+    return std::nullopt;
+}
+
+std::optional<Ticket> AdmissionQueue::release(std::size_t engine) {
+    Engine& queue = at(engine);
+    if (queue.num_in_flight == 0)
+        throw std::logic_error("engine " + std::to_string(engine) + " has nothing in flight");
+    if (queue.num_waiting > 0) return pop(queue);
+    --queue.num_in_flight;
+    return std::nullopt;
 }
 
 std::array<double, 3> AdmissionQueue::key_of(const Request& request) const {
@@ -66,11 +79,6 @@ std::array<double, 3> AdmissionQueue::key_of(const Request& request) const {
 }
 
 Ticket AdmissionQueue::push(const Request& request, std::size_t engine) {
-    Engine& queue = at(engine);
-    // A NaN in a key would break the order of the whole heap.
-    if (!std::isfinite(request.remaining_path) || !std::isfinite(request.remaining_work))
-        throw std::invalid_argument("node " + std::to_string(request.node_id) +
-                                    " has a remaining path or work that is not finite");
     if (num_waiting_ >= max_waiting_)
         throw QueueFull(std::to_string(num_waiting_) + " requests wait already, " +
                         std::to_string(max_waiting_) + " may: try again later");
@@ -87,6 +95,7 @@ Ticket AdmissionQueue::push(const Request& request, std::size_t engine) {
     if (next != kNone) entries_[next].previous = slot;
     entries_[slot] = {ticket, request.query_seq, static_cast<std::uint32_t>(engine), kNone, next};
 
+    Engine& queue = engines_[engine];
     queue.heap.push_back({key_of(request), ticket});
     std::push_heap(queue.heap.begin(), queue.heap.end(), std::greater<>{});
     ++queue.num_waiting;
@@ -94,26 +103,15 @@ Ticket AdmissionQueue::push(const Request& request, std::size_t engine) {
     return ticket;
 }
 
-std::optional<Ticket> AdmissionQueue::pop(std::size_t engine) {
-    Engine& queue = at(engine);
-    if (queue.num_in_flight >= queue.limit || queue.num_waiting == 0) return std::nullopt;
+Ticket AdmissionQueue::pop(Engine& engine) {
     while (true) {
-        std::pop_heap(queue.heap.begin(), queue.heap.end(), std::greater<>{});
-        const Ticket ticket = queue.heap.back().ticket;
-        queue.heap.pop_back();
-        if (!is_waiting(ticket)) continue;
+        std::pop_heap(engine.heap.begin(), engine.heap.end(), std::greater<>{});
+        const Ticket ticket = engine.heap.back().ticket;
+        engine.heap.pop_back();
+        if (!is_waiting(ticket)) continue;  // cancelled
         remove(static_cast<Slot>(slot_of(ticket)));
-        ++queue.num_in_flight;
         return ticket;
     }
-}
-
-std::optional<Ticket> AdmissionQueue::release(std::size_t engine) {
-    Engine& queue = at(engine);
-    if (queue.num_in_flight == 0)
-        throw std::logic_error("engine " + std::to_string(engine) + " has nothing in flight");
-    --queue.num_in_flight;
-    return pop(engine);
 }
 
 bool AdmissionQueue::is_waiting(Ticket ticket) const {

@@ -18,8 +18,8 @@ namespace compllm {
 
 using Ticket = std::int64_t;
 
-// Ties go to the older query, then the longer remaining path, then the smaller node id; at last, and
-// with least_remaining_work instead of the node id, the earlier arrival.
+// Ties go to the older query, then the longer remaining path, then the smaller node id; at last,
+// and with least_remaining_work instead of the node id, the earlier arrival.
 enum class Policy : std::uint8_t {
     oldest_query_first,    // by query, inside a query the longest remaining path first
     fifo,                  // by arrival in the queue
@@ -43,14 +43,9 @@ class AdmissionQueue {
     // limits[engine]: requests in flight at most. max_waiting: over all engines.
     AdmissionQueue(std::vector<std::size_t> limits, Policy policy, std::size_t max_waiting);
 
-    // Takes a slot at once where one is free and nobody waits for it.
-    bool try_enter(std::size_t engine);
-
-    // Waits in the queue until popped or cancelled. Throws QueueFull.
-    Ticket push(const Request& request, std::size_t engine);
-
-    // The next request of the engine, which now holds a slot; nothing when none is free or waits.
-    std::optional<Ticket> pop(std::size_t engine);
+    // Takes a slot at once (nothing is returned) or waits until released to or cancelled. Whoever
+    // waits finds all slots taken: none is ever free beside a queue. Throws QueueFull.
+    std::optional<Ticket> enter(const Request& request, std::size_t engine);
 
     // A request that held a slot has ended; the next one, which holds it now.
     std::optional<Ticket> release(std::size_t engine);
@@ -97,6 +92,8 @@ class AdmissionQueue {
 
     const Engine& at(std::size_t engine) const;
     Engine& at(std::size_t engine);
+    Ticket push(const Request& request, std::size_t engine);
+    Ticket pop(Engine& engine);
     std::array<double, 3> key_of(const Request& request) const;
     bool is_waiting(Ticket ticket) const;
     void remove(Slot slot);

@@ -130,15 +130,13 @@ void bind_admission(py::module_& m) {
     py::class_<AdmissionQueue>(m, "AdmissionQueue", "Which request goes to an engine next.")
         .def(py::init<std::vector<std::size_t>, compllm::Policy, std::size_t>(), "limits"_a,
              "policy"_a, "max_waiting"_a)
-        .def("try_enter", &AdmissionQueue::try_enter, "engine"_a)
         .def(
-            "push",
+            "enter",
             [](AdmissionQueue& queue, std::int64_t query_seq, std::int64_t node_id,
                double remaining_path, double remaining_work, std::size_t engine) {
-                return queue.push({query_seq, node_id, remaining_path, remaining_work}, engine);
+                return queue.enter({query_seq, node_id, remaining_path, remaining_work}, engine);
             },
             "query_seq"_a, "node_id"_a, "remaining_path"_a, "remaining_work"_a, "engine"_a)
-        .def("pop", &AdmissionQueue::pop, "engine"_a)
         .def("release", &AdmissionQueue::release, "engine"_a)
         .def("cancel", &AdmissionQueue::cancel, "ticket"_a)
         .def("cancel_query", &AdmissionQueue::cancel_query, "query_seq"_a)
