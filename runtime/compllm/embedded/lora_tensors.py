@@ -7,12 +7,21 @@ one after the other, padded to the widest row; alpha / rank is folded into B.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compllm.embedded.adapters import Adapter, LoraWeights, check_fits, make_adapter
+from compllm.embedded.adapters import (
+    Adapter,
+    LoraWeights,
+    check_fits,
+    load_adapter_npz,
+    make_adapter,
+)
+from compllm.embedded.manifest import Manifest
 from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
 
@@ -72,6 +81,29 @@ def from_tensors(
     except EngineError as error:
         raise EngineError(f"lora_weights do not fit: {error}") from error
     return make_adapter(name, modules)
+
+
+def read_engine_adapter(
+    engine_dir: Path, task_id: int
+) -> tuple[NDArray[np.float16], NDArray[np.int32]] | None:
+    """The tensors of an adapter that an engine directory holds; None when it holds none such.
+
+    Raises EngineError when the directory is damaged.
+    """
+    for entry in Manifest.read(engine_dir).adapters:
+        if entry.task_id == task_id:
+            base = read_base_shape(engine_dir)
+            return to_tensors(load_adapter_npz(engine_dir / entry.file, base))
+    return None
+
+
+def read_base_shape(engine_dir: Path) -> BaseShape:
+    """The numbers of an engine directory's base. Raises EngineError when it is none."""
+    path = engine_dir / "config.json"
+    try:
+        return BaseShape.from_config(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{engine_dir} is no engine directory: {path}: {error}") from error
 
 
 def _unpack(row: NDArray[Any], rank: int, shape: tuple[int, int]) -> LoraWeights:

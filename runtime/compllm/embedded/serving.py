@@ -9,14 +9,12 @@ publishes the gauges.
 from __future__ import annotations
 
 import contextlib
-import json
 import queue
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from compllm.embedded.adapters import Adapter
@@ -193,7 +191,9 @@ class CoreModel:
         if event.is_final:
             self._forget(live)
         try:
-            if event.error is not None:
+            if event.finish_reason == "cancelled" and not live.is_cancelled:
+                live.sender.fail("the engine is shut down", is_client_error=False)
+            elif event.error is not None:
                 live.sender.fail(_error_text(live, event), is_client_error=event.is_client_error)
             else:
                 tensors = outputs(live.request, event, live.num_output_tokens)
@@ -241,15 +241,6 @@ class CoreModel:
         for each in others:
             if each.sender.is_cancelled():
                 self._cancel(each)
-
-
-def read_base_shape(engine_dir: Path) -> BaseShape:
-    """Of an engine directory. Raises EngineError when it is none."""
-    path = engine_dir / "config.json"
-    try:
-        return BaseShape.from_config(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise EngineError(f"{engine_dir} is no engine directory: {path}: {error}") from error
 
 
 def _error_text(live: _Live, event: EngineEvent) -> str:

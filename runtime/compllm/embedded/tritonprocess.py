@@ -325,7 +325,11 @@ def reason_in(log: Path) -> str:
         found = re.findall(r"^(?:E\d{4} .*?\] |error: )(.*)", text, re.MULTILINE)
     if not found:
         found = [line for line in text.splitlines() if line.strip()][-1:]
-    return f": {found[0].strip().strip(chr(34))}" if found else ""
+    if not found:
+        return ""
+    # Triton escapes line ends, and a Python model's error carries its traceback.
+    reason = found[0].split("\\n\\nAt:")[0].replace("\\n", " ").strip().strip('"')
+    return f": {reason.removeprefix('Internal: ')}"
 
 
 # Stopping

@@ -13,7 +13,8 @@ import triton_python_backend_utils as pb_utils
 
 from compllm.embedded.executor import Executor, ExecutorOptions
 from compllm.embedded.gauges import COUNTER, FAMILIES, Gauges
-from compllm.embedded.serving import CoreModel, read_base_shape
+from compllm.embedded.lora_tensors import read_base_shape
+from compllm.embedded.serving import CoreModel
 from compllm.errors import ConfigError, EngineError
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

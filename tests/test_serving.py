@@ -1,0 +1,247 @@
+"""Requests, responses and ends between a Triton model and an engine double."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compllm.embedded.adapters import Adapter
+from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
+from compllm.embedded.serving import CoreModel
+from compllm.embedded.shape import BaseShape
+from compllm.errors import EngineError
+
+WAIT_S = 10.0
+BASE = BaseShape(
+    num_layers=2, hidden=8, intermediate=12, num_heads=2, num_kv_heads=1, head_dim=4, vocab=16
+)
+
+
+@dataclass
+class FakeEngine:
+    """Accepts everything; the test says what happens next."""
+
+    submitted: list[tuple[EngineRequest, OnEvent]] = field(default_factory=list)
+    loaded: dict[int, Adapter] = field(default_factory=dict)
+    num_loads: int = 0
+    cancelled: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
+    is_broken: bool = False
+    num_active: int = 0
+
+    @property
+    def task_ids(self) -> tuple[int, ...]:
+        return tuple(self.loaded)
+
+    def submit(self, request: EngineRequest, on_event: OnEvent) -> int:
+        if self.is_broken:
+            raise RuntimeError("out of order")
+        self.submitted.append((request, on_event))
+        return len(self.submitted) - 1
+
+    def cancel(self, handle: int) -> None:
+        self.cancelled.put(handle)
+
+    def load_adapter(self, task_id: int, adapter: Adapter) -> None:
+        self.loaded[task_id] = adapter
+        self.num_loads += 1
+
+    def stats(self) -> EngineStats:
+        return EngineStats(num_active=self.num_active)
+
+    def close(self) -> None:
+        for _, on_event in self.submitted:
+            on_event(EngineEvent(is_final=True, finish_reason="cancelled"))
+
+
+@dataclass
+class FakeSender:
+    answers: queue.SimpleQueue[tuple[Any, bool]] = field(default_factory=queue.SimpleQueue)
+    is_gone: bool = False
+    gate: threading.Event | None = None
+    entered: threading.Event = field(default_factory=threading.Event)
+
+    def send(self, tensors: dict[str, Any] | None, *, is_final: bool) -> None:
+        self.entered.set()
+        if self.gate is not None:
+            self.gate.wait(WAIT_S)
+        ids = None if tensors is None else tensors["output_ids"].reshape(-1).tolist()
+        self.answers.put((ids, is_final))
+
+    def fail(self, message: str, *, is_client_error: bool) -> None:
+        self.answers.put((message, is_client_error))
+
+    def is_cancelled(self) -> bool:
+        return self.is_gone
+
+    def next(self) -> tuple[Any, bool]:
+        return self.answers.get(timeout=WAIT_S)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def model(engine: FakeEngine) -> Iterator[CoreModel]:
+    model = CoreModel(engine, BASE, cancellation_check_period_s=0.001)
+    yield model
+    engine.submitted.clear()  # whatever a test left open
+    model.close()
+
+
+def _tensors(**more: Any) -> dict[str, Any]:
+    plain = {"input_ids": [[5, 6]], "input_lengths": [2], "request_output_len": [4]}
+    return {name: np.asarray(value) for name, value in (plain | more).items()}
+
+
+def _start(model: CoreModel, engine: FakeEngine, **more: Any) -> tuple[FakeSender, OnEvent]:
+    sender = FakeSender()
+    model.start("a", _tensors(streaming=[True], **more), sender)
+    return sender, engine.submitted[-1][1]
+
+
+def test_each_event_becomes_a_response(model: CoreModel, engine: FakeEngine) -> None:
+    sender, on_event = _start(model, engine)
+    on_event(EngineEvent((7,)))
+    assert sender.next() == ([7], False)
+    on_event(EngineEvent((8,), is_final=True, finish_reason="stop"))
+    assert sender.next() == ([8], True)
+
+
+def test_events_that_wait_for_a_slow_channel_go_out_as_one(
+    model: CoreModel, engine: FakeEngine
+) -> None:
+    sender, on_event = _start(model, engine)
+    sender.gate = threading.Event()
+    on_event(EngineEvent((1,)))
+    assert sender.entered.wait(WAIT_S)
+    for token in (2, 3):
+        on_event(EngineEvent((token,)))
+    on_event(EngineEvent((4,), is_final=True, finish_reason="length"))
+    sender.gate.set()
+    assert [sender.next(), sender.next()] == [([1], False), ([2, 3, 4], True)]
+
+
+def test_bad_request_is_the_clients_error(model: CoreModel, engine: FakeEngine) -> None:
+    sender = FakeSender()
+    model.start("a", _tensors(beam_width=[3]), sender)
+    message, is_client_error = sender.next()
+    assert "beam_width" in message
+    assert is_client_error
+    assert not engine.submitted
+
+
+def test_engines_error_comes_in_the_frame_of_tensorrt_llm(
+    model: CoreModel, engine: FakeEngine
+) -> None:
+    sender, on_event = _start(model, engine)
+    text = "LoRA task 3 not found in cache. Please send LoRA weights with request"
+    on_event(EngineEvent(is_final=True, error=text, is_client_error=True))
+    expected = f"Executor failed process requestId 1 due to the following error: {text}"
+    assert sender.next() == (expected, True)
+
+
+def test_broken_engine_answers_before_it_is_reported(model: CoreModel, engine: FakeEngine) -> None:
+    engine.is_broken = True
+    sender = FakeSender()
+    with pytest.raises(RuntimeError, match="out of order"):
+        model.start("a", _tensors(), sender)
+    assert sender.next() == ("the engine cannot take the request: out of order", False)
+
+
+def test_stop_cancels_the_request_of_its_id(model: CoreModel, engine: FakeEngine) -> None:
+    sender, on_event = _start(model, engine)
+    stopper = FakeSender()
+    model.start("a", {"stop": np.array([True])}, stopper)
+    assert stopper.next() == (None, True)
+    assert engine.cancelled.get(timeout=WAIT_S) == 0
+    on_event(EngineEvent(is_final=True, finish_reason="cancelled"))
+    assert sender.next() == ([], True)
+
+
+def test_stop_of_an_unknown_id_is_no_error(model: CoreModel, engine: FakeEngine) -> None:
+    stopper = FakeSender()
+    model.start("nobody", {"stop": np.array([True])}, stopper)
+    assert stopper.next() == (None, True)
+
+
+def test_stop_without_id_is_refused(model: CoreModel, engine: FakeEngine) -> None:
+    stopper = FakeSender()
+    model.start("", {"stop": np.array([True])}, stopper)
+    assert "needs the id" in stopper.next()[0]
+
+
+def test_closed_streams_requests_are_all_cancelled(model: CoreModel, engine: FakeEngine) -> None:
+    started = [_start(model, engine) for _ in range(3)]
+    for sender, _ in started:
+        sender.is_gone = True
+    assert {engine.cancelled.get(timeout=WAIT_S) for _ in started} == {0, 1, 2}
+
+
+def test_weights_are_loaded_once_for_the_same_content(model: CoreModel, engine: FakeEngine) -> None:
+    weights = np.ones((1, 1, 2 * (8 + 8)), np.float16)
+    q_proj = np.array([[[1, 0, 2, 0]]], np.int32)
+    sent = {"lora_task_id": [7], "lora_weights": weights, "lora_config": q_proj}
+    _start(model, engine, **sent)
+    _start(model, engine, **sent)
+    assert engine.num_loads == 1
+    _start(model, engine, **(sent | {"lora_weights": weights * 2}))
+    assert engine.num_loads == 2
+    assert engine.submitted[-1][0].task_id == 7
+
+
+def test_weights_that_do_not_fit_are_the_clients_error(
+    model: CoreModel, engine: FakeEngine
+) -> None:
+    sender = FakeSender()
+    weights, config = np.zeros((1, 1, 4), np.float16), np.array([[[9, 0, 1, 0]]], np.int32)
+    model.start("a", _tensors(lora_task_id=[7], lora_weights=weights, lora_config=config), sender)
+    message, is_client_error = sender.next()
+    assert "lora module 9 not enabled" in message
+    assert is_client_error
+
+
+def test_engine_that_ends_by_itself_is_an_error_to_those_who_wait(engine: FakeEngine) -> None:
+    model = CoreModel(engine, BASE)
+    sender, _ = _start(model, engine)
+    model.close()
+    assert sender.next() == ("the engine is shut down", False)
+
+
+def test_broken_channel_cancels_its_request_and_leaves_others_alone(
+    model: CoreModel, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(FakeSender):
+        def send(self, tensors: dict[str, Any] | None, *, is_final: bool) -> None:
+            raise EngineError("gone")
+
+    model.start("b", _tensors(streaming=[True]), Broken())
+    sender, on_event = _start(model, engine)
+    engine.submitted[0][1](EngineEvent((1,)))
+    on_event(EngineEvent((2,)))
+    assert sender.next() == ([2], False)
+    assert engine.cancelled.get(timeout=WAIT_S) == 0
+    assert "cannot answer request 'b'" in capsys.readouterr().err
+
+
+def test_gauges_are_published_when_the_last_request_ends(engine: FakeEngine) -> None:
+    seen: queue.SimpleQueue[EngineStats] = queue.SimpleQueue()
+    model = CoreModel(engine, BASE, on_stats=seen.put)
+    assert seen.get(timeout=WAIT_S).num_active == 0
+    engine.num_active = 1
+    _, on_event = _start(model, engine)
+    while seen.get(timeout=WAIT_S).num_active != 1:
+        pass
+    engine.num_active = 0
+    on_event(EngineEvent(is_final=True, finish_reason="stop"))
+    while seen.get(timeout=WAIT_S).num_active != 0:
+        pass
+    engine.submitted.clear()
+    model.close()
