@@ -183,6 +183,7 @@ def test_a_foreign_token_leaves_an_error_and_no_token(compiler: GuideCompiler) -
     assert guide.error
     assert not state.is_finished
     assert sample_batch(np.zeros((1, VOCAB), np.float32), [state])[0] == NO_TOKEN
+    assert state.error.startswith("guided decoding failed: ")
 
 
 def test_forced_tokens_spell_what_must_follow(

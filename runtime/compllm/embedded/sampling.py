@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from compllm.embedded import distribution
 from compllm.embedded.request import EngineSampling
 from compllm.errors import EngineError
 
@@ -27,10 +28,6 @@ Logits = NDArray[np.float32]
 NO_TOKEN = -1  # in sample_batch's result: every token is forbidden, or the logits are not numbers
 
 _NEG_INF = np.float32(-np.inf)
-# Rows of the folded logits in _top_ids: keeps both its reductions short at 32k-150k tokens.
-_FOLD = 32
-_BLOCK = 256
-_MAX_SORTED = 1024  # candidates of top-p; sorting fewer gains nothing
 
 
 class TokenGuide(Protocol):
@@ -57,12 +54,10 @@ class SamplerState:
         "_bad_words",
         "_end_ids",
         "_is_always_plain",
-        "_keeps_all",
         "_max_bad_word",
         "_penalties",
         "_recent",
         "_rng",
-        "_top_p",
         "guide",
         "is_greedy",
         "is_plain",
@@ -84,8 +79,6 @@ class SamplerState:
         self.guide = guide
         self.num_generated = 0
         self.is_greedy = sampling.top_k == 1 or sampling.temperature == 0
-        self._top_p = sampling.top_p or 1.0
-        self._keeps_all = sampling.top_k == 0 and self._top_p == 1
         self._end_ids = np.asarray([i for i in end_ids if i >= 0], np.int64)
         self._bad_words = tuple(tuple(word) for word in bad_words if len(word))
         self._max_bad_word = max(map(len, self._bad_words), default=0)
@@ -129,42 +122,24 @@ class SamplerState:
         if self._penalties is not None:
             self._penalties.apply(row)
         if self.num_generated < self.sampling.min_tokens and self._end_ids.size:
-            row[self._end_ids] = _NEG_INF
+            row[self._end_ids[self._end_ids < row.size]] = _NEG_INF
         for word in self._bad_words:
-            prefix = list(word[:-1])
-            if not prefix or self._recent[-len(prefix) :] == prefix:
-                row[word[-1]] = _NEG_INF
+            *prefix, last = word
+            if (not prefix or self._recent[-len(prefix) :] == prefix) and 0 <= last < row.size:
+                row[last] = _NEG_INF
         if self.guide is not None:
             self.guide.mask(row)
 
     def draw(self, row: Logits, highest: np.float32) -> int:
-        """One token from the `distribution`; `highest` is the row's maximum, a number."""
+        """One token in proportion to its probability; `highest` is the row's maximum, a number."""
         assert self._rng is not None
-        u = self._rng.random()
-        if self._keeps_all:
-            return _draw_any(_weights(row, highest, self.sampling.temperature), u)
-        ids, cumulated = self._kept(row, highest)
-        return int(ids[_place(cumulated, u)])
-
-    def distribution(self, row: Logits) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """The tokens that can be drawn, and their probabilities."""
-        ids, cumulated = self._kept(row, row.max())
-        return ids, np.diff(cumulated, prepend=0.0) / cumulated[-1]
-
-    def _kept(
-        self, row: Logits, highest: np.float32
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Temperature, top-k, top-p: the tokens left and their cumulated weights."""
-        temperature, top_k, top_p = self.sampling.temperature, self.sampling.top_k, self._top_p
-        if top_k == 0:
-            weights = _weights(row, highest, temperature)
-            return _nucleus(weights, top_p) if top_p < 1 else _all(weights)
-        ids = _top_ids(row, top_k)
-        cumulated = np.cumsum(_weights(row[ids], highest, temperature), dtype=np.float64)
-        if top_p < 1:
-            num_kept = int(cumulated.searchsorted(top_p * cumulated[-1])) + 1
-            ids, cumulated = ids[:num_kept], cumulated[:num_kept]
-        return ids, cumulated
+        sampling = self.sampling
+        return distribution.draw(
+            distribution.Row(row, highest, sampling.temperature),
+            sampling.top_k,
+            sampling.top_p,
+            self._rng.random(),
+        )
 
     def _settle(self) -> None:
         self.is_plain = self._is_always_plain and (
@@ -279,13 +254,13 @@ class _TextMatcher:
         self._pending.append(token)
         before = self._decode(self._prefix) if self._prefix else ""
         text = self._decode(self._prefix + self._pending)
-        if text.endswith("\ufffd") and len(self._pending) < 4:
-            return (
-                None  # part of a character; its other bytes come with the next tokens, four at most
-            )
-        self._prefix, self._pending = self._pending, []
         searched = self._tail + text[len(before) :]
-        self._tail = searched[-self._keep :] if self._keep else ""
+        if searched.endswith("\ufffd") and len(self._pending) < 4:
+            # Part of a character; its other bytes come with the next tokens, four at most.
+            searched = searched.rstrip("\ufffd")
+        else:
+            self._prefix, self._pending = self._pending, []
+            self._tail = searched[-self._keep :] if self._keep else ""
         return next((string for string in self._strings if string in searched), None)
 
 
@@ -331,95 +306,3 @@ def _has_penalties(sampling: EngineSampling) -> bool:
         or sampling.presence_penalty != 0
         or sampling.frequency_penalty != 0
     )
-
-
-def _weights(values: Logits, highest: np.float32, temperature: float) -> Logits:
-    """Probabilities up to a common factor; the highest has weight 1."""
-    weights = values - highest
-    if temperature != 1:
-        weights /= np.float32(temperature)
-    np.exp(weights, out=weights)
-    return weights
-
-
-def _top_ids(row: Logits, k: int) -> NDArray[np.int64]:
-    """The k best tokens, best first, ties by lower id.
-
-    A partition of the whole vocabulary costs several times a plain pass over it. Folding the row
-    and taking the k-th best of the column maxima gives a threshold that at least k values reach,
-    mostly few more.
-    """
-    num_columns = row.size // _FOLD
-    threshold = _NEG_INF
-    if k * 4 <= num_columns:
-        maxima = row[: num_columns * _FOLD].reshape(_FOLD, num_columns).max(axis=0)
-        threshold = np.partition(maxima, num_columns - k)[num_columns - k]
-    elif k < row.size:
-        threshold = np.partition(row, row.size - k)[row.size - k]
-    # A guide may leave fewer than k tokens; the forbidden ones are never worth sorting.
-    ids = np.flatnonzero(row >= threshold if threshold > _NEG_INF else row > _NEG_INF)
-    return _best_first(row, ids)[:k]
-
-
-def _best_first(row: Logits, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sort ids by falling value, ties by lower id.
-
-    One integer key of (value, id): a third of the time of a stable argsort on a large set.
-    """
-    bits = (row[ids] + np.float32(0)).view(np.int32)  # -0.0 + 0.0 is 0.0: they are a tie
-    rising = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).astype(np.int64)
-    keys = (~rising << 32) | ids
-    keys.sort()
-    return keys & 0xFFFFFFFF
-
-
-def _nucleus(weights: Logits, top_p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The smallest set of best tokens that holds `top_p` of the weight, ties by lower id, and their
-    cumulated weights. Never empty.
-
-    Sorting all candidates is what costs: halve them around a pivot, as quickselect does, until the
-    few are left among which the set ends.
-    """
-    total = weights.sum(dtype=np.float64)
-    missing = top_p * total
-    # Tokens below the floor hold less than 1 - top_p even together. Halved against rounding.
-    ids = np.flatnonzero(weights >= 0.5 * (1 - top_p) * total / weights.size)
-    inside: list[NDArray[np.int64]] = []
-    while ids.size > _MAX_SORTED:
-        values = weights[ids]
-        is_better = values >= np.median(values[:: ids.size // 64])
-        mass = values[is_better].sum(dtype=np.float64)
-        if mass < missing:
-            inside.append(ids[is_better])
-            missing -= mass
-            ids = ids[~is_better]
-        elif is_better.all():
-            break  # one value many times
-        else:
-            ids = ids[is_better]
-    ids = _best_first(weights, ids)
-    num_kept = int(np.cumsum(weights[ids], dtype=np.float64).searchsorted(missing)) + 1
-    kept = np.concatenate([*inside, ids[:num_kept]])
-    return kept, np.cumsum(weights[kept], dtype=np.float64)
-
-
-def _all(weights: Logits) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    return np.arange(weights.size), np.cumsum(weights, dtype=np.float64)
-
-
-def _draw_any(weights: Logits, u: float) -> int:
-    """One index in proportion to the weights: cumulate blocks, then the one block that is hit."""
-    starts = np.arange(0, weights.size, _BLOCK)
-    cumulated = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
-    block = _place(cumulated, u)
-    below = cumulated[block - 1] if block else 0.0
-    inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
-    place = int(inside.searchsorted(u * cumulated[-1] - below, "right"))
-    # Rounding may point behind the block's last weight above zero.
-    return int(starts[block]) + min(place, int(np.flatnonzero(np.diff(inside, prepend=0))[-1]))
-
-
-def _place(cumulated: NDArray[np.float64], u: float) -> int:
-    """The index whose share of the total holds u in [0, 1)."""
-    place = int(cumulated.searchsorted(u * cumulated[-1], "right"))
-    return min(place, cumulated.size - 1)  # u times the total may round up to the total
