@@ -139,6 +139,6 @@ def _draw_any(weights: Logits, u: float) -> int:
 
 
 def _place(cumulated: NDArray[np.float64], target: float) -> int:
-    """The first index above the target; by rounding there may be none, then the last with weight."""
+    """The first index above the target; if rounding leaves none, the last with any weight."""
     place = int(cumulated.searchsorted(target, "right"))
     return min(place, int(cumulated.searchsorted(cumulated[-1])))
