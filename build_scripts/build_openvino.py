@@ -127,7 +127,7 @@ def build_engine(
                 files=base_files,
             )
             manifest = _finish(manifest, wanted, partial)
-    say(f"engine ready: {out} ({dtype}, {len(wanted)} adapters)")
+    say(f"engine ready: {out}")
     return manifest
 
 
@@ -158,7 +158,7 @@ def update_adapters(
         with staged_directory(out) as partial:
             base_files = _take_over(old, out, partial)
             manifest = _finish(replace(old, files=base_files), tuple(wanted.values()), partial)
-    say(f"engine ready: {out} ({manifest.dtype}, {len(wanted)} adapters)")
+    say(f"engine ready: {out}")
     return manifest
 
 
@@ -285,10 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     choice.add_argument("--no-adapters", action="store_true", help="the bare base")
     parser.add_argument(
-        "--add-adapter", action="append", default=[], metavar="[NAME=]DIR", help="keep the others"
+        "--add-adapter", action="append", default=[], metavar="[NAME=]DIR", help="one more"
     )
     parser.add_argument(
-        "--remove-adapter", action="append", default=[], metavar="NAME", help="keep the others"
+        "--remove-adapter", action="append", default=[], metavar="NAME", help="one less"
     )
     options = parser.parse_args(arguments)
     is_update = bool(options.add_adapter or options.remove_adapter)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from compllm import paths
 
 MakeAdapter = Callable[..., Path]

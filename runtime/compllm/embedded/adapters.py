@@ -150,7 +150,8 @@ def save_adapter_npz(path: Path, adapter: Adapter) -> None:
 def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
     """Read what `save_adapter_npz` wrote, all checked again. Raises EngineError."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves a file it cannot read open.
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
             about = json.loads(str(archive["about"]))
             pairs: dict[tuple[int, str], dict[str, Factor]] = {}
             for key in archive.files:
