@@ -126,19 +126,6 @@ def test_chunked_prefill_does_not_change_the_tokens(
         assert place is None or answer.margins[place] < TIE
 
 
-def test_a_static_decode_model_gives_the_same_tokens(
-    engine_dir: Path, expected: SimpleNamespace
-) -> None:
-    engine = Executor(engine_dir, dataclasses.replace(OPTIONS, static_sizes=(1, 3)))
-    try:
-        results = generate(engine, [ask(engine, p, "odd") for p in expected.prompts[:3]])
-    finally:
-        engine.close()
-    for result, answer in zip(results, expected.answers["odd"], strict=False):
-        place = answer.parting(result.token_ids)
-        assert place is None or answer.margins[place] < TIE
-
-
 def test_a_prefix_is_reused_by_the_same_adapter_only(op_engine: Executor) -> None:
     prompt = tuple(range(100, 200))
     first = generate(op_engine, [ask(op_engine, prompt, "wide")])[0]

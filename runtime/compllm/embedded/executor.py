@@ -50,7 +50,6 @@ class ExecutorOptions:
     kv_precision: str = ""  # u8 | f16 | f32; empty: u8 for an int8 engine, f32 for an fp16 one
     max_adapters: int = 32  # slots
     adapter_form: AdapterForm = "auto"
-    static_sizes: tuple[int, ...] = ()  # decode models of fixed size, see Runner
     is_prefix_reused: bool = True
     num_threads: int = 0  # 0: as many as there are cores
 
@@ -99,7 +98,6 @@ class Executor:
             kv_precision=options.kv_precision or ("u8" if is_int8 else "f32"),
             num_slots=options.max_adapters,
             form=options.adapter_form,
-            static_sizes=options.static_sizes,
             num_threads=options.num_threads,
         )
         self._pool = BlockPool(num_blocks, TOKENS_PER_BLOCK)
@@ -130,7 +128,6 @@ class Executor:
         self._thread.start()
 
     # ---- for callers, any thread
-    # -------------------------------------------------------------------
 
     @property
     def task_ids(self) -> tuple[int, ...]:
@@ -209,7 +206,6 @@ class Executor:
         self.runner.close()
 
     # ---- admission, any thread
-    # -----------------------------------------------------------------------
 
     def _open(self, handle: int, request: EngineRequest, on_event: OnEvent) -> _Sequence:
         """Check everything that can be checked before queueing. Raises EngineError."""
@@ -272,7 +268,6 @@ class Executor:
         future.result()
 
     # ---- the engine's own thread
-    # ------------------------------------------------------------------
 
     def _loop(self) -> None:
         try:
@@ -407,10 +402,7 @@ class Executor:
                 sequence.first_token_ns = now
             if token == NO_TOKEN:
                 self._finish(
-                    sequence,
-                    "error",
-                    "no token is allowed here: bad_words, min_tokens and the guide "
-                    "exclude each other, or the logits are not numbers",
+                    sequence, "error", sequence.sampler.error or "no token is allowed here"
                 )
                 continue
             reason: FinishReason | None = None

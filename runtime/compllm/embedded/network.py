@@ -1,16 +1,14 @@
-"""OpenVINO graphs of a Llama or Qwen2 decoder over paged attention, with or without adapters.
+"""OpenVINO graphs of a Llama or Qwen2 decoder over paged attention, with adapters.
 
-Takes `Weights`, gives `ov.Model`s that `executor.py` compiles. Tokens of all sequences lie flat
-on axis 0; inputs are those of OpenVINO's own paged-attention models, plus `adapter_slots` i32
-[T] (0 is the base) and `sampled_tokens_indices` i64 [N], so that only sampled tokens pay for the
-vocabulary. Two ways to apply adapters:
+Takes `Weights`, gives `ov.Model`s that `runner.py` compiles. Tokens of all sequences lie flat on
+axis 0; inputs are those of OpenVINO's own paged-attention models, plus `adapter_slots` i32 [T]
+(0 is the base) and `sampled_tokens_indices` i64 [N], so that only sampled tokens pay for the
+vocabulary. Two forms:
 
-- FusedOp: our C++ operations (csrc/lora_op.cpp), which also do rotary embedding, SwiGLU and RMS
-norm;
-- MaskedAdapters: graph operations only. The adapters' factors stand side by side in constants
-and a mask row
-  per slot switches off all but the token's own (DESIGN section 4). The reference, and the
-  fall-back.
+- `fused_network`: our C++ operations (csrc/decoder_ops.cpp) do everything between two attentions;
+- `plain_network`: OpenVINO's operations only. Adapters' factors stand side by side in constants and
+  a mask row per slot switches off all but the token's own (DESIGN section 4). The reference, and
+  the fall-back where the operations' library is missing.
 """
 
 from __future__ import annotations
@@ -25,17 +23,8 @@ from numpy.typing import NDArray
 from openvino import opset13 as ops
 from openvino.op import _PagedAttentionExtension
 
-from compllm.embedded.model import FUSED, Weights
-
-GROUPS = tuple(FUSED)  # order of the C++ operation's groups
-
-
-@dataclass(frozen=True, slots=True)
-class FusedOp:
-    """Adapters applied by the C++ operations, which read them from this table."""
-
-    table: int
-    node_factory: Any  # with the operations registered
+from compllm.embedded.model import Weights
+from compllm.embedded.ops import DecoderTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,128 +39,90 @@ class MaskedGroup:
 MaskedAdapters = Mapping[tuple[int, str], MaskedGroup]  # (layer, group)
 
 
-def build_network(
-    weights: Weights,
-    adapters: FusedOp | MaskedAdapters | None = None,
-    *,
-    num_tokens: int | None = None,
-) -> ov.Model:
-    """The whole decoder as one model: logits f32 [N, vocab] of the sampled tokens.
+def fused_network(table: DecoderTable) -> ov.Model:
+    """The decoder as C++ operations around paged attention: logits f32 [N, vocab]."""
+    return _Builder(table.weights).fused(table)
 
-    num_tokens: None leaves every length dynamic; a number fixes T, S and N to it, for a step in
-    which that many sequences decode one token each.
-    """
-    return _Builder(weights, adapters, num_tokens).build()
+
+def plain_network(weights: Weights, adapters: MaskedAdapters | None = None) -> ov.Model:
+    """The decoder in OpenVINO's own operations: logits f32 [N, vocab]."""
+    return _Builder(weights).plain(adapters or {})
 
 
 class _Builder:
-    def __init__(
-        self, weights: Weights, adapters: FusedOp | MaskedAdapters | None, num_tokens: int | None
-    ) -> None:
+    def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.shape = weights.shape
-        self.adapters = adapters
-        self.num_tokens = num_tokens
         self.parameters: list[ov.op.Parameter] = []
-
-    def build(self) -> ov.Model:
-        tokens = -1 if self.num_tokens is None else self.num_tokens
-        starts = -1 if self.num_tokens is None else self.num_tokens + 1
-        ids = self._input("input_ids", [tokens], np.int64)
-        positions = self._input("position_ids", [tokens], np.int64)
-        self.slots = self._input("adapter_slots", [tokens], np.int32)
-        sampled = self._input("sampled_tokens_indices", [tokens], np.int64)
+        self.ids = self._input("input_ids", [-1], np.int64)
+        positions = self._input("position_ids", [-1], np.int64)
+        self.slots = self._input("adapter_slots", [-1], np.int32)
+        self.sampled = self._input("sampled_tokens_indices", [-1], np.int64)
         self.paging = [
-            self._input("past_lens", [tokens], np.int32),
-            self._input("subsequence_begins", [starts], np.int32),
+            self._input("past_lens", [-1], np.int32),
+            self._input("subsequence_begins", [-1], np.int32),
             self._input("block_indices", [-1], np.int32),
-            self._input("block_indices_begins", [starts], np.int32),
+            self._input("block_indices_begins", [-1], np.int32),
         ]
         self.max_context_len = self._input("max_context_len", [], np.int32)
         self.cos, self.sin = self._rotary_tables(positions)
 
-        embedding = self._matrix("embed")
-        hidden = ops.gather(embedding, ids, np.int32(0))
-        if isinstance(self.adapters, FusedOp):
-            hidden = self._fused_layers(hidden, self.adapters)
-        else:
-            hidden = self._plain_layers(hidden)
-        hidden = ops.gather(hidden, sampled, np.int32(0))
-        head = self._matrix("lm_head") if "lm_head.weight" in self.weights.arrays else embedding
-        logits = ops.matmul(hidden, head, False, True)
-        logits.output(0).get_tensor().set_names({"logits"})
-        return ov.Model([ops.result(logits)], self.parameters, "compllm_decoder")
-
-    # ---- the two forms of a layer stack
-    # ------------------------------------------------------------
-
-    def _fused_layers(self, hidden: Any, op: FusedOp) -> Any:
-        s, arrays = self.shape, self.weights.arrays
-        normed = self._rms_norm(hidden, arrays["0.input_norm"])
-        for layer in range(s.num_layers):
-            common = {"table": op.table, "layer": layer}
-            qkv = op.node_factory.create(
-                "LoraQkvRope",
-                [self._linear(normed, layer, "qkv"), normed, self.slots, self.cos, self.sin],
-                common
-                | {
-                    "q_size": s.num_heads * s.head_dim,
-                    "kv_size": s.num_kv_heads * s.head_dim,
-                    "head_dim": s.head_dim,
-                },
+    def fused(self, table: DecoderTable) -> ov.Model:
+        s = self.shape
+        sizes = {
+            "table": table.id,
+            "hidden": s.hidden,
+            "q_size": s.num_heads * s.head_dim,
+            "kv_size": s.num_kv_heads * s.head_dim,
+        }
+        create = table.node_factory.create
+        # The CPU plug-in narrows i64 anyway; said in the graph, the operations see one type.
+        ids, sampled = ops.convert(self.ids, "i32"), ops.convert(self.sampled, "i32")
+        q, k, v, residual = create(
+            "DecoderStart", _nodes(ids, self.slots, self.cos, self.sin), sizes | {"layer": 0}
+        ).outputs()
+        for layer in range(s.num_layers - 1):
+            attended = self._attention(layer, q, k, v)
+            q, k, v, residual = create(
+                "DecoderBlock",
+                _nodes(attended, residual, self.slots, self.cos, self.sin),
+                sizes | {"layer": layer},
+            ).outputs()
+        last = s.num_layers - 1
+        attended = self._attention(last, q, k, v)
+        return self._model(
+            create(
+                "DecoderEnd",
+                _nodes(attended, residual, self.slots, sampled),
+                sizes | {"layer": last, "vocab": s.vocab},
             )
-            attended = self._attention(layer, *qkv.outputs())
-            added = op.node_factory.create(
-                "LoraAddNorm",
-                [
-                    self._linear(attended, layer, "o"),
-                    attended,
-                    hidden,
-                    ops.constant(arrays[f"{layer}.post_norm"]),
-                    self.slots,
-                ],
-                common | {"group": GROUPS.index("o"), "eps": self.weights.rms_eps},
-            )
-            hidden, normed = added.outputs()
-            inner = op.node_factory.create(
-                "LoraSwiGlu", [self._linear(normed, layer, "gate_up"), normed, self.slots], common
-            ).output(0)
-            is_last = layer + 1 == s.num_layers
-            norm = arrays["norm"] if is_last else arrays[f"{layer + 1}.input_norm"]
-            added = op.node_factory.create(
-                "LoraAddNorm",
-                [
-                    self._linear(inner, layer, "down"),
-                    inner,
-                    hidden,
-                    ops.constant(norm),
-                    self.slots,
-                ],
-                common | {"group": GROUPS.index("down"), "eps": self.weights.rms_eps},
-            )
-            hidden, normed = added.outputs()
-        return normed
+        )
 
-    def _plain_layers(self, hidden: Any) -> Any:
+    def plain(self, adapters: MaskedAdapters) -> ov.Model:
         s, arrays = self.shape, self.weights.arrays
         q_size, kv_size = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
+        embedding = self._matrix("embed")
+        hidden = ops.gather(embedding, self.ids, np.int32(0))
         for layer in range(s.num_layers):
             normed = self._rms_norm(hidden, arrays[f"{layer}.input_norm"])
             q, k, v = ops.variadic_split(
-                self._adapted(normed, layer, "qkv"), 1, [q_size, kv_size, kv_size]
+                self._adapted(normed, layer, "qkv", adapters), 1, [q_size, kv_size, kv_size]
             ).outputs()
             attended = self._attention(
                 layer, self._rotate(q, s.num_heads), self._rotate(k, s.num_kv_heads), v
             )
-            hidden = ops.add(hidden, self._adapted(attended, layer, "o"))
+            hidden = ops.add(hidden, self._adapted(attended, layer, "o", adapters))
             normed = self._rms_norm(hidden, arrays[f"{layer}.post_norm"])
-            gate, up = ops.split(self._adapted(normed, layer, "gate_up"), 1, 2).outputs()
+            gate, up = ops.split(self._adapted(normed, layer, "gate_up", adapters), 1, 2).outputs()
             inner = ops.multiply(ops.swish(gate), up)
-            hidden = ops.add(hidden, self._adapted(inner, layer, "down"))
-        return self._rms_norm(hidden, arrays["norm"])
+            hidden = ops.add(hidden, self._adapted(inner, layer, "down", adapters))
+        hidden = ops.gather(self._rms_norm(hidden, arrays["norm"]), self.sampled, np.int32(0))
+        head = self._matrix("lm_head") if "lm_head.weight" in arrays else embedding
+        return self._model(ops.matmul(hidden, head, False, True))
 
-    # ---- parts
-    # ---------------------------------------------------------------------------------------
+    def _model(self, logits: Any) -> ov.Model:
+        logits.output(0).get_tensor().set_names({"logits"})
+        return ov.Model([ops.result(logits)], self.parameters, "compllm_decoder")
 
     def _input(self, name: str, shape: list[int], dtype: Any) -> Any:
         parameter = ops.parameter(shape, dtype, name)
@@ -198,11 +149,9 @@ class _Builder:
         bias = self.weights.arrays.get(f"{layer}.{group}.bias")
         return y if bias is None else ops.add(y, ops.constant(bias[None, :]))
 
-    def _adapted(self, x: Any, layer: int, group: str) -> Any:
+    def _adapted(self, x: Any, layer: int, group: str, adapters: MaskedAdapters) -> Any:
         y = self._linear(x, layer, group)
-        factors = None
-        if self.adapters is not None and not isinstance(self.adapters, FusedOp):
-            factors = self.adapters.get((layer, group))
+        factors = adapters.get((layer, group))
         if factors is None:
             return y
         low = ops.matmul(x, ops.constant(factors.a), False, True)
@@ -289,3 +238,8 @@ def _output(value: Any) -> Any:
     if isinstance(value, np.ndarray | np.generic):
         return ov.op.Constant(np.asarray(value)).output(0)
     return value.output(0)
+
+
+def _nodes(*values: Any) -> list[Any]:
+    """Outputs for the node factory, which takes neither nodes nor outputs mixed."""
+    return [_output(value) for value in values]

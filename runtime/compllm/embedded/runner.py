@@ -1,8 +1,7 @@
 """Runs one engine step on OpenVINO: token ids in, logits out, keys and values in the paged cache.
 
 `executor.py` decides what a step holds; this module knows compiled models and tensors, nothing
-of requests. One model with dynamic lengths serves any step; where it pays, clones with a fixed
-number of sequences serve pure decode steps of that size on the same cache.
+of requests. One model with dynamic lengths serves any step.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from compllm.embedded.adapters import Adapter
-from compllm.embedded.lora import AdapterTable, library_path, masked_adapters
+from compllm.embedded.lora import masked_adapters
 from compllm.embedded.model import Weights
-from compllm.embedded.network import build_network
+from compllm.embedded.network import fused_network, plain_network
+from compllm.embedded.ops import DecoderTable, library_path
 from compllm.errors import EngineError
 
 AdapterForm = Literal["auto", "op", "mask"]
@@ -54,19 +54,12 @@ class Step:
         if is_sampled:
             self.sampled.append(self.begins[-1] - 1)
 
-    @property
-    def is_decode(self) -> bool:
-        """Every sequence computes one token and samples."""
-        count = len(self.past_lens)
-        return len(self.input_ids) == count == len(self.sampled)
-
 
 class Runner:
     """Compiled models over one paged cache. One thread at a time.
 
-    num_blocks: blocks of the cache. static_sizes: numbers of sequences that get a decode model
-    of their own, about 160 MB and 2 s of compiling each for a 135M base. Raises EngineError when
-    form "op" is wanted and its library is missing.
+    num_blocks: blocks of the cache. Raises EngineError when form "op" is wanted and its library is
+    missing.
     """
 
     def __init__(
@@ -77,7 +70,6 @@ class Runner:
         kv_precision: str,
         num_slots: int,
         form: AdapterForm = "auto",
-        static_sizes: Sequence[int] = (),
         num_threads: int = 0,
     ) -> None:
         self.weights = weights
@@ -97,22 +89,21 @@ class Runner:
                 "OpenVINO can be imported, or choose adapters='mask'"
             )
         self.form: AdapterForm = "mask" if form == "mask" or library is None else "op"
-        self.table: AdapterTable | None = None
+        self.table: DecoderTable | None = None
         if self.form == "op":
             assert library is not None
             self._core.add_extension(str(library))
-            self.table = AdapterTable(weights.shape, num_slots, library)
+            self.table = DecoderTable(weights, num_slots, library)
         self._masked: dict[int, Adapter] = {}
-        self._static_sizes = tuple(sorted(set(static_sizes)))
         self._num_blocks = num_blocks
         self._cache: dict[str, ov.Tensor] = {}
-        self._requests: dict[int | None, _Request] = {}
+        self._request: Any = None
         self._compile()
 
     @property
     def kv_block_bytes(self) -> int:
         """Bytes of one block over all layers, keys and values."""
-        return sum(t.get_byte_size() for t in self._cache.values()) // self._num_blocks
+        return int(sum(t.get_byte_size() for t in self._cache.values())) // self._num_blocks
 
     def set_adapter(self, slot: int, adapter: Adapter) -> None:
         """Load or replace an adapter between steps; the mask form recompiles (seconds)."""
@@ -134,44 +125,6 @@ class Runner:
 
     def run(self, step: Step) -> NDArray[np.float32]:
         """Logits [N, vocab], a view that the next run overwrites."""
-        request = None
-        if step.is_decode:
-            request = self._requests.get(len(step.past_lens))
-        return (request or self._requests[None]).infer(step)
-
-    def close(self) -> None:
-        self._requests.clear()
-        self._cache.clear()
-        if self.table is not None:
-            self.table.close()
-
-    def _compile(self) -> None:
-        adapters = (
-            self.table.op if self.table else masked_adapters(self.weights.shape, self._masked)
-        )
-        for size in (None, *self._static_sizes):
-            network = build_network(self.weights, adapters, num_tokens=size)
-            compiled = self._core.compile_model(network, "CPU", self._config)
-            request = compiled.create_infer_request()
-            for port in compiled.inputs:
-                name = port.any_name
-                if "cache" in name:
-                    if name not in self._cache:
-                        dims = [d.get_length() for d in list(port.partial_shape)[1:]]
-                        self._cache[name] = ov.Tensor(
-                            port.element_type, ov.Shape([self._num_blocks, *dims])
-                        )
-                    request.set_tensor(name, self._cache[name])
-            self._requests[size] = _Request(request)
-
-
-class _Request:
-    """An infer request and its small inputs."""
-
-    def __init__(self, request: Any) -> None:
-        self._request = request
-
-    def infer(self, step: Step) -> NDArray[np.float32]:
         arrays = {
             "input_ids": np.array(step.input_ids, np.int64),
             "position_ids": np.array(step.positions, np.int64),
@@ -188,3 +141,27 @@ class _Request:
         self._request.infer()
         logits: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return logits
+
+    def close(self) -> None:
+        """Free models, cache and table; nothing may run any more."""
+        self._request = None
+        self._cache.clear()
+        if self.table is not None:
+            self.table.close()
+
+    def _compile(self) -> None:
+        if self.table is not None:
+            network = fused_network(self.table)
+        else:
+            network = plain_network(self.weights, masked_adapters(self.weights.shape, self._masked))
+        compiled = self._core.compile_model(network, "CPU", self._config)
+        self._request = compiled.create_infer_request()
+        for port in compiled.inputs:
+            name = port.any_name
+            if "cache" not in name:
+                continue
+            if name not in self._cache:
+                dims = [d.get_length() for d in list(port.partial_shape)[1:]]
+                shape = ov.Shape([self._num_blocks, *dims])
+                self._cache[name] = ov.Tensor(port.element_type, shape)
+            self._request.set_tensor(name, self._cache[name])

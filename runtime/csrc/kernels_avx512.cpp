@@ -1,21 +1,27 @@
 // The kernels for AVX-512F (compiled with that flag; chosen at run time).
 #include <immintrin.h>
 
-#include "lora_kernels.hpp"
+#include "kernels.hpp"
 
 #define WIDTH 16
 #define VEC __m512
 #define LOAD(p) _mm512_loadu_ps(p)
 #define LOAD_HALF(p) _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
+#define LOAD_INT8(p) \
+  _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))
 #define STORE(p, v) _mm512_storeu_ps(p, v)
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #define SPLAT(f) _mm512_set1_ps(f)
 #define ZERO() _mm512_setzero_ps()
 #define SUM(v) _mm512_reduce_add_ps(v)
 #define HALF(h) _cvtsh_ss(h)
+// Rows of a tile for 1, 4 and 2 tokens: as many sums as the registers hold.
+#define ROWS_1 4
+#define ROWS_4 5
+#define ROWS_2 6
 
-#include "lora_kernels.inl"
+#include "kernels.inl"
 
 namespace compllm {
-const Kernels kAvx512Kernels{"avx512", lora, rope, swiglu, add_norm};
+const Kernels kAvx512Kernels{"avx512", linear, sum, lora, rope, swiglu, add_norm, row};
 }

@@ -1,5 +1,5 @@
 // The portable kernels, and the choice among the implementations.
-#include "lora_kernels.hpp"
+#include "kernels.hpp"
 
 #include <cstdlib>
 #include <cstring>
@@ -33,24 +33,29 @@ inline float half_to_float(std::uint16_t h) {
 #define VEC float
 #define LOAD(p) (*(p))
 #define LOAD_HALF(p) half_to_float(*(p))
+#define LOAD_INT8(p) static_cast<float>(*(p))
 #define STORE(p, v) (*(p) = (v))
 #define FMA(a, b, c) ((a) * (b) + (c))
 #define SPLAT(f) (f)
 #define ZERO() 0.0f
 #define SUM(v) (v)
 #define HALF(h) half_to_float(h)
+// Rows of a tile for 1, 4 and 2 tokens: as many sums as the registers hold.
+#define ROWS_1 4
+#define ROWS_4 2
+#define ROWS_2 4
 
-#include "lora_kernels.inl"
+#include "kernels.inl"
 
 namespace compllm {
 
-const Kernels kGenericKernels{"generic", lora, rope, swiglu, add_norm};
+const Kernels kGenericKernels{"generic", linear, sum, lora, rope, swiglu, add_norm, row};
 
 namespace {
 
 const Kernels& choose() {
 #if defined(__x86_64__)
-  const char* wanted = std::getenv("COMPLLM_LORA_ISA");
+  const char* wanted = std::getenv("COMPLLM_ISA");
   if (wanted != nullptr && std::strcmp(wanted, "generic") == 0) return kGenericKernels;
   __builtin_cpu_init();
   const bool narrow = wanted != nullptr && std::strcmp(wanted, "avx2") == 0;

@@ -1,18 +1,24 @@
 // The kernels for AVX2 with FMA and F16C (compiled with those flags; chosen at run time).
 #include <immintrin.h>
 
-#include "lora_kernels.hpp"
+#include "kernels.hpp"
 
 #define WIDTH 8
 #define VEC __m256
 #define LOAD(p) _mm256_loadu_ps(p)
 #define LOAD_HALF(p) _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))
+#define LOAD_INT8(p) \
+  _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))
 #define STORE(p, v) _mm256_storeu_ps(p, v)
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define SPLAT(f) _mm256_set1_ps(f)
 #define ZERO() _mm256_setzero_ps()
 #define SUM(v) sum8(v)
 #define HALF(h) _cvtsh_ss(h)
+// Rows of a tile for 1, 4 and 2 tokens: as many sums as the registers hold.
+#define ROWS_1 4
+#define ROWS_4 3
+#define ROWS_2 4
 
 namespace compllm {
 namespace {
@@ -24,8 +30,8 @@ inline float sum8(__m256 v) {
 }  // namespace
 }  // namespace compllm
 
-#include "lora_kernels.inl"
+#include "kernels.inl"
 
 namespace compllm {
-const Kernels kAvx2Kernels{"avx2", lora, rope, swiglu, add_norm};
+const Kernels kAvx2Kernels{"avx2", linear, sum, lora, rope, swiglu, add_norm, row};
 }
