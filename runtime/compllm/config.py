@@ -22,7 +22,14 @@ from compllm.plan import PlanLimits
 from compllm.types import ComposePolicy
 
 # Variables of the same prefix that are not settings of this tree.
-_OTHER_VARIABLES = {"COMPLLM_HOME", "COMPLLM_CONFIG", "COMPLLM_DEBUG"}
+_OTHER_VARIABLES = {
+    "COMPLLM_HOME",
+    "COMPLLM_CONFIG",
+    "COMPLLM_DEBUG",
+    "COMPLLM_ISA",
+    "COMPLLM_OPENVINO_CMAKE",
+    "COMPLLM_OPENVINO_DIR",
+}
 
 
 def _number(default: float, low: float, high: float) -> Any:

@@ -46,6 +46,7 @@ from compllm.types import (
 
 # Generator and aggregator requests go through admission too: the whole query waits for them.
 _WHOLE_PATH = 1e9
+_DEFAULT_URL = "127.0.0.1:8001"
 _PLAN_NODE, _ANSWER_NODE = 0, -1
 
 
@@ -81,9 +82,17 @@ class CompLLM:
 
         config = config or load_config()
         catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
-        encoder = await SentenceEncoder.load(encoder_dir())
-        backend = await TritonBackend.connect(config.server.url)
-        return cls(backend, encoder, catalogue, config)
+        server = config.server
+        backend = await TritonBackend.connect(
+            server.url or await asyncio.to_thread(_local_url),
+            server.tokenizer or None,
+            timeout_s=server.ready_timeout_s,
+        )
+        try:
+            return cls(backend, await SentenceEncoder.load(encoder_dir()), catalogue, config)
+        except BaseException:
+            await backend.aclose()
+            raise
 
     async def __aenter__(self) -> CompLLM:
         try:
@@ -251,6 +260,16 @@ class CompLLM:
     def _new_graph(self) -> QueryGraph:
         limits = self.config.limits
         return QueryGraph(max_nodes=limits.max_nodes, max_depth=limits.max_depth)
+
+
+def _local_url() -> str:
+    """Where the user's embedded server listens, else where Triton does by default."""
+    try:
+        from compllm.embedded import tritonserver
+    except ImportError:  # only the client is installed
+        return _DEFAULT_URL
+    info = tritonserver.status()
+    return info.grpc_url if info else _DEFAULT_URL
 
 
 def ask_sync(

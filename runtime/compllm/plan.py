@@ -168,12 +168,15 @@ def plan_guide(max_nodes: int, *, max_text_chars: int = 160) -> Guide:
 
     Stricter than the parser where that helps a small model: a text ends at its first question mark.
     """
-    text = rf"[^\s?|<>][^\n?|<>]{{1,{max_text_chars}}}\?"
+    body = rf"[^\n?|<>]{{1,{max_text_chars}}}\?"
+    # Without parents no `#k` either: the model would ask about a response that it is not shown.
+    alone, below = rf"\| [^\s?|<>#]{body.replace('<>', '<>#')}", rf"\| [^\s?|<>]{body}"
     guide = ""
     for node_id in range(max_nodes, 0, -1):
-        parents = f"( <({_rising(node_id - 1)})>)?" if node_id > 1 else ""
-        line = rf"{node_id}{parents} \| {text}{guide}"
-        guide = line if node_id == 1 else rf"(\n{line})?"
+        line = f"{node_id} {alone}"
+        if node_id > 1:
+            line = f"{node_id} ({alone}|<({_rising(node_id - 1)})> {below})"
+        guide = f"{line}{guide}" if node_id == 1 else rf"(\n{line}{guide})?"
     return Guide("regex", guide)
 
 
