@@ -1,52 +1,39 @@
 """What scheduling costs: microseconds per node, of the C++ core beside what Python offers.
 
-    python -m benchmarks.bench_scheduler [--part graph --part admission] [--quick]
+    python -m benchmarks.bench_scheduler [--part graph|admission|engine]... [--quick]
 
 graph: build a random DAG node by node and run it, one event per finished node, with the core, its
 Python face, graphlib, networkx and rustworkx. admission: a node's end among thousands of live
 queries: graph done, what became ready enters, release to the next. No engine is part of either.
+engine: see handover.py; it needs a running server (`compllm up`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import random
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 
-from benchmarks.report import Report, Row, add_arguments, percentiles
+from benchmarks import handover, live_queries
+from benchmarks.report import Report, Row, add_arguments
+from benchmarks.workloads import Parents, random_dag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from compllm._core import QueryGraph
 
 SIZES = (8, 64, 1_024, 16_384, 131_072, 1_000_000)
 QUICK_SIZES = (8, 64, 1_024)
 
 GRAPH_TABLE = "graph: us of CPU per node"
-QUEUE_TABLE = "admission: us per node event (done, enter, release)"
 
-BLOCK = 100  # node events between two looks at the CPU clock
-
-Parents = list[tuple[int, ...]]  # by node id, rising from 0
 Done = Callable[[int], Iterable[int]]  # ends a node; returns what became ready
 Built = tuple[Iterable[int], Done]  # what is ready at the start, and how to end a node
-
-
-def random_dag(num_nodes: int, rng: random.Random) -> Parents:
-    """Each node depends on up to three earlier ones, drawn alike: 1.5 on average, some on none."""
-    return [
-        tuple(rng.sample(range(node), min(node, rng.randrange(4)))) for node in range(num_nodes)
-    ]
-
 
 # Each library in the way its users would take it, node by node as lines of a plan arrive.
 
@@ -195,172 +182,15 @@ def bench_graph(report: Report, arguments: argparse.Namespace) -> None:
             )
 
 
-class LiveQueries:
-    """Thousands of queries that take turns on two engines; who ends is replaced by a new query."""
+def bench_engine(report: Report, arguments: argparse.Namespace) -> None:
+    async def run() -> None:
+        engine = await handover.connect()
+        await handover.bench(report, arguments, scripted=handover.scripted(), engine=engine)
 
-    LIMITS = (64, 64)
-    NODES = 8
-
-    def __init__(self, policy: str, num_queries: int, rng: random.Random) -> None:
-        from compllm import _core
-
-        self._core, self._rng = _core, rng
-        self.queue = _core.AdmissionQueue(
-            self.LIMITS, _core.Policy[policy], num_queries * self.NODES
-        )
-        self.shapes = [random_dag(self.NODES, rng) for _ in range(256)]
-        self.num_started = self.num_finished = 0
-        # What a request of the queue means, by ticket; one lookup as in admission.py.
-        self.waiting: dict[int, tuple[int, QueryGraph, int]] = {}
-        self.running: list[tuple[int, QueryGraph, int, int]] = []
-        for _ in range(num_queries):
-            self.start_query()
-
-    def start_query(self) -> None:
-        graph = self._core.QueryGraph(self.NODES, self.NODES)
-        for node, parents in enumerate(self._rng.choice(self.shapes)):
-            graph.add_node(node, parents, 1.0 + node % 3)
-        self.enter(self.num_started, graph, graph.ready())
-        self.num_started += 1
-
-    def enter(self, seq: int, graph: QueryGraph, ready: list[int]) -> None:
-        for node in ready:
-            engine = (seq + node) & 1
-            path, work = graph.remaining_path(node), graph.remaining_work
-            ticket = self.queue.enter(seq, node, path, work, engine)
-            if ticket is None:
-                self.running.append((seq, graph, node, engine))
-            else:
-                self.waiting[ticket] = (seq, graph, node)
-
-    def choose(self) -> tuple[int, QueryGraph, int, int]:
-        running = self.running
-        position = int(self._rng.random() * len(running))
-        running[position], running[-1] = running[-1], running[position]
-        return running.pop()
-
-    def end_one(self) -> float:
-        """A random running node ends: microseconds until the engine's next request is known."""
-        seq, graph, node, engine = self.choose()
-        started = time.perf_counter_ns()
-        self.enter(seq, graph, graph.done(node))
-        ticket = self.queue.release(engine)
-        if ticket is not None:
-            self.running.append((*self.waiting.pop(ticket), engine))
-        ended = time.perf_counter_ns()
-        self.num_finished += graph.is_finished
-        return (ended - started) / 1e3
-
-    def end_none(self) -> float:
-        """All that `end_one` does beside the event, so that its CPU time can be taken off."""
-        chosen = self.choose()
-        started = time.perf_counter_ns()
-        ended = time.perf_counter_ns()
-        self.running.append(chosen)
-        self.num_finished += chosen[1].is_finished
-        return (ended - started) / 1e3
-
-    def refill(self) -> None:
-        while self.num_finished > 0:
-            self.start_query()
-            self.num_finished -= 1
+    asyncio.run(run())
 
 
-def bench_queue(report: Report, arguments: argparse.Namespace) -> None:
-    num_queries, num_events = (200, 2_000) if arguments.quick else (10_000, 300_000)
-    for policy in ("oldest_query_first", "fifo", "deepest_first", "least_remaining_work"):
-        live = LiveQueries(policy, num_queries, random.Random(arguments.seed))
-        measured: list[float] = []
-        cpu_us = driver_us = 0.0  # unlike the clock they do not count who else computes
-        for block in range(num_events // BLOCK * 5 // 4):
-            started = time.thread_time_ns()
-            times = [live.end_one() for _ in range(BLOCK)]
-            between = time.thread_time_ns()
-            for _ in range(BLOCK):
-                live.end_none()
-            ended = time.thread_time_ns()
-            live.refill()
-            if block >= num_events // BLOCK // 4:  # the first fifth warms up
-                measured += times
-                cpu_us += (between - started) / 1e3
-                driver_us += (ended - between) / 1e3
-        report.add(
-            QUEUE_TABLE,
-            policy=policy,
-            live_queries=num_queries,
-            waiting=len(live.queue),
-            events=len(measured),
-            mean_us=round(statistics.fmean(measured), 3),
-            mean_cpu_us=round((cpu_us - driver_us) / len(measured), 3),
-            driver_cpu_us=round(driver_us / len(measured), 3),
-            **{f"{name}_us": round(value, 3) for name, value in percentiles(measured).items()},
-        )
-    rows = report.tables[QUEUE_TABLE]
-    report.summary["node_event_us_at_live_queries"] = {
-        "live_queries": num_queries,
-        "mean_us": rows[0]["mean_us"],
-        "mean_cpu_us": rows[0]["mean_cpu_us"],
-        "p50_us": rows[0]["p50_us"],
-        "p99_us": rows[0]["p99_us"],
-        "target_us": 5.0,
-    }
-
-
-Enter = Callable[[int], AbstractAsyncContextManager[object]]  # by the number of the query
-
-
-async def time_slots(enter: Enter, num_requests: int, num_turns: int) -> float:
-    """Microseconds per request, its task counted, when all come at once."""
-
-    async def request(query: int) -> None:
-        async with enter(query):
-            for _ in range(num_turns):
-                await asyncio.sleep(0)
-
-    started = time.perf_counter()
-    async with asyncio.TaskGroup() as tasks:
-        for query in range(num_requests):
-            tasks.create_task(request(query))
-    return (time.perf_counter() - started) / num_requests * 1e6
-
-
-def bench_slots(report: Report, arguments: argparse.Namespace) -> None:
-    """Slots beside asyncio's own semaphore, which keeps no order but that of arrival."""
-    from compllm.admission import Admission
-
-    num_requests, num_rounds = (500, 2) if arguments.quick else (10_000, 15)
-    for case, limit, num_turns in (("all enter at once", num_requests, 0), ("one by one", 1, 1)):
-        times: dict[str, list[float]] = {"Admission": [], "asyncio.Semaphore": [], "nothing": []}
-        for _ in range(num_rounds):
-            admission = Admission({"base": limit}, max_waiting=num_requests)
-            semaphore = asyncio.Semaphore(limit)
-            faces: dict[str, Enter] = {
-                "Admission": lambda query, admission=admission: admission.slot(  # type: ignore[misc]
-                    "base", query, 1, 1.0
-                ),
-                "asyncio.Semaphore": lambda _, semaphore=semaphore: semaphore,  # type: ignore[misc]
-                "nothing": lambda _: contextlib.nullcontext(),
-            }
-            for name, enter in faces.items():
-                gc.collect()
-                times[name].append(asyncio.run(time_slots(enter, num_requests, num_turns)))
-        for name, measured in times.items():
-            report.add(
-                "admission.py: us per request under asyncio, its task counted",
-                case=case,
-                face=name,
-                requests=num_requests,
-                median_us=round(statistics.median(measured), 3),
-                rounds=num_rounds,
-            )
-
-
-def bench_admission(report: Report, arguments: argparse.Namespace) -> None:
-    bench_queue(report, arguments)
-    bench_slots(report, arguments)
-
-
-PARTS = {"graph": bench_graph, "admission": bench_admission}
+PARTS = {"graph": bench_graph, "admission": live_queries.bench, "engine": bench_engine}
 
 
 def plot(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
@@ -374,15 +204,22 @@ def plot(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--part", action="append", choices=[*PARTS], help="default: all")
+    parser.add_argument(
+        "--part",
+        action="append",
+        choices=[*PARTS],
+        help="may be repeated; default: graph and admission, as engine needs a running server",
+    )
     add_arguments(parser)
     arguments = parser.parse_args(argv)
-    parts = arguments.part or [*PARTS]
+    parts = arguments.part or ["graph", "admission"]
     report = Report(
-        "bench_scheduler",
+        # A run beside an engine is another experiment than one without: it gets a file of its own.
+        "bench_scheduler_engine" if "engine" in parts else "bench_scheduler",
         arguments,
         packages=("networkx", "rustworkx", "pybind11"),
-        note="The runtime's own overhead: no engine and no network is part of these numbers.",
+        note="The runtime's own overhead. No engine and no network is part of the numbers, but for"
+        " the rows `engine`.",
     )
     for part in parts:
         PARTS[part](report, arguments)

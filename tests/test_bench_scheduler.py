@@ -7,7 +7,10 @@ import json
 import random
 
 import pytest
-from benchmarks import bench_scheduler, report
+from benchmarks import bench_scheduler, handover, report
+from benchmarks.workloads import random_dag
+
+from compllm.types import NodeResult, Plan, SubQuery
 
 
 def test_a_quick_run_ends_stdout_with_the_json_it_saves(tmp_path, capsys):
@@ -25,7 +28,7 @@ def test_a_quick_run_ends_stdout_with_the_json_it_saves(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", bench_scheduler.LIBRARIES)
 def test_every_library_runs_the_same_graph_to_its_end(name):
-    parents = bench_scheduler.random_dag(50, random.Random(1))
+    parents = random_dag(50, random.Random(1))
     ready, done = bench_scheduler.LIBRARIES[name](parents)
     waiting, seen = list(ready), set()
     while waiting:
@@ -37,7 +40,7 @@ def test_every_library_runs_the_same_graph_to_its_end(name):
 
 
 def test_the_same_seed_makes_the_same_graph():
-    graphs = [bench_scheduler.random_dag(20, random.Random(seed)) for seed in (3, 3, 4)]
+    graphs = [random_dag(20, random.Random(seed)) for seed in (3, 3, 4)]
     assert graphs[0] == graphs[1] != graphs[2]
 
 
@@ -68,3 +71,24 @@ def test_a_plot_is_saved_beside_the_results(tmp_path, capsys):
 
 def test_versions_name_what_is_absent():
     assert report.versions(["no-such-package"])["no-such-package"] == "absent"
+
+
+def test_a_child_waited_from_the_end_of_its_last_parent():
+    plan = Plan((SubQuery(1, "a"), SubQuery(2, "b"), SubQuery(3, "c", (1, 2))))
+    nodes = [
+        NodeResult(1, "base", "done", end_s=1.0),
+        NodeResult(2, "base", "done", end_s=2.0),
+        NodeResult(3, "base", "done", start_s=2.5, end_s=3.0),
+    ]
+    assert handover.gaps_ms(plan, nodes) == [500.0]
+    failed = [*nodes[:1], NodeResult(2, "base", "failed", end_s=2.0), *nodes[2:]]
+    assert handover.gaps_ms(plan, failed) == []
+
+
+async def test_handover_is_measured_on_the_scripted_backend(tmp_path):
+    arguments = argparse.Namespace(quick=True, out=tmp_path, seed=0)
+    made = report.Report("handover", arguments)
+    await handover.bench(made, arguments, scripted=handover.scripted())
+    rows = made.tables[handover.TABLE]
+    assert [row["live_queries"] for row in rows] == [1, 4]
+    assert all(row["children"] > 0 and row["failed_nodes"] == 0 for row in rows)
