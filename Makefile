@@ -23,10 +23,12 @@ ifeq ($(PY_VERSION),)
 $(error '$(PYTHON)' does not run or has no venv module: install Python 3.11 to 3.13 with venv, or name one with 'make PYTHON=python3.12')
 endif
 
-# The C++ sources and the build files decide the compiled part; a moved checkout needs new links.
-DEPS_KEY := $(shell cat pyproject.toml constraints.txt | sha256sum | cut -c1-12)
-BUILD_KEY := $(shell { echo "$(CURDIR)"; cat pyproject.toml constraints.txt runtime/CMakeLists.txt \
-	$$(find runtime/csrc -type f | sort); } | sha256sum | cut -c1-12)
+# What was asked for decides the dependencies, with the sources it decides the compiled part; settings of
+# ruff, mypy and pytest, which stand below both in pyproject.toml, decide neither. A moved checkout needs
+# new links.
+DEPS_KEY := $(shell { sed '/^\[tool\./,$$d' pyproject.toml; cat constraints.txt; } | sha256sum | cut -c1-12)
+BUILD_KEY := $(shell { echo "$(CURDIR)"; sed '/^\[tool\.pytest/,$$d' pyproject.toml; \
+	cat constraints.txt runtime/CMakeLists.txt $$(find runtime/csrc -type f | sort); } | sha256sum | cut -c1-12)
 VENV_STAMP := $(STAMPS)/venv-$(PY_VERSION)
 DEPS_STAMP := $(STAMPS)/deps-$(PY_VERSION)-$(DEPS_KEY)
 BUILD_STAMP := $(STAMPS)/build-$(PY_VERSION)-$(BUILD_KEY)

@@ -23,8 +23,11 @@ from compllm.console import STDIN, as_json, explain, print_json, print_table, re
 from compllm.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from compllm.config import Config
     from compllm.embedded.tritonserver import ServerInfo
+    from compllm.pipeline import CompLLM
     from compllm.types import Plan, Query, Route
 
 T = TypeVar("T")
@@ -110,17 +113,24 @@ def ask(
 async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_json: bool) -> None:
     from rich.console import Console
 
-    from compllm.pipeline import CompLLM
     from compllm.trace import answer_to_dict
     from compllm.view import footer, show
 
-    async with await CompLLM.connect(settings) as llm:
+    console = Console(stderr=True)
+    async with await _connect(settings, console) as llm:
         if is_json:
             print_json(answer_to_dict(await llm.ask(query, plan=plan)))
             return
-        console = Console(stderr=True)
         answer = await show(llm.stream(query, plan=plan), console)
     console.print(footer(answer), style="dim", markup=False, highlight=False)
+
+
+async def _connect(settings: Config, console: Console) -> CompLLM:
+    """Loading torch and the encoder takes seconds: a terminal is told."""
+    with console.status("loading the encoder"):
+        from compllm.pipeline import CompLLM
+
+        return await CompLLM.connect(settings)
 
 
 @app.command("plan")
@@ -158,9 +168,9 @@ def make_plan(
 
 
 async def _plan(query: Query, settings: Config) -> tuple[Plan, tuple[Route, ...]]:
-    from compllm.pipeline import CompLLM
+    from rich.console import Console
 
-    async with await CompLLM.connect(settings) as llm:
+    async with await _connect(settings, Console(stderr=True)) as llm:
         return await llm.plan(query)
 
 

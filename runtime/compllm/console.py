@@ -88,7 +88,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, CompllmError):
         return str(error), 1
-    if isinstance(error, ImportError):
+    if isinstance(error, ImportError) and not (error.name or "").startswith("compllm"):
         return f"{error}: pip install 'compllm[embedded]', then see `compllm doctor`", 1
     details = "COMPLLM_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {error} ({details})", 1

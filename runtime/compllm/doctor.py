@@ -73,7 +73,7 @@ def _openvino() -> Iterator[Check]:
 
 
 def _lora_op() -> Iterator[Check]:
-    from compllm.embedded.lora import library_path
+    from compllm.embedded.ops import library_path
 
     library = library_path()
     if library is not None:

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+from conftest import MakeAdapter
+
+from compllm.build_scripts.build_openvino import AdapterSource, update_adapters
+from compllm.embedded.manifest import MANIFEST_FILE, Manifest
+from compllm.errors import EngineError
+from compllm.prepare import ensure_engine
+
+
+@pytest.fixture
+def shipped(tiny_checkpoint: Path, make_adapter: MakeAdapter) -> tuple[AdapterSource, ...]:
+    return (AdapterSource(make_adapter(tiny_checkpoint), "chemistry"),)
+
+
+@pytest.fixture
+def own(tiny_checkpoint: Path, make_adapter: MakeAdapter) -> AdapterSource:
+    return AdapterSource(make_adapter(tiny_checkpoint, seed=1), "mine")
+
+
+def names(manifest: Manifest) -> set[str]:
+    return {entry.name for entry in manifest.adapters}
+
+
+def test_engine_that_is_there_is_not_built_again(
+    tiny_checkpoint: Path, tmp_path: Path, shipped: tuple[AdapterSource, ...]
+) -> None:
+    out = tmp_path / "engine"
+    ensure_engine(tiny_checkpoint, out, shipped)
+    before = (out / MANIFEST_FILE).stat().st_ino
+    ensure_engine(tiny_checkpoint, out, shipped)
+    assert (out / MANIFEST_FILE).stat().st_ino == before
+
+
+def test_newly_shipped_adapter_joins_those_of_the_user(
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    shipped: tuple[AdapterSource, ...],
+    own: AdapterSource,
+) -> None:
+    out = tmp_path / "engine"
+    ensure_engine(tiny_checkpoint, out, ())
+    update_adapters(out, [own])
+    assert names(ensure_engine(tiny_checkpoint, out, shipped)) == {"mine", "chemistry"}
+
+
+def test_users_adapters_are_not_lost_to_another_base(
+    tiny_checkpoint: Path, base_dir: Path, tmp_path: Path, own: AdapterSource
+) -> None:
+    out = tmp_path / "engine"
+    ensure_engine(tiny_checkpoint, out, ())
+    update_adapters(out, [own])
+    with pytest.raises(EngineError, match="not of the base in use"):
+        ensure_engine(base_dir, out, ())
+    assert names(Manifest.read(out)) == {"mine"}
