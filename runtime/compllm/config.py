@@ -40,9 +40,9 @@ def _number(default: float, low: float, high: float) -> Any:
 class ServerConfig:
     """Where the engine is."""
 
-    url: str = (
-        ""  # host:port of Triton's gRPC; empty: the running embedded server's, else 127.0.0.1:8001
-    )
+    # host:port of Triton's gRPC; empty: the running embedded server's, else 127.0.0.1:8001
+    url: str = ""
+    tokenizer: str = ""  # directory of its tokenizer.json; empty: the one that the server names
     ready_timeout_s: float = _number(10.0, 0.1, 3600)  # to find the server ready when connecting
 
 

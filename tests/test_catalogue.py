@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from compllm.catalogue import default_catalogue_path, load_catalogue
+from compllm.errors import ConfigError
+
+GOOD = """
+out_of_domain = ["Who is it?"]
+[base]
+system = "Answer."
+[adapters.chem]
+id = 7
+path = "adapters/chem"
+[router]
+threshold = 0.3
+encoder = "e"
+[[experts]]
+name = "chemistry"
+domain = "elements"
+system = "You are a chemist."
+adapter = "chem"
+examples = ["What is iron?"]
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "experts.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_catalogue_is_good() -> None:
+    catalogue = load_catalogue()
+    assert catalogue.path == default_catalogue_path()
+    assert [expert.name for expert in catalogue.experts] == ["chemistry", "biology", "mathematics"]
+    assert all(len(examples) >= 15 for examples in catalogue.examples)
+    assert catalogue.base.adapter_id is None
+
+
+def test_an_expert_gets_its_adapters_id(tmp_path: Path) -> None:
+    catalogue = load_catalogue(write(tmp_path, GOOD))
+    expert = catalogue.expert("chemistry")
+    assert (expert.adapter, expert.adapter_id, expert.model) == ("chem", 7, "tensorrt_llm")
+    assert catalogue.adapter("chem").path == tmp_path / "adapters" / "chem"
+
+
+def test_an_unknown_expert_is_an_error_that_lists_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no expert 'x' .*: there are base, chemistry"):
+        load_catalogue(write(tmp_path, GOOD)).expert("x")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('name = "chemistry"', 'name = "Chemistry!"', r"experts\[1\].name = 'Chemistry!'"),
+        ('name = "chemistry"', 'name = "base"', "experts = 'base': expected names used once"),
+        ('name = "chemistry"', "", r"experts\[1\].name is missing"),
+        ('adapter = "chem"', 'adapter = "bio"', "adapter = 'bio': expected one of chem"),
+        ("id = 7", "id = 0", "adapters.chem.id = 0: expected an integer from 1"),
+        ("id = 7", "id = true", "adapters.chem.id = True"),
+        (
+            "threshold = 0.3",
+            "threshold = 2",
+            "router.threshold = 2: expected a number from -1.0 to",
+        ),
+        ("threshold = 0.3", "", "router.threshold = None"),
+        ('examples = ["What is iron?"]', "examples = []", "at least one example"),
+        ('examples = ["What is iron?"]', "examples = [1]", "expected a list of texts"),
+        ('domain = "elements"', 'domain = "elements"\nrank = 3', r"unknown key experts\[1\].rank"),
+        ("[base]\n", '[base]\ntemplate = "x"\n', "base.template = 'x': expected one of chatml"),
+        ("[router]", "[rooter]", "router is missing"),
+        ('system = "Answer."', "system = 3", "base.system = 3: expected text"),
+        ("[adapters.chem]", "[adapters.other]\nid = 7\n[adapters.chem]", "no other adapter has"),
+    ],
+)
+def test_an_error_names_file_key_and_value(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError, match=rf"experts.toml: .*{says}"):
+        load_catalogue(write(tmp_path, GOOD.replace(old, new, 1)))
