@@ -4,7 +4,6 @@ transformers the same.
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,22 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from compllm.embedded.adapters import read_peft, save_adapter_npz
-from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.embedded.executor import Executor
-from compllm.embedded.model import build_base
 from compllm.embedded.request import EngineEvent, EngineRequest
 
 
 def make_engine(checkpoint: Path, out: Path, dtype: str, adapters: Mapping[str, Path]) -> Path:
-    """An engine directory as build_openvino.py writes it, without its manifest."""
-    (out / "adapters").mkdir(parents=True)
-    build_base(checkpoint, out, dtype)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(checkpoint / name, out / name)
-    shape = validate_checkpoint(checkpoint)
-    for name, directory in adapters.items():
-        save_adapter_npz(out / "adapters" / f"{name}.npz", read_peft(directory, shape, name))
+    """An engine directory with these PEFT directories, by name."""
+    build_engine(checkpoint, [AdapterSource(d, n) for n, d in adapters.items()], out, dtype)
     return out
 
 

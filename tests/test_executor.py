@@ -43,7 +43,7 @@ def adapters(tiny_checkpoint: Path, make_adapter: MakeAdapter) -> dict[str, Path
 def engine_dir(
     tiny_checkpoint: Path, adapters: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    return make_engine(tiny_checkpoint, tmp_path_factory.mktemp("engine"), "fp16", adapters)
+    return make_engine(tiny_checkpoint, tmp_path_factory.mktemp("engine") / "e", "fp16", adapters)
 
 
 @pytest.fixture(scope="module", params=["op", "mask"])

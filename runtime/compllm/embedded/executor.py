@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compllm.embedded.adapters import Adapter, load_adapter_npz
+from compllm.embedded.adapters import Adapter
 from compllm.embedded.blocks import BlockPool, BlockTable
+from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
 from compllm.embedded.request import (
     EngineEvent,
@@ -86,11 +87,13 @@ class Executor:
 
     def __init__(self, engine_dir: Path, options: ExecutorOptions | None = None) -> None:
         self.options = options = options or ExecutorOptions()
+        manifest = Manifest.read(engine_dir)
+        manifest.verify(engine_dir)
         weights = Weights.load(engine_dir)
         self.engine_dir = engine_dir
         self.vocab_size = weights.shape.vocab
         self.max_seq_len = min(weights.max_seq_len, options.kv_cache_tokens)
-        is_int8 = "embed.scale" in weights.arrays
+        is_int8 = manifest.dtype == "int8"
         num_blocks = max(1, options.kv_cache_tokens // TOKENS_PER_BLOCK)
         self.runner = Runner(
             weights,
@@ -102,10 +105,7 @@ class Executor:
         )
         self._pool = BlockPool(num_blocks, TOKENS_PER_BLOCK)
         self._slots = AdapterSlots(options.max_adapters)
-        adapters = [
-            load_adapter_npz(path, weights.shape)
-            for path in sorted((engine_dir / "adapters").glob("*.npz"))
-        ]
+        adapters = manifest.load_adapters(engine_dir, weights.shape)
         self.runner.set_adapters(
             {self._slots.assign(adapter.task_id).index: adapter for adapter in adapters}
         )
