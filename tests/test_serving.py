@@ -65,9 +65,12 @@ class FakeSender:
     is_gone: bool = False
     gate: threading.Event | None = None
     entered: threading.Event = field(default_factory=threading.Event)
+    is_over: bool = False
+    was_asked_too_late: bool = False
 
     def send(self, tensors: dict[str, Any] | None, *, is_final: bool) -> None:
         self.entered.set()
+        self.is_over = is_final
         if self.gate is not None:
             self.gate.wait(WAIT_S)
         ids = None if tensors is None else tensors["output_ids"].reshape(-1).tolist()
@@ -77,6 +80,7 @@ class FakeSender:
         self.answers.put((message, is_client_error))
 
     def is_cancelled(self) -> bool:
+        self.was_asked_too_late |= self.is_over
         return self.is_gone
 
     def next(self) -> tuple[Any, bool]:
@@ -154,6 +158,18 @@ def test_broken_engine_answers_before_it_is_reported(model: CoreModel, engine: F
     with pytest.raises(RuntimeError, match="out of order"):
         model.start("a", _tensors(), sender)
     assert sender.next() == ("the engine cannot take the request: out of order", False)
+
+
+def test_sender_is_asked_nothing_after_its_final_response(engine: FakeEngine) -> None:
+    # Triton's Python backend reads freed memory then, and takes the server down.
+    model = CoreModel(engine, BASE, cancellation_check_period_s=1e-6)
+    for _ in range(200):
+        sender, on_event = _start(model, engine)
+        on_event(EngineEvent(is_final=True, finish_reason="stop"))
+        sender.next()
+        assert not sender.was_asked_too_late
+    engine.submitted.clear()
+    model.close()
 
 
 def test_stop_cancels_the_request_of_its_id(model: CoreModel, engine: FakeEngine) -> None:

@@ -137,8 +137,9 @@ class TritonBackend:
             raise ConfigError(
                 f"the model at {url} names no tokenizer: give the directory of its tokenizer.json"
             )
+        engine_dir = Path(parameters["gpt_model_path"].string_value)
         tokenizer = await asyncio.to_thread(Tokenizer.from_dir, named)
-        return cls(url, tokenizer, _weights_of(Path(parameters["gpt_model_path"].string_value)))
+        return cls(url, tokenizer, await asyncio.to_thread(_weights_of, engine_dir))
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`. An adapter the engine does not know is sent to it once."""

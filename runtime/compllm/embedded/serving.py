@@ -56,6 +56,9 @@ class _Live:
     handle: int | None = None  # the engine's; None until it is known
     is_cancelled: bool = False
     num_output_tokens: int = 0
+    # Triton crashes when a sender is asked anything during or after its final response.
+    sending: threading.Lock = field(default_factory=threading.Lock)
+    is_over: bool = False
 
 
 @dataclass(slots=True)
@@ -123,7 +126,9 @@ class CoreModel:
             )
         except Exception as error:  # our fault, but whoever asked must not wait for ever
             self._forget(live)
-            sender.fail(f"the engine cannot take the request: {error}", is_client_error=False)
+            with live.sending:
+                live.is_over = True
+                sender.fail(f"the engine cannot take the request: {error}", is_client_error=False)
             raise
         if live.is_cancelled:  # between these two lines, when its handle was not known
             self._engine.cancel(live.handle)
@@ -191,17 +196,22 @@ class CoreModel:
         if event.is_final:
             self._forget(live)
         try:
-            if event.finish_reason == "cancelled" and not live.is_cancelled:
-                live.sender.fail("the engine is shut down", is_client_error=False)
-            elif event.error is not None:
-                live.sender.fail(_error_text(live, event), is_client_error=event.is_client_error)
-            else:
-                tensors = outputs(live.request, event, live.num_output_tokens)
-                live.sender.send(tensors, is_final=event.is_final)
+            with live.sending:
+                live.is_over = event.is_final
+                self._send(live, event)
         except Exception as error:  # one client's broken channel must not silence the others
             print(f"cannot answer request {live.request_id!r}: {error}", file=sys.stderr)
             if not event.is_final:
                 self._cancel(live)
+
+    def _send(self, live: _Live, event: EngineEvent) -> None:
+        if event.finish_reason == "cancelled" and not live.is_cancelled:
+            live.sender.fail("the engine is shut down", is_client_error=False)
+        elif event.error is not None:
+            live.sender.fail(_error_text(live, event), is_client_error=event.is_client_error)
+        else:
+            tensors = outputs(live.request, event, live.num_output_tokens)
+            live.sender.send(tensors, is_final=event.is_final)
 
     # The watching thread
 
@@ -232,15 +242,20 @@ class CoreModel:
                     self._wake.wait(None if is_idle else self._check_period_s)
 
     def _check(self, live: _Live) -> None:
-        if live.is_cancelled or not live.sender.is_cancelled():
+        if not self._cancel_if_gone(live):
             return
-        self._cancel(live)
         # Mostly a whole stream was closed: its other requests are asked at once.
         with self._wake:
-            others = [each for each in self._live if not each.is_cancelled]
+            others = list(self._live)
         for each in others:
-            if each.sender.is_cancelled():
-                self._cancel(each)
+            self._cancel_if_gone(each)
+
+    def _cancel_if_gone(self, live: _Live) -> bool:
+        with live.sending:
+            is_gone = not (live.is_over or live.is_cancelled) and live.sender.is_cancelled()
+        if is_gone:
+            self._cancel(live)
+        return is_gone
 
 
 def _error_text(live: _Live, event: EngineEvent) -> str:

@@ -1,0 +1,186 @@
+"""Starting, finding, losing and stopping real servers."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from compllm import paths
+from compllm.embedded import tritonserver
+from compllm.embedded.tritonprocess import HOST, ServerInfo
+from compllm.errors import ServerError
+
+pytestmark = pytest.mark.triton
+
+WAIT_S = 30.0
+
+
+@pytest.fixture
+def home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user of their own, whose server is stopped in the end. After `engine_dir`, which reads the
+    real one's cache."""
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    yield tmp_path
+    with contextlib.suppress(ServerError):
+        tritonserver.down()
+
+
+def _wait_until_gone(home: Path) -> None:
+    """Until no process out of this home is left: the supervisor, the server, the stub."""
+    processes = _processes(home)
+    _, alive = psutil.wait_procs(processes, timeout=WAIT_S)
+    assert not alive
+    assert not _processes(home)
+
+
+def _processes(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_ours = any(str(home) in part for part in process.cmdline())
+            if is_ours and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _shared_memory(info: ServerInfo) -> list[Path]:
+    return list(Path("/dev/shm").glob(f"{info.id}*"))
+
+
+def test_up_is_found_again_and_down_leaves_nothing(engine_dir: Path, home: Path) -> None:
+    info = tritonserver.up(engine_dir)
+    assert len(_processes(home)) == 3
+    assert _shared_memory(info)
+    assert tritonserver.up(engine_dir) == tritonserver.status() == info
+    with tritonserver.running(engine_dir) as shared:
+        assert shared == info
+    assert tritonserver.status() == info
+    with pytest.raises(ServerError, match=f"gRPC port {info.grpc_port}"):
+        tritonserver.up(engine_dir, grpc_port=info.grpc_port + 1)
+    assert tritonserver.down()
+    _wait_until_gone(home)
+    assert not _shared_memory(info)
+    assert tritonserver.status() is None
+    assert not tritonserver.down()
+
+
+def test_another_engine_does_not_take_a_running_servers_place(engine_dir: Path, home: Path) -> None:
+    other = home / "other"
+    shutil.copytree(engine_dir, other)
+    info = tritonserver.up(engine_dir)
+    with pytest.raises(ServerError, match="already running with the engine"):
+        tritonserver.up(other)
+    assert tritonserver.status() == info
+
+
+def test_engine_built_anew_gets_a_new_server(engine_dir: Path, home: Path) -> None:
+    engine = home / "engine"
+    shutil.copytree(engine_dir, engine)
+    first = tritonserver.up(engine)
+    manifest = engine / "manifest.json"
+    manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    second = tritonserver.up(engine)
+    assert first.pid != second.pid
+    assert not psutil.pid_exists(first.server_pid)
+
+
+def test_killed_server_takes_its_stub_along_and_is_reported(engine_dir: Path, home: Path) -> None:
+    info = tritonserver.up(engine_dir)
+    os.kill(info.server_pid, signal.SIGKILL)
+    _wait_until_gone(home)
+    assert not _shared_memory(info)
+    with pytest.raises(ServerError, match=r"died.*compllm up"):
+        tritonserver.status()
+    again = tritonserver.up(engine_dir)
+    assert again.pid != info.pid
+    supervisor = psutil.Process(again.pid)
+    supervisor.kill()  # nobody is left to clear up
+    supervisor.wait(WAIT_S)
+    with pytest.raises(ServerError, match="died"):
+        tritonserver.status()
+    assert not tritonserver.down()
+    _wait_until_gone(home)
+    assert not _shared_memory(again)
+
+
+def test_killed_owner_takes_its_server_along(engine_dir: Path, home: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from compllm.embedded import tritonserver\n"
+        "with tritonserver.running(sys.argv[1]) as info:\n"
+        "    print(info.id, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", program, str(engine_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        server_id = owner.stdout.readline().strip()
+        assert server_id
+        assert len(_processes(home)) == 3
+        owner.kill()
+    _wait_until_gone(home)
+    assert not list(Path("/dev/shm").glob(f"{server_id}*"))
+    assert not list(paths.run_dir().glob("owned-*"))
+
+
+def test_owned_server_ends_with_its_block(engine_dir: Path, home: Path) -> None:
+    with tritonserver.running(engine_dir) as info:
+        assert tritonserver.status() is None
+        assert psutil.pid_exists(info.server_pid)
+    _wait_until_gone(home)
+    assert not list(paths.run_dir().glob("owned-*"))
+
+
+def test_taken_port_is_named(engine_dir: Path, home: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ServerError, match=f"HTTP port {port} cannot be used"):
+            tritonserver.up(engine_dir, http_port=port)
+    assert not _processes(home)
+
+
+def test_engine_that_does_not_load_gives_its_reason(engine_dir: Path, home: Path) -> None:
+    broken = home / "broken"
+    shutil.copytree(engine_dir, broken)
+    (broken / "weights.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ServerError, match=r"did not start: .*weights") as caught:
+        tritonserver.up(broken)
+    assert "\n" not in str(caught.value)
+    assert tritonserver.status() is None
+    _wait_until_gone(home)
+
+
+def test_foreign_program_at_the_port_is_not_taken_for_the_server(
+    engine_dir: Path, home: Path
+) -> None:
+    info = tritonserver.up(engine_dir)
+    with http.server.HTTPServer((HOST, 0), http.server.BaseHTTPRequestHandler) as foreign:
+        thread = threading.Thread(target=foreign.serve_forever)
+        thread.start()
+        state = paths.run_dir() / "server.json"
+        moved = {**json.loads(state.read_text()), "http_port": foreign.server_port}
+        state.write_text(json.dumps(moved))
+        with pytest.raises(ServerError, match="another program answers"):
+            tritonserver.status()
+        foreign.shutdown()
+        thread.join()
+    with pytest.raises(ServerError, match="does not answer"):
+        tritonserver.status()
+    assert tritonserver.down()
+    _wait_until_gone(home)
+    assert not psutil.pid_exists(info.server_pid)
