@@ -119,8 +119,8 @@ def build_rustworkx(parents: Parents) -> Built:
 
 
 LIBRARIES: dict[str, Callable[[Parents], Built]] = {
-    "_core": build_core,
-    "_core, built at once": build_core_at_once,
+    "compllm._core": build_core,
+    "compllm._core, built at once": build_core_at_once,
     "compllm.graph": build_face,
     "graphlib": build_graphlib,
     "networkx": build_networkx,

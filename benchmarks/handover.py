@@ -80,7 +80,7 @@ async def measure(
 
 
 async def bench(report: Report, arguments: argparse.Namespace, **backends: CompLLM) -> None:
-    num_queries = 4 if arguments.quick else 60
+    num_queries = 4 if arguments.quick else 30
     for name, llm in backends.items():
         async with llm:
             await measure(llm, 1, 2, random.Random(arguments.seed))
