@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3.11
 VENV ?= .venv
-QUESTION ?= What is the atomic number of iron, how many chromosomes does a human body cell have, and what is the sum of the two?
+QUESTION ?= Is the atomic number of carbon larger than the number of chambers of the human heart?
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check

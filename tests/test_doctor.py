@@ -64,8 +64,7 @@ def test_tritonserver_that_is_named_but_not_there_is_missing(
 
 
 def test_part_that_is_not_installed_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psutil", None)
-    monkeypatch.delitem(sys.modules, "compllm.embedded.tritonserver", raising=False)
+    monkeypatch.setitem(sys.modules, "compllm.embedded.tritonserver", None)
     monkeypatch.delattr("compllm.embedded.tritonserver", raising=False)
     assert found("server").status == "missing"
     assert "compllm[embedded]" in found("server").remedy

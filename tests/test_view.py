@@ -38,8 +38,9 @@ def done(node_id: int, start_s: float, end_s: float, response: str = "26") -> No
     )
 
 
-def drawn(events: list[Event]) -> str:
-    view = GraphView()
+def drawn(events: list[Event], now_s: float = 0.0) -> str:
+    times = iter([100.0])
+    view = GraphView(lambda: next(times, 100.0 + now_s))
     for event in events:
         view.apply(event)
     console = Console(width=120, color_system=None)
@@ -81,6 +82,12 @@ def test_overlapping_nodes_have_overlapping_bars() -> None:
     text = drawn([*planned(IRON, HEART), *started, done(1, 0.0, 1.5), done(2, 1.0, 2.0)])
     first, second = (line for line in text.splitlines() if "done" in line)
     assert second.index("━") < first.rindex("━") < second.rindex("━")
+
+
+def test_running_node_is_drawn_up_to_now() -> None:
+    line = drawn([*planned(IRON), NodeStarted(1, "chemistry", 1.0)], now_s=4.0).splitlines()[1]
+    assert "3.00" in line
+    assert line.count("━") == 18
 
 
 def test_fall_back_replaces_the_nodes_planned_so_far() -> None:

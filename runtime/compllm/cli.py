@@ -122,7 +122,7 @@ async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_json: bo
             print_json(answer_to_dict(await llm.ask(query, plan=plan)))
             return
         answer = await show(llm.stream(query, plan=plan), console)
-    console.print(footer(answer), style="dim", markup=False, highlight=False)
+    console.print(footer(answer), style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 async def _connect(settings: Config, console: Console) -> CompLLM:

@@ -7,7 +7,8 @@ until the answer begins; elsewhere (a log, a pipe) each event becomes a line.
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -61,9 +62,14 @@ class _Row:
 
 
 class GraphView:
-    """What is known of a running query. `apply` takes the events in their order; rich draws it."""
+    """What is known of a running query. `apply` takes the events in their order; rich draws it.
 
-    def __init__(self) -> None:
+    clock: seconds; what runs is drawn up to its now. Make the view when the query starts.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._begin_s = clock()
         self._rows: dict[int, _Row] = {}
         self._plan_note = "planning"
         self._last_s = 0.0  # newest time an event told
@@ -106,6 +112,8 @@ class GraphView:
             row.status = "ready"
 
     def __rich__(self) -> Table:
+        is_running = any(row.status == "running" for row in self._rows.values())
+        now_s = max(self._last_s, self._clock() - self._begin_s) if is_running else self._last_s
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("#", justify="right")
         table.add_column("sub-query", ratio=1, min_width=20)
@@ -114,41 +122,41 @@ class GraphView:
         table.add_column("seconds", justify="right", no_wrap=True)
         table.add_column("time line", no_wrap=True, min_width=_BAR_WIDTH)
         for row in self._rows.values():
-            table.add_row(*self._cells(row))
+            table.add_row(*_cells(row, now_s))
         if self._plan_note:
             table.add_row("", Text(printable(self._plan_note), style="dim italic"))
         return table
 
-    def _cells(self, row: _Row) -> tuple[Text, ...]:
-        style = _STYLES[row.status]
-        text = Text(printable(row.sub_query.text))
-        if row.sub_query.parents:
-            text.append(f"  after {', '.join(map(str, row.sub_query.parents))}", style="dim")
-        if row.result and (row.result.response or row.result.error):
-            said = row.result.response or row.result.error or ""
-            text.append("\n" + " ".join(printable(said).split()), style=style)
-        expert = Text(row.expert or "-")
-        if row.route:
-            expert.append(f" {row.route.similarity:.2f}", style="dim")
-        end_s = row.result.end_s if row.result else None
-        seconds = "" if row.start_s is None or end_s is None else f"{end_s - row.start_s:.2f}"
-        return (
-            Text(str(row.sub_query.id)),
-            text,
-            expert,
-            Text(row.status, style=style),
-            Text(seconds),
-            Text(self._bar(row.start_s, end_s), style=style),
-        )
 
-    def _bar(self, start_s: float | None, end_s: float | None) -> str:
-        """The node's interval on a line from the query's start to the newest event."""
-        if start_s is None or self._last_s <= 0:
-            return ""
-        scale = _BAR_WIDTH / self._last_s
-        left = min(int(start_s * scale), _BAR_WIDTH - 1)
-        right = _BAR_WIDTH if end_s is None else round(end_s * scale)
-        return " " * left + "━" * max(1, right - left)
+def _cells(row: _Row, now_s: float) -> tuple[Text, ...]:
+    style = _STYLES[row.status]
+    text = Text(printable(row.sub_query.text))
+    if row.sub_query.parents:
+        text.append(f"  after {', '.join(map(str, row.sub_query.parents))}", style="dim")
+    if row.result and (said := row.result.response or row.result.error):
+        text.append("\n" + " ".join(printable(said).split()), style=style)
+    expert = Text(row.expert or "-")
+    if row.route:
+        expert.append(f" {row.route.similarity:.2f}", style="dim")
+    end_s = row.result.end_s if row.result else now_s
+    seconds = "" if row.start_s is None else f"{end_s - row.start_s:.2f}"
+    return (
+        Text(str(row.sub_query.id)),
+        text,
+        expert,
+        Text(row.status, style=style),
+        Text(seconds),
+        Text(_bar(row.start_s, end_s, now_s), style=style),
+    )
+
+
+def _bar(start_s: float | None, end_s: float, now_s: float) -> str:
+    """The node's interval on a line from the query's start to now."""
+    if start_s is None or now_s <= 0:
+        return ""
+    scale = _BAR_WIDTH / now_s
+    left = min(int(start_s * scale), _BAR_WIDTH - 1)
+    return " " * left + "━" * max(1, round(end_s * scale) - left)
 
 
 def describe(event: Event) -> str | None:
