@@ -55,7 +55,7 @@ def percentiles(values: Iterable[float]) -> dict[str, float]:
 
 
 def hardware() -> dict[str, Cell]:
-    """The CPU that measures. No names of hosts or users."""
+    """The machine that measures. No names of hosts or users."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -69,6 +69,8 @@ def hardware() -> dict[str, Cell]:
         "machine": platform.machine(),
         "num_cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / 2**30, 1),
+        # Far above what the benchmark itself computes: others disturbed the clock times.
+        "load_average_at_start": round(os.getloadavg()[0], 2),
     }
 
 
