@@ -42,7 +42,11 @@ async def backend(server: ServerInfo) -> AsyncIterator[TritonBackend]:
 
 
 def _request(number: int = 0, max_tokens: int = 16, **more: Any) -> GenerateRequest:
-    given = {"id": f"r{number}", "prompt": PROMPT, "sampling": SamplingParams(max_tokens)} | more
+    given: dict[str, Any] = {
+        "id": f"r{number}",
+        "prompt": PROMPT,
+        "sampling": SamplingParams(max_tokens),
+    } | more
     return GenerateRequest(**given)
 
 

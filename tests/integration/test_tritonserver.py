@@ -136,6 +136,26 @@ def test_killed_owner_takes_its_server_along(engine_dir: Path, home: Path) -> No
     assert not list(paths.run_dir().glob("owned-*"))
 
 
+def test_server_outlives_the_process_that_started_it_only_when_it_is_ready(
+    engine_dir: Path, home: Path
+) -> None:
+    program = (
+        "import os, sys\n"
+        "from compllm.embedded import tritonprocess, tritonserver\n"
+        "if sys.argv[2] == 'killed':\n"
+        "    tritonprocess._wait_ready = lambda *_: os.kill(os.getpid(), 9)\n"
+        "tritonserver.up(sys.argv[1])\n"
+    )
+    command = [sys.executable, "-c", program, str(engine_dir)]
+    assert subprocess.run([*command, "killed"], check=False).returncode == -signal.SIGKILL
+    _wait_until_gone(home)
+    assert tritonserver.status() is None
+    subprocess.run([*command, "whole"], check=True)
+    info = tritonserver.status()
+    assert info is not None
+    assert psutil.pid_exists(info.server_pid)
+
+
 def test_owned_server_ends_with_its_block(engine_dir: Path, home: Path) -> None:
     with tritonserver.running(engine_dir) as info:
         assert tritonserver.status() is None

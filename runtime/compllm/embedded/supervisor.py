@@ -4,11 +4,11 @@
 
     python supervisor.py OWNER SHM_PREFIX DIRECTORY COMMAND...
 
-OWNER is the process id whose death ends the server too (its files in DIRECTORY are removed then),
-or 0 for a server that stays until SIGTERM. Prints the server's process id on stdout, then waits. It
-exists because a killed owner cannot clean up, PR_SET_PDEATHSIG follows a thread rather than a
-process, and a killed tritonserver leaves its Python stub alive for seconds and its shared memory
-for ever.
+OWNER is the process id, our parent's, whose death ends the server too (its files in DIRECTORY are
+removed then); SIGUSR1 lets the server outlive it, SIGTERM ends the server. Prints the server's
+process id on stdout, then waits. It exists because a killed owner cannot clean up, PR_SET_PDEATHSIG
+follows a thread rather than a process, and a killed tritonserver leaves its Python stub alive for
+seconds and its shared memory for ever.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _wait_for_end(server: subprocess.Popen[bytes], owner: int | None, wake: int) -> bool:
+def _wait_for_end(server: subprocess.Popen[bytes], owner: int, wake: int) -> bool:
     """Block until the server ended, a signal asks for the end, or the owner died (then True)."""
     poll = select.poll()
     server_fd = os.pidfd_open(server.pid)
-    for fd in (server_fd, wake, *(() if owner is None else (owner,))):
+    for fd in (server_fd, owner, wake):
         poll.register(fd, select.POLLIN)
-    ready = {fd for fd, _ in poll.poll()}
-    os.close(server_fd)
-    return owner in ready
+    while True:
+        ready = {fd for fd, _ in poll.poll()}
+        if wake in ready and set(os.read(wake, 64)) == {signal.SIGUSR1}:
+            poll.unregister(owner)
+            continue
+        return owner in ready
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
@@ -58,10 +61,10 @@ def main(argv: list[str]) -> int:
     owner_pid, shm_prefix, directory, command = int(argv[0]), argv[1], Path(argv[2]), argv[3:]
     wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
-    owner = os.pidfd_open(owner_pid) if owner_pid else None
-    if owner_pid and os.getppid() != owner_pid:
+    owner = os.pidfd_open(owner_pid)
+    if os.getppid() != owner_pid:
         return 1  # the owner died before it could be watched
     server = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, preexec_fn=_die_with_parent

@@ -82,13 +82,12 @@ def start(
     directory: Path,
     ports: Ports,
     *,
-    owner: int = 0,
     options: Mapping[str, Any] | None = None,
     timeout_s: float,
 ) -> ServerInfo:
     """Start a server of this engine with its files in `directory`, and wait until it is ready.
 
-    owner: process id whose death ends the server, or 0. options: see `tritonserver.up`.
+    It ends with this process unless it is released. options: see `tritonserver.up`.
     Raises ServerError with the reason out of the log; nothing is left running then.
     """
     deadline = time.monotonic() + timeout_s
@@ -106,7 +105,7 @@ def start(
     }
     models = tritonfiles.write_repository(directory / "models", values)
     for attempt in range(1, _START_ATTEMPTS + 1):
-        info = _spawn(binary, models, backends, ports, owner)
+        info = _spawn(binary, models, backends, ports)
         info = replace(
             info,
             engine_dir=str(engine),
@@ -124,11 +123,17 @@ def start(
     raise AssertionError("unreachable")
 
 
+def release(info: ServerInfo) -> None:
+    """Let a server of this process outlive it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(info.pid, signal.SIGUSR1)
+
+
 class _PortTaken(ServerError):
     """Somebody bound a port between our look and the server's."""
 
 
-def _spawn(binary: Path, models: Path, backends: Path, ports: Ports, owner: int) -> ServerInfo:
+def _spawn(binary: Path, models: Path, backends: Path, ports: Ports) -> ServerInfo:
     directory = models.parent
     log = directory / "server.log"
     grpc, http_, metrics = _free_ports(ports)
@@ -149,7 +154,8 @@ def _spawn(binary: Path, models: Path, backends: Path, ports: Ports, owner: int)
     ]
     script = str(Path(supervisor.__file__).resolve())
     # -S -E: the supervisor needs the standard library alone, and starts the quicker.
-    argv = [sys.executable, "-S", "-E", script, str(owner), f"{name}-", str(directory), *command]
+    owner = str(os.getpid())
+    argv = [sys.executable, "-S", "-E", script, owner, f"{name}-", str(directory), *command]
     pid, answer = _spawn_detached(argv, tritonfiles.environment(binary), log)
     if not answer:
         _reap(pid)
@@ -239,13 +245,21 @@ def engine_hash(engine: Path) -> str:
 
 
 def is_alive(info: ServerInfo) -> bool:
-    """Whether the supervisor lives, and with it the server."""
+    """Whether the server lives. Its supervisor may do so a little longer, to clear up."""
+    return _is_supervised(info) and _is_running(info.server_pid)
+
+
+def _is_supervised(info: ServerInfo) -> bool:
     _reap(info.pid)
+    if not _is_running(info.pid):
+        return False
+    # The number may belong to another process by now.
+    return abs(_start_time(info.pid) - info.started) < 1.0
+
+
+def _is_running(pid: int) -> bool:
     try:
-        process = psutil.Process(info.pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return bool(abs(process.create_time() - info.started) < 1.0)
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -337,13 +351,13 @@ def reason_in(log: Path) -> str:
 
 def stop(info: ServerInfo) -> None:
     """Ask the supervisor to end, insist, and clear away what a killed supervisor left."""
-    if is_alive(info):
+    if _is_supervised(info):
         with contextlib.suppress(ProcessLookupError):
             os.kill(info.pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_S
-        while is_alive(info) and time.monotonic() < deadline:
+        while _is_supervised(info) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        if is_alive(info):
+        if _is_supervised(info):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(info.pid, signal.SIGKILL)
     _reap(info.pid)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -56,6 +55,7 @@ def up(
         directory = paths.run_dir() / "server"
         info = tritonprocess.start(engine, directory, ports, options=options, timeout_s=timeout_s)
         _write_state(info)
+        tritonprocess.release(info)  # not before: killed up to here, we leave nothing behind
         return info
 
 
@@ -108,9 +108,7 @@ def running(
     paths.run_dir().mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="owned-", dir=paths.run_dir()))
     try:
-        info = tritonprocess.start(
-            engine, directory, Ports(), owner=os.getpid(), options=options, timeout_s=timeout_s
-        )
+        info = tritonprocess.start(engine, directory, Ports(), options=options, timeout_s=timeout_s)
         try:
             yield info
         finally:

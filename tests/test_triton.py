@@ -1,0 +1,464 @@
+"""The gRPC client against a loopback server that answers what a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from compllm import wire
+from compllm.backend import GenerateRequest, Guide, Segment, collect
+from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
+from compllm.tokenizer import SpecialIds, Tokenizer
+from compllm.triton import TritonBackend, error_from, error_from_text
+from compllm.types import SamplingParams
+
+END, PAD = 2, 2
+MISSING = (
+    "Executor failed process requestId 1 due to the following error: LoRA task 7 not found in "
+    "cache. Please send LoRA weights with request"
+)
+
+Respond = Callable[..., Awaitable[None]]
+Handler = Callable[[Any, Respond], Awaitable[None]]
+
+
+class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
+    """Hands each message to `handler`, each in a task of its own, and keeps it."""
+
+    def __init__(self) -> None:
+        self.handler: Handler = answer_hello
+        self.messages: list[Any] = []
+        self.stopped: asyncio.Queue[str] = asyncio.Queue()
+        self.tokenizer_dir = ""
+        self.url = ""
+        self.server = grpc.aio.server()
+        self._writing = asyncio.Lock()
+
+    async def ModelStreamInfer(self, messages: Any, context: Any) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            async for message in messages:
+                if "stop" in inputs(message):
+                    self.stopped.put_nowait(message.id)
+                    continue
+                self.messages.append(message)
+                tasks.create_task(self._answer(message, context))
+
+    async def _answer(self, message: Any, context: Any) -> None:
+        async def respond(
+            ids: list[int] | None = None, error: str = "", *, is_final: bool = False, **more: int
+        ) -> None:
+            response = service_pb2.ModelInferResponse(id=message.id)
+            response.parameters["triton_final_response"].bool_param = is_final
+            if ids is not None:
+                arrays = {"output_ids": [[ids]], "sequence_length": [[len(ids)]]} | {
+                    name: [[value]] for name, value in more.items()
+                }
+                for name, value in arrays.items():
+                    array = np.array(value, np.int64 if name.endswith("_ns") else np.int32)
+                    datatype = "INT64" if name.endswith("_ns") else "INT32"
+                    response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+                    response.raw_output_contents.append(array.tobytes())
+            answer = service_pb2.ModelStreamInferResponse(
+                error_message=error, infer_response=response
+            )
+            async with self._writing:
+                await context.write(answer)
+
+        await self.handler(message, respond)
+
+    async def ModelReady(self, request: Any, context: Any) -> Any:
+        return service_pb2.ModelReadyResponse(ready=True)
+
+    async def ServerLive(self, request: Any, context: Any) -> Any:
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:
+        answer = service_pb2.ModelConfigResponse()
+        answer.config.parameters["tokenizer_dir"].string_value = self.tokenizer_dir
+        return answer
+
+
+def inputs(message: Any) -> dict[str, Any]:
+    """Tensors of a message by name."""
+    dtypes = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32, "BOOL": np.bool_}
+    found: dict[str, Any] = {}
+    for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True):
+        if tensor.datatype == "BYTES":
+            assert int.from_bytes(raw[:4], "little") == len(raw) - 4
+            found[tensor.name] = raw[4:].decode()
+        else:
+            dtype = dtypes.get(tensor.datatype, np.float16)
+            found[tensor.name] = np.frombuffer(raw, dtype).reshape(tensor.shape).tolist()
+    return found
+
+
+HELLO = [28120, 905]  # "hello" and " world", checked below
+
+
+async def answer_hello(message: Any, respond: Respond) -> None:
+    for token in HELLO[:-1]:
+        await respond([token])
+    await respond(HELLO[-1:], is_final=True)
+
+
+async def never(message: Any, respond: Respond) -> None:
+    await respond(HELLO[:1])
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Loopback]:
+    loopback = Loopback()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(loopback, loopback.server)
+    loopback.url = f"127.0.0.1:{loopback.server.add_insecure_port('127.0.0.1:0')}"
+    await loopback.server.start()
+    yield loopback
+    await loopback.server.stop(None)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(base_dir: Path) -> Tokenizer:
+    return Tokenizer.from_dir(base_dir)
+
+
+@pytest.fixture
+async def backend(loopback: Loopback, tokenizer: Tokenizer) -> AsyncIterator[TritonBackend]:
+    backend = TritonBackend(loopback.url, tokenizer)
+    yield backend
+    await backend.aclose()
+
+
+def _request(name: str = "a", **more: Any) -> GenerateRequest:
+    return GenerateRequest(**({"id": name, "prompt": (Segment("hi"),)} | more))
+
+
+async def test_chunks_are_the_text_of_each_response(
+    backend: TritonBackend, tokenizer: Tokenizer
+) -> None:
+    assert [tokenizer.decode([each]) for each in HELLO] == ["hello", " world"]
+    chunks = [chunk async for chunk in backend.generate(_request(is_streamed=True))]
+    assert [(c.text, c.num_tokens, c.finish_reason) for c in chunks] == [
+        ("hello", 1, None),
+        (" world", 1, "stop"),
+    ]
+
+
+async def test_unstreamed_request_is_one_chunk(backend: TritonBackend) -> None:
+    sampling = SamplingParams(max_tokens=2)
+    chunks = [chunk async for chunk in backend.generate(_request(sampling=sampling))]
+    assert [(c.text, c.num_tokens, c.finish_reason) for c in chunks] == [
+        ("hello world", 2, "length")
+    ]
+
+
+async def test_message_carries_everything_that_was_asked_for(
+    loopback: Loopback, backend: TritonBackend, tokenizer: Tokenizer
+) -> None:
+    request = _request(
+        sampling=SamplingParams(9, 0.5, 3, 0.75, 1.5, -1),
+        adapter_id=2**52,
+        guide=Guide("regex", "ä+"),
+        is_streamed=True,
+    )
+    await collect(backend, request)
+    message = loopback.messages[0]
+    ids = tokenizer.encode(request.prompt)
+    assert message.model_name == "tensorrt_llm"
+    assert inputs(message) == {
+        "input_ids": [ids],
+        "input_lengths": [[len(ids)]],
+        "request_output_len": [[9]],
+        "end_id": [[END]],
+        "pad_id": [[PAD]],
+        "exclude_input_in_output": [[True]],
+        "return_perf_metrics": [[True]],
+        "return_num_input_tokens": [[True]],
+        "return_num_output_tokens": [[True]],
+        "streaming": [[True]],
+        "runtime_top_k": [[3]],
+        "runtime_top_p": [[0.75]],
+        "temperature": [[0.5]],
+        "seed": [[2**64 - 1]],
+        "repetition_penalty": [[1.5]],
+        "lora_task_id": [[2**52]],
+        "guided_decoding_guide_type": "regex",
+        "guided_decoding_guide": "ä+",
+    }
+
+
+async def test_greedy_is_top_k_1(loopback: Loopback, backend: TritonBackend) -> None:
+    await collect(backend, _request())
+    given = inputs(loopback.messages[0])
+    assert given["runtime_top_k"] == [[1]]
+    assert not {"temperature", "runtime_top_p", "seed", "repetition_penalty"} & given.keys()
+
+
+def test_further_end_tokens_are_sent_as_stop_words() -> None:
+    special = SpecialIds(2, 2, (5, 6))
+    message = wire.inference_message(_request(), "a#1", [1], special, is_streamed=False)
+    assert inputs(message)["stop_words_list"] == [[[5, 6], [1, 2]]]
+
+
+async def test_usage_is_read_from_the_last_response(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        await respond(
+            HELLO,
+            is_final=True,
+            num_input_tokens=5,
+            num_output_tokens=2,
+            kv_cache_reused_blocks=3,
+            kv_cache_alloc_total_blocks=4,
+            arrival_time_ns=10**9,
+            first_scheduled_time_ns=2 * 10**9,
+            first_token_time_ns=3 * 10**9,
+            last_token_time_ns=5 * 10**9,
+        )
+
+    loopback.handler = handler
+    usage = (await collect(backend, _request()))[1].usage
+    assert usage is not None
+    assert (usage.num_input_tokens, usage.num_output_tokens) == (5, 2)
+    assert (usage.kv_reused_blocks, usage.kv_alloc_blocks) == (3, 4)
+    assert (usage.scheduled_s, usage.first_token_s, usage.total_s) == (1, 2, 4)
+
+
+async def test_responses_find_their_request_whatever_their_order(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    gates = {number: asyncio.Event() for number in range(3)}
+
+    async def handler(message: Any, respond: Respond) -> None:
+        number = int(message.id[0])
+        await gates[number].wait()
+        await respond([HELLO[0]] * (number + 1), is_final=True)
+        if number:
+            gates[number - 1].set()
+
+    loopback.handler = handler
+    gates[2].set()
+    answers = await asyncio.gather(*(collect(backend, _request(str(n))) for n in range(3)))
+    assert [text for text, _ in answers] == ["hello", "hellohello", "hellohellohello"]
+
+
+async def test_same_id_again_does_not_meet_the_first_ones_responses(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    await collect(backend, _request("a"))
+    await collect(backend, _request("a"))
+    first, second = (message.id for message in loopback.messages)
+    assert first != second
+
+
+async def test_closing_the_iterator_stops_that_request(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    loopback.handler = never
+    async with aclosing(backend.generate(_request(is_streamed=True))) as chunks:
+        await anext(chunks)
+    assert await loopback.stopped.get() == loopback.messages[0].id
+
+
+async def test_cancelling_the_task_stops_that_request(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    started = asyncio.Event()
+
+    async def handler(message: Any, respond: Respond) -> None:
+        started.set()
+        await never(message, respond)
+
+    loopback.handler = handler
+    task = asyncio.ensure_future(collect(backend, _request()))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await loopback.stopped.get() == loopback.messages[0].id
+
+
+async def test_finished_request_is_not_stopped(loopback: Loopback, backend: TritonBackend) -> None:
+    await collect(backend, _request())
+    loopback.handler = never
+    async with aclosing(backend.generate(_request("b", is_streamed=True))) as chunks:
+        await anext(chunks)
+    assert (await loopback.stopped.get()).startswith("b")
+
+
+async def test_stop_string_ends_the_text_and_the_request(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        assert inputs(message)["streaming"] == [[True]]
+        for token in HELLO:
+            await respond([token])
+        assert await loopback.stopped.get() == message.id
+        await respond(is_final=True)  # of the stop, and then of the request itself
+        await respond([], is_final=True, num_input_tokens=1, num_output_tokens=9)
+
+    loopback.handler = handler
+    sampling = SamplingParams(stop=("wor",))
+    text, last = await collect(backend, _request(sampling=sampling))
+    assert (text, last.finish_reason) == ("hello ", "stop")
+    assert last.usage is not None
+    assert last.usage.num_output_tokens == 9
+
+
+async def test_missing_adapter_is_sent_with_the_second_attempt(
+    loopback: Loopback, tokenizer: Tokenizer
+) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        if "lora_weights" in inputs(message):
+            await answer_hello(message, respond)
+        else:
+            await respond(error=MISSING, is_final=True)
+
+    loopback.handler = handler
+    tensors = np.ones((1, 2), np.float16), np.array([[1, 0, 1, 0]], np.int32)
+    backend = TritonBackend(loopback.url, tokenizer, lambda task_id: tensors)
+    text, _ = await collect(backend, _request(adapter_id=7))
+    await backend.aclose()
+    assert text == "hello world"
+    assert inputs(loopback.messages[1])["lora_config"] == [[[1, 0, 1, 0]]]
+
+
+@pytest.mark.parametrize("has_weights", [False, True])
+async def test_adapter_that_stays_missing_is_refused(
+    loopback: Loopback, tokenizer: Tokenizer, has_weights: bool
+) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        await respond(error=MISSING, is_final=True)
+
+    loopback.handler = handler
+    tensors = np.ones((1, 2), np.float16), np.ones((1, 4), np.int32)
+    backend = TritonBackend(loopback.url, tokenizer, lambda _: tensors if has_weights else None)
+    with pytest.raises(BackendRejected, match="LoRA task 7 not found"):
+        await collect(backend, _request(adapter_id=7))
+    await backend.aclose()
+    assert len(loopback.messages) == 1 + has_weights
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("Request for unknown model: 'x' is not found", BackendRejected),
+        ("unexpected inference input 'X' for model 'tensorrt_llm'", BackendRejected),
+        (MISSING, BackendRejected),
+        ("Exceeds maximum queue size", BackendUnavailable),
+        ("the engine's queue is full (1024 requests): try again later", BackendUnavailable),
+        ("Stub process 'tensorrt_llm_0_0' is not healthy.", BackendUnavailable),
+        ("the engine is shut down", BackendUnavailable),
+        ("the engine failed: out of bounds", BackendError),
+        ("Executor failed: Encountered an error in forwardAsync function", BackendError),
+    ],
+)
+def test_errors_on_the_stream_become_ours(text: str, kind: type[BackendError]) -> None:
+    error = error_from_text(text)
+    assert text in str(error)
+    assert isinstance(error, kind)
+    assert isinstance(error, BackendRejected | BackendUnavailable) == (kind is not BackendError)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, BackendUnavailable),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, BackendUnavailable),
+        (grpc.StatusCode.INVALID_ARGUMENT, BackendRejected),
+        (grpc.StatusCode.UNIMPLEMENTED, BackendRejected),
+        (grpc.StatusCode.INTERNAL, BackendError),
+    ],
+)
+def test_grpc_errors_become_ours(code: grpc.StatusCode, kind: type[BackendError]) -> None:
+    metadata = grpc.aio.Metadata()
+    error = error_from(grpc.aio.AioRpcError(code, metadata, metadata, "why"))
+    assert type(error) is kind
+    assert "why" in str(error)
+
+
+async def test_error_ends_only_its_own_request(loopback: Loopback, backend: TritonBackend) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        if message.id.startswith("bad"):
+            await respond(error="unexpected inference input")
+        else:
+            await answer_hello(message, respond)
+
+    loopback.handler = handler
+    results = await asyncio.gather(
+        collect(backend, _request("bad")), collect(backend, _request()), return_exceptions=True
+    )
+    assert isinstance(results[0], BackendRejected)
+    assert not isinstance(results[1], BaseException)
+
+
+async def test_lost_server_fails_every_request_in_flight(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    loopback.handler = never
+    streams = [backend.generate(_request(str(k), is_streamed=True)) for k in range(3)]
+    for each in streams:
+        await anext(each)
+    await loopback.server.stop(None)
+    for each in streams:
+        with pytest.raises(BackendUnavailable) as caught:
+            await anext(each)
+        assert isinstance(caught.value.__cause__, Exception)
+
+
+async def test_nobody_at_the_address(tokenizer: Tokenizer) -> None:
+    backend = TritonBackend("127.0.0.1:1", tokenizer)
+    with pytest.raises(BackendUnavailable, match="no answer from the server"):
+        await collect(backend, _request())
+    assert not await backend.server_live()
+    with pytest.raises(BackendUnavailable, match=r"no ready server at 127\.0\.0\.1:1 within"):
+        await backend.wait_ready(0.01)
+    await backend.aclose()
+
+
+async def test_broken_stream_is_replaced(loopback: Loopback, backend: TritonBackend) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        raise RuntimeError("the whole stream ends")
+
+    loopback.handler = handler
+    with pytest.raises(BackendError):
+        await collect(backend, _request())
+    loopback.handler = answer_hello
+    assert (await collect(backend, _request()))[0] == "hello world"
+
+
+async def test_closed_backend_fails_what_is_under_way_and_refuses_more(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    loopback.handler = never
+    chunks = backend.generate(_request(is_streamed=True))
+    await anext(chunks)
+    await backend.aclose()
+    with pytest.raises(BackendUnavailable, match="closed while"):
+        await anext(chunks)
+    with pytest.raises(BackendUnavailable, match="is closed"):
+        await collect(backend, _request())
+    await backend.aclose()
+
+
+async def test_connect_reads_the_tokenizer_that_the_model_names(
+    loopback: Loopback, base_dir: Path, tmp_path: Path
+) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base_dir / name, tmp_path / name)
+    loopback.tokenizer_dir = str(tmp_path)
+    backend = await TritonBackend.connect(loopback.url)
+    assert (await collect(backend, _request()))[0] == "hello world"
+    await backend.aclose()
+    loopback.tokenizer_dir = ""
+    with pytest.raises(ConfigError, match="names no tokenizer"):
+        await TritonBackend.connect(loopback.url)

@@ -1,0 +1,127 @@
+"""What a server is made of and found by, without starting one (integration/ does that)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from compllm import paths
+from compllm.embedded import tritonfiles, tritonprocess, tritonserver
+from compllm.embedded.contract import INPUTS
+from compllm.errors import ServerError
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    monkeypatch.delenv("TRITONSERVER", raising=False)
+
+
+def test_without_a_server_there_is_no_status_and_nothing_to_stop() -> None:
+    assert tritonserver.status() is None
+    assert not tritonserver.down()
+
+
+def test_missing_engine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="engines/embedded does not exist"):
+        tritonserver.up()
+    with (
+        pytest.raises(ServerError, match=r"holds no manifest\.json"),
+        tritonserver.running(tmp_path),
+    ):
+        pass
+
+
+def test_unreadable_state_is_an_error_with_its_path() -> None:
+    paths.run_dir().mkdir(parents=True)
+    (paths.run_dir() / "server.json").write_text("{")
+    with pytest.raises(ServerError, match=r"server\.json is not readable"):
+        tritonserver.status()
+
+
+def test_named_binary_must_be_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONSERVER", str(tmp_path / "none"))
+    with pytest.raises(ServerError, match=r"\$TRITONSERVER is .*none"):
+        tritonfiles.find_tritonserver()
+
+
+def test_named_binary_comes_first_then_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tritonfiles.find_tritonserver().parts[-4:-1] == ("pytriton", "tritonserver", "bin")
+    binary = tmp_path / "mine"
+    binary.touch(mode=0o755)
+    monkeypatch.setenv("TRITONSERVER", str(binary))
+    assert tritonfiles.find_tritonserver() == binary
+
+
+def test_backend_directory_has_the_stub_of_this_interpreter(tmp_path: Path) -> None:
+    backends = tritonfiles.make_backends(tritonfiles.find_tritonserver(), tmp_path / "backends")
+    stub = (backends / "python" / "triton_python_backend_stub").resolve()
+    assert stub.parent.name == f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert (backends / "python" / "libtriton_python.so").is_file()
+
+
+def test_binary_without_backend_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "bin" / "tritonserver"
+    with pytest.raises(ServerError, match="no Python backend beside it"):
+        tritonfiles.make_backends(binary, tmp_path / "backends")
+
+
+def test_own_libpython_and_own_interpreter_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
+    env = tritonfiles.environment(tritonfiles.find_tritonserver())
+    libpython, package, last = env["LD_LIBRARY_PATH"].split(os.pathsep)
+    assert list(Path(libpython).glob("libpython3*"))
+    assert Path(package).name == "nvidia_pytriton.libs"
+    assert last == "/elsewhere"
+    assert env["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}/usr/bin"
+
+
+def test_repository_is_the_template_filled_in(tmp_path: Path) -> None:
+    values = {
+        "engine_dir": '/a "b"\\c',
+        "tokenizer_dir": "/t",
+        "executor_options": '{"max_batch_size": 4}',
+    }
+    models = tritonfiles.write_repository(tmp_path / "models", values)
+    config = (models / "tensorrt_llm" / "config.pbtxt").read_text()
+    assert "${" not in config
+    assert r'string_value: "/a \"b\"\\c"' in config
+    assert r'string_value: "{\"max_batch_size\": 4}"' in config
+    assert (models / "tensorrt_llm" / "1" / "model.py").is_file()
+
+
+def test_repository_declares_every_input_of_the_contract(tmp_path: Path) -> None:
+    config = (paths.resource_dir("triton_repo") / "tensorrt_llm" / "config.pbtxt").read_text()
+    declared = config.partition("output [")[0]
+    assert {name for name in INPUTS if f'name: "{name}"' in declared} == set(INPUTS)
+    assert declared.count("data_type:") == len(INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", ""),
+        (
+            'I1 x] "fine"\nE1122 a.cc:9] "failed to load \'tensorrt_llm\' version 1: Internal: '
+            'EngineError: no weights\\n\\nAt:\\n  model.py(3): initialize\\n"\nerror: other\n',
+            ": EngineError: no weights",
+        ),
+        ("I1 x] fine\nerror: creating server: Internal\n", ": creating server: Internal"),
+        ("sh: tritonserver: not found\n\n", ": sh: tritonserver: not found"),
+    ],
+)
+def test_reason_is_found_in_the_log(tmp_path: Path, log: str, reason: str) -> None:
+    (tmp_path / "log").write_text(log)
+    assert tritonprocess.reason_in(tmp_path / "log") == reason
+
+
+def test_impossible_port_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ServerError, match="gRPC port 70000 cannot be used"):
+        tritonserver.up(tmp_path, grpc_port=70000)
