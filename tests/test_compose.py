@@ -1,0 +1,80 @@
+import asyncio
+
+import pytest
+
+from compllm.compose import Aggregator, compose, join
+from compllm.errors import BackendUnavailable
+from compllm.testing import Reply, ScriptedBackend
+from compllm.types import ComposePolicy, Query, SamplingParams
+
+QUERY = Query("Why and how?", id="q")
+ONE = (("Why?", "Because."),)
+TWO = (("Why?", "Because."), ("How?", "So."))
+
+
+async def run(
+    leaves: tuple[tuple[str, str | None], ...], policy: ComposePolicy, backend: ScriptedBackend
+) -> list[str]:
+    return [text async for text in compose(QUERY, leaves, backend, Aggregator(policy))]
+
+
+@pytest.mark.parametrize(
+    ("policy", "leaves", "is_asked"),
+    [
+        ("always", ONE, True),
+        ("always", TWO, True),
+        ("auto", ONE, False),
+        ("auto", TWO, True),
+        ("never", ONE, False),
+        ("never", TWO, False),
+        ("always", (("Why?", None),), False),
+        ("auto", (("Why?", None), ("How?", "So.")), True),
+    ],
+)
+async def test_the_policy_decides_whether_the_aggregator_is_asked(
+    policy: ComposePolicy, leaves: tuple[tuple[str, str | None], ...], is_asked: bool
+) -> None:
+    backend = ScriptedBackend(Reply("composed"))
+    texts = await run(leaves, policy, backend)
+    assert len(backend.requests) == is_asked
+    assert (texts == ["composed"]) is is_asked
+
+
+async def test_the_answer_streams_as_it_is_written() -> None:
+    gates = (asyncio.Event(), asyncio.Event())
+    gates[0].set()
+    backend = ScriptedBackend(Reply(("Because", " so."), piece_gates=gates))
+    texts = compose(QUERY, TWO, backend, Aggregator())
+    assert await anext(texts) == "Because"
+    gates[1].set()
+    assert await anext(texts) == " so."
+
+
+async def test_the_aggregator_reads_the_query_and_the_leaves_alone() -> None:
+    backend = ScriptedBackend(Reply("x"))
+    await run(TWO, "auto", backend)
+    text = backend.requests[0].text
+    assert "Why and how?" in text
+    assert "- Why? Because.\n- How? So." in text
+
+
+async def test_the_querys_own_sampling_wins() -> None:
+    backend = ScriptedBackend(Reply("x"))
+    query = Query("Why?", id="q", sampling=SamplingParams(max_tokens=3, temperature=0.5))
+    _ = [text async for text in compose(query, TWO, backend, Aggregator())]
+    assert backend.requests[0].request.sampling == query.sampling
+
+
+async def test_a_broken_answer_raises_after_what_was_said() -> None:
+    backend = ScriptedBackend(Reply("Beca", error=BackendUnavailable("gone")))
+    texts = compose(QUERY, TWO, backend, Aggregator())
+    assert await anext(texts) == "Beca"
+    with pytest.raises(BackendUnavailable):
+        await anext(texts)
+
+
+def test_joining_is_deterministic_and_leaves_out_what_is_missing() -> None:
+    assert join(ONE) == "Because."
+    assert join(TWO) == "Why? Because.\nHow? So."
+    assert join((("Why?", None), ("How?", "So."))) == "So."
+    assert join((("Why?", None),)) == ""

@@ -1,0 +1,112 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from path_parts import CATALOGUE
+
+from compllm.catalogue import RouterSettings, load_catalogue
+from compllm.embed import Array, SentenceEncoder
+from compllm.errors import RouteError
+from compllm.route import Router, calibrate, route
+from compllm.testing import HashingEncoder
+from compllm.types import Route
+
+
+def rows(*values: tuple[float, float]) -> Array:
+    return np.array(values, np.float32).reshape(-1, 2)
+
+
+AXES = rows((1, 0), (0, 1))
+
+
+def test_the_nearest_expert_answers() -> None:
+    routes = route(rows((0.8, 0.6), (0, 1)), AXES, ("a", "b"), 0.1)
+    assert [each.expert for each in routes] == ["a", "b"]
+    assert [each.similarity for each in routes] == pytest.approx([0.8, 1.0])
+    assert not any(each.is_fallback for each in routes)
+
+
+def test_below_the_floor_the_default_answers_and_the_similarity_is_kept() -> None:
+    (found,) = route(rows((-0.6, -0.8)), AXES, ("a", "b"), 0.0, "base")
+    assert (found.expert, found.is_fallback) == ("base", True)
+    assert found.similarity == pytest.approx(-0.6)
+
+
+def test_an_expert_may_own_several_vectors() -> None:
+    vectors = rows((1, 0), (0, 1), (-1, 0))
+    assert route(rows((-1, 0)), vectors, ("a", "b", "a"), 0.0)[0].expert == "a"
+
+
+def test_ties_go_to_the_earlier_vector() -> None:
+    assert route(rows((1, 0)), rows((1, 0), (1, 0)), ("a", "b"), 0.0)[0].expert == "a"
+
+
+def test_no_queries_are_no_routes() -> None:
+    assert route(rows(), AXES, ("a", "b"), 0.0) == ()
+
+
+@pytest.mark.parametrize(
+    ("queries", "vectors", "owners", "says"),
+    [
+        (rows((1, 0)), rows(), (), "no expert"),
+        (rows((1, 0)), AXES, ("a",), r"saw \[1, 2\] and \[2, 2\]"),
+        (np.ones((1, 3), np.float32), AXES, ("a", "b"), r"saw \[1, 3\]"),
+        (rows((2, 0)), AXES, ("a", "b"), "row 0 of queries has length 2"),
+        (rows((float("nan"), 0)), AXES, ("a", "b"), "row 0 of queries has length nan"),
+        (rows((1, 0)), rows((1, 0), (0, 0)), ("a", "b"), "row 1 of vectors has length 0"),
+    ],
+)
+def test_wrong_vectors_are_refused(
+    queries: Array, vectors: Array, owners: tuple[str, ...], says: str
+) -> None:
+    with pytest.raises(RouteError, match=says):
+        route(queries, vectors, owners, 0.0)
+
+
+async def test_a_router_knows_its_catalogues_questions() -> None:
+    encoder = HashingEncoder()
+    router = await Router.build(CATALOGUE, encoder)
+    routes = router.route(await encoder.encode(["What is the atomic number of iron?", "Zebra?"]))
+    assert [each.expert for each in routes] == ["chemistry", "base"]
+
+
+async def test_a_threshold_of_another_encoder_is_refused() -> None:
+    catalogue = replace(CATALOGUE, router=RouterSettings(0.5, "sha256:other"))
+    with pytest.raises(RouteError, match="'sha256:other', not 'hashing-64'"):
+        await Router.build(catalogue, HashingEncoder())
+
+
+async def test_without_experts_the_base_answers_everything() -> None:
+    encoder = HashingEncoder()
+    catalogue = replace(
+        CATALOGUE, experts=(), examples=(), router=RouterSettings(0.5, "sha256:other")
+    )
+    router = await Router.build(catalogue, encoder)
+    assert router.route(await encoder.encode(["a"])) == (Route("base", 0.0, is_fallback=True),)
+
+
+async def test_calibration_separates_what_can_be_separated() -> None:
+    calibration = await calibrate(CATALOGUE, HashingEncoder())
+    assert calibration.encoder == HashingEncoder.id
+    assert calibration.in_domain_accuracy == calibration.out_of_domain_accuracy == 1.0
+    catalogue = replace(CATALOGUE, router=RouterSettings(calibration.threshold, HashingEncoder.id))
+    encoder = HashingEncoder()
+    router = await Router.build(catalogue, encoder)
+    outside = router.route(await encoder.encode(CATALOGUE.out_of_domain))
+    assert all(each.is_fallback for each in outside)
+
+
+async def test_calibration_needs_both_kinds_of_questions() -> None:
+    with pytest.raises(RouteError, match="needs example questions"):
+        await calibrate(replace(CATALOGUE, out_of_domain=()), HashingEncoder())
+
+
+async def test_the_shipped_threshold_is_the_calibrated_one(encoder_dir: Path) -> None:
+    encoder, catalogue = await SentenceEncoder.load(encoder_dir), load_catalogue()
+    calibration = await calibrate(catalogue, encoder)
+    assert catalogue.router.encoder == encoder.id
+    # The last digits of a vector depend on the processor.
+    assert catalogue.router.threshold == pytest.approx(calibration.threshold, abs=0.01)
+    assert calibration.in_domain_accuracy > 0.8
+    assert calibration.out_of_domain_accuracy > 0.9
