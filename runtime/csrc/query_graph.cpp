@@ -107,6 +107,10 @@ std::vector<NodeId> QueryGraph::fail(NodeId id) {
     const Index node = index(id);
     check_can_end(node, "fail");
     end(node, NodeState::failed);
+    return sorted_ids(skip_below(node));
+}
+
+std::vector<QueryGraph::Index> QueryGraph::skip_below(Index node) {
     std::vector<Index> skipped, stack{node};
     while (!stack.empty()) {
         const Index at = stack.back();
@@ -119,7 +123,7 @@ std::vector<NodeId> QueryGraph::fail(NodeId id) {
             stack.push_back(child);
         }
     }
-    return sorted_ids(std::move(skipped));
+    return skipped;
 }
 
 std::vector<NodeId> QueryGraph::ready() const { return sorted_ids(ready_); }

@@ -134,6 +134,7 @@ class QueryGraph {
     void set_ready(Index node);
     void take_from_ready(Index node);
     void end(Index node, NodeState state);
+    std::vector<Index> skip_below(Index node);
     void raise_paths();
     void check_acyclic(Index parent, Index child) const;
     std::vector<std::pair<Index, Index>> deepened(Index parent, Index child) const;

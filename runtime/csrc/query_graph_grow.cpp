@@ -288,18 +288,7 @@ bool QueryGraph::settle(Index node) {
         const NodeState above = nodes_[edges_[e].parent].state;
         if (above != NodeState::failed && above != NodeState::skipped) continue;
         end(node, NodeState::skipped);
-        // Only a late edge finds descendants here; a new node has none.
-        std::vector<Index> stack{node};
-        while (!stack.empty()) {
-            const Index at = stack.back();
-            stack.pop_back();
-            for (Index c = nodes_[at].first_child; c != kNone; c = edges_[c].next_of_parent)
-                if (const Index child = edges_[c].child;
-                    nodes_[child].state == NodeState::waiting) {
-                    end(child, NodeState::skipped);
-                    stack.push_back(child);
-                }
-        }
+        skip_below(node);  // only a late edge finds descendants; a new node has none
         return false;
     }
     if (nodes_[node].num_pending > 0) return false;
