@@ -76,5 +76,6 @@ async def test_a_broken_answer_raises_after_what_was_said() -> None:
 def test_joining_is_deterministic_and_leaves_out_what_is_missing() -> None:
     assert join(ONE) == "Because."
     assert join(TWO) == "Why? Because.\nHow? So."
-    assert join((("Why?", None), ("How?", "So."))) == "So."
+    assert join((("Why?", None), ("How?", "So."))) == "How? So."
+    assert join(ONE, is_whole=False) == "Why? Because."
     assert join((("Why?", None),)) == ""

@@ -208,7 +208,7 @@ async def test_past_the_deadline_there_is_a_partial_answer_of_what_is_known() ->
     )
     async with make_llm(backend) as llm:
         answer = await llm.ask(Query("Iron and neon?", deadline_s=0.2))
-    assert answer.text == "26"
+    assert answer.text == f"{IRON} 26"
     assert answer.is_partial
     assert answer.error == "the deadline of 0.2 s is over"
     assert [node.status for node in answer.nodes] == ["done", "cancelled"]
@@ -230,6 +230,23 @@ async def test_a_dead_backend_is_a_typed_error() -> None:
     async with make_llm(backend) as llm:
         with pytest.raises(BackendUnavailable, match="nobody listens"):
             await llm.ask("Iron?")
+
+
+async def test_a_server_that_dies_in_mid_plan_leaves_what_was_known_by_then() -> None:
+    gates = (asyncio.Event(), asyncio.Event())
+    away = BackendUnavailable("gone")
+    backend = ScriptedBackend(
+        plan_reply(f"1 | {IRON}\n", "2 | ", piece_gates=gates, error=away),
+        node_reply(IRON, "26", times=1),
+        Reply(error=away),
+    )
+    async with make_llm(backend) as llm:
+        run = asyncio.create_task(llm.ask("Iron plus neon?"))
+        gates[0].set()
+        await (await backend.wait_for(f"user\n{IRON}")).ended.wait()
+        gates[1].set()
+        answer = await run
+    assert (answer.text, answer.is_partial, answer.error) == (f"{IRON} 26", True, "gone")
 
 
 async def test_a_server_that_dies_in_mid_answer_leaves_a_partial_answer() -> None:

@@ -37,7 +37,8 @@ def test_the_object_has_the_agreed_keys() -> None:
     assert list(value["plan"]) == ["num_nodes", "depth", "is_fallback", "lines"]
     assert list(value["nodes"][0]) == [
         "id", "text", "parents", "expert", "similarity", "status", "response", "ready_ms",
-        "start_ms", "first_token_ms", "end_ms", "num_input_tokens", "num_output_tokens", "kv_reused_blocks",
+        "start_ms", "first_token_ms", "end_ms", "num_input_tokens", "num_output_tokens",
+        "kv_reused_blocks",
     ]  # fmt: skip
     assert list(value["timings"]) == [
         "plan_ms", "route_ms", "execute_ms", "compose_ms", "first_token_ms", "total_ms",

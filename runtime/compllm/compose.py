@@ -64,9 +64,12 @@ async def compose(
     raise BackendError("the answer broke off before its end")
 
 
-def join(pairs: Sequence[tuple[str, str | None]]) -> str:
-    """The responses without a model: one alone as it is, several each after its question."""
+def join(pairs: Sequence[tuple[str, str | None]], *, is_whole: bool = True) -> str:
+    """The responses without a model: the only one as it is, one of several after its question.
+
+    is_whole: the pairs are all that was asked, so that a single one answers the query itself.
+    """
     known = [(question, response) for question, response in pairs if response is not None]
-    if len(known) == 1:
+    if is_whole and len(pairs) == len(known) == 1:
         return known[0][1]
     return "\n".join(f"{one_line(question)} {one_line(response)}" for question, response in known)

@@ -90,6 +90,7 @@ class Execution:
         self._times: dict[int, _Times] = {}
         self._results: dict[int, NodeResult] = {}
         self._errors: list[BackendError] = []
+        self._reserve: KnownPairs = ()  # what a plan that was replaced had found out
 
     async def __aenter__(self) -> Execution:
         await self._group.__aenter__()
@@ -119,6 +120,7 @@ class Execution:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._reserve = self.answered()
         self.graph = graph
         for state in (self.routes, self._tasks, self._times, self._results):
             state.clear()
@@ -142,8 +144,9 @@ class Execution:
         return self._known(self.graph.leaves)
 
     def answered(self) -> KnownPairs:
-        """(question, response) of all nodes that have one."""
-        return tuple(pair for pair in self._known(s.id for s in self.graph) if pair[1] is not None)
+        """(question, response) of all nodes that have one, else of those before the restart."""
+        pairs = self._known(sub_query.id for sub_query in self.graph)
+        return tuple(pair for pair in pairs if pair[1] is not None) or self._reserve
 
     @property
     def first_error(self) -> BackendError | None:

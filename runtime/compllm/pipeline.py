@@ -318,7 +318,8 @@ class _Run:
         error = self.error or execution.first_error
         if not self.texts:
             # No aggregator, but whatever was found out: the leaves, else the nodes above them.
-            self.say(join(execution.leaves()) or join(execution.answered()))
+            known = execution.answered()
+            self.say(join(execution.leaves()) or join(known, is_whole=False))
         if not self.texts:
             raise error or BackendError("no sub-query has a response", query_id=self.query.id)
         nodes = execution.results()
