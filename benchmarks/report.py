@@ -76,7 +76,8 @@ def hardware() -> dict[str, Cell]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Of Python, compllm and the distributions named; "absent" for one that is not installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    system = " ".join([platform.system(), *platform.libc_ver()]).strip()
+    found = {"python": platform.python_version(), "system": system}
     for package in ("compllm", *packages):
         try:
             found[package] = importlib.metadata.version(package)
