@@ -1,9 +1,12 @@
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compllm.embed import Array, SentenceEncoder, encoder_id
+from compllm import minilm
+from compllm.embed import Array, SentenceEncoder, _sentence_transformer, encoder_id
 from compllm.errors import ConfigError
 from compllm.testing import HashingEncoder
 
@@ -75,6 +78,32 @@ async def test_the_real_encoder_makes_unit_rows_of_near_meaning(encoder_dir: Pat
     assert rows.shape == (3, encoder.dim)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
     assert rows[0] @ rows[1] > 0.7 > 0.3 > rows[0] @ rows[2]
+
+
+@pytest.mark.slow
+async def test_the_numpy_encoder_agrees_with_sentence_transformers(encoder_dir: Path) -> None:
+    texts = ["How many legs has a spider?", "", "iron " * 300, "Größe, naïve, 水"]
+    oracle = SentenceEncoder(_sentence_transformer(encoder_dir), "oracle")
+    assert minilm.fits(encoder_dir)
+    ours = await (await SentenceEncoder.load(encoder_dir)).encode(texts)
+    np.testing.assert_allclose(ours, await oracle.encode(texts), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "model_type", "mpnet"),
+        ("config.json", "hidden_act", "relu"),
+        ("1_Pooling/config.json", "pooling_mode_cls_token", True),
+    ],
+)
+def test_another_kind_of_encoder_is_left_to_the_library(
+    encoder_dir: Path, tmp_path: Path, file: str, key: str, value: object
+) -> None:
+    shutil.copytree(encoder_dir, tmp_path / "encoder", ignore=shutil.ignore_patterns("*.bin"))
+    path = tmp_path / "encoder" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert not minilm.fits(tmp_path / "encoder")
 
 
 async def test_the_hashing_encoder_makes_unit_rows() -> None:

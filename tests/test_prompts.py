@@ -80,6 +80,12 @@ def test_a_trained_generator_is_shown_no_examples() -> None:
     assert "Hamlet" not in prompt_text(generator_prompt("q", is_few_shot=False))
 
 
+def test_a_trained_aggregator_is_shown_no_example() -> None:
+    leaves = [("a?", "1")]
+    assert "silver" in prompt_text(aggregator_prompt("q", leaves))
+    assert "silver" not in prompt_text(aggregator_prompt("q", leaves, is_few_shot=False))
+
+
 def test_llama3_headers() -> None:
     text = prompt_text(node_prompt(EXPERT, "q?", template=TEMPLATES["llama3"]))
     assert text == (

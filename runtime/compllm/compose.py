@@ -49,7 +49,12 @@ async def compose(
         return
     request = GenerateRequest(
         f"{query.id}-answer",
-        aggregator_prompt(query.text, leaves, aggregator.template),
+        aggregator_prompt(
+            query.text,
+            leaves,
+            aggregator.template,
+            is_few_shot=aggregator.adapter_id is None,
+        ),
         aggregator.sampling if query.sampling == SamplingParams() else query.sampling,
         aggregator.model,
         aggregator.adapter_id,

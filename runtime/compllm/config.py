@@ -94,7 +94,6 @@ class ComposeConfig:
 
     policy: ComposePolicy = "auto"
     adapter: str = ""  # the aggregator's adapter; empty: the base
-    repetition_penalty: float = _number(1.1, 0.1, 10)  # small bases loop without
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Sentence embedding, for the router: list[str] -> float32 [n, dim], unit rows, off the event loop.
 
-The real encoder is a sentence-transformers directory (all-MiniLM-L6-v2, mean pooling); torch is
-imported when it is loaded, never before. `testing.HashingEncoder` is the one without a model.
+The real encoder is any sentence-transformers directory. One of all-MiniLM-L6-v2's kind runs in
+numpy (`minilm.py`), others by the library; torch is imported when such a one is loaded, never
+before. `testing.HashingEncoder` is the one without a model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from compllm import minilm
 from compllm.errors import ConfigError
 
 Array = npt.NDArray[np.float32]
@@ -38,7 +40,7 @@ class Encoder(Protocol):
 
 
 class SentenceEncoder:
-    """sentence-transformers on the CPU, with the last texts' vectors kept."""
+    """An encoder on the CPU, with the last texts' vectors kept."""
 
     def __init__(self, model: Any, encoder_id: str, cache_size: int = 4096) -> None:
         self._model = model
@@ -60,14 +62,8 @@ class SentenceEncoder:
                 f"no sentence encoder in {path}: fetch it with 'python -m build_scripts.fetch_base'"
             )
         try:
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging
-
-            # A progress bar and a report of unused buffers on stderr: nothing a user can act on.
-            logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-            logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-            model = SentenceTransformer(str(path), device="cpu", local_files_only=True)
-            model.encode(["warm up"], show_progress_bar=False)
+            model = minilm.MiniLM(path) if minilm.fits(path) else _sentence_transformer(path)
+            model.encode(["warm up"])
         except Exception as error:
             raise ConfigError(f"cannot load the sentence encoder in {path}: {error}") from error
         return cls(model, encoder_id(path))
@@ -93,6 +89,16 @@ class SentenceEncoder:
             texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False
         )
         return np.asarray(rows, np.float32)
+
+
+def _sentence_transformer(path: Path) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
+
+    # A progress bar and a report of unused buffers on stderr: nothing a user can act on.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    return SentenceTransformer(str(path), device="cpu", local_files_only=True)
 
 
 def encoder_id(path: Path) -> str:

@@ -412,8 +412,5 @@ def _aggregator(catalogue: Catalogue, config: Config) -> Aggregator:
         catalogue.base.model,
         catalogue.adapter(settings.adapter).id if settings.adapter else None,
         catalogue.template,
-        SamplingParams(
-            max_tokens=config.limits.max_answer_tokens,
-            repetition_penalty=settings.repetition_penalty,
-        ),
+        SamplingParams(max_tokens=config.limits.max_answer_tokens),
     )

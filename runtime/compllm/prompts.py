@@ -67,7 +67,14 @@ GENERATOR_SHOTS = (
     ),
 )
 
-AGGREGATOR_SYSTEM = "Answer the question in one or two sentences. Use the given facts."
+AGGREGATOR_SYSTEM = "Combine the facts into one sentence that answers the question."
+
+# Without an example the untrained base answers one half of the question, or none.
+AGGREGATOR_SHOT = (
+    "What is the symbol of silver, and what is the capital of Italy?",
+    (("What is the symbol of silver?", "Ag"), ("What is the capital of Italy?", "Rome")),
+    "The symbol of silver is Ag, and the capital of Italy is Rome.",
+)
 
 
 def chat(
@@ -95,9 +102,7 @@ def node_prompt(
 ) -> Prompt:
     """What an expert reads for one sub-query. `parents`: (question, response); None is a missing
     response."""
-    user = sub_query
-    if parents:
-        user += "\n\nKnown facts:\n" + _facts(parents)
+    user = _with_facts(sub_query, parents) if parents else sub_query
     return chat(template, [("system", expert.system), ("user", user)])
 
 
@@ -114,12 +119,20 @@ def generator_prompt(
 
 
 def aggregator_prompt(
-    query: str, leaves: Sequence[tuple[str, str | None]], template: ChatTemplate = CHATML
+    query: str,
+    leaves: Sequence[tuple[str, str | None]],
+    template: ChatTemplate = CHATML,
+    *,
+    is_few_shot: bool = True,
 ) -> Prompt:
-    """What the aggregator reads: the query and the leaves' questions and responses, nothing
-    else."""
-    user = f"{query}\n\nKnown facts:\n{_facts(leaves)}"
-    return chat(template, [("system", AGGREGATOR_SYSTEM), ("user", user)])
+    """What the aggregator reads: the query and the leaves' questions and responses, nothing else of
+    this query. The example is for a base that was never trained to aggregate."""
+    turns = [("system", AGGREGATOR_SYSTEM)]
+    if is_few_shot:
+        question, facts, answer = AGGREGATOR_SHOT
+        turns += (("user", _with_facts(question, facts)), ("assistant", answer))
+    turns.append(("user", _with_facts(query, leaves)))
+    return chat(template, turns)
 
 
 def one_line(text: str) -> str:
@@ -133,8 +146,9 @@ def prompt_text(prompt: Prompt) -> str:
     return "".join(segment.text for segment in prompt)
 
 
-def _facts(pairs: Iterable[tuple[str, str | None]]) -> str:
-    return "\n".join(
-        f"- {one_line(question)} {MISSING if response is None else one_line(response)}"
-        for question, response in pairs
-    )
+def _with_facts(question: str, pairs: Iterable[tuple[str, str | None]]) -> str:
+    lines = [
+        f"- {one_line(asked)} {MISSING if response is None else one_line(response)}"
+        for asked, response in pairs
+    ]
+    return "\n".join([question, "", "Known facts:", *lines])
