@@ -29,15 +29,12 @@ def fits(path: Path) -> bool:
     after."""
     try:
         config = _read(path / "config.json")
-        modules = [
-            str(module["type"]).rpartition(".")[2] for module in _read(path / "modules.json")
-        ]
+        types = [str(module["type"]) for module in _read(path / "modules.json")]
         pooling = _read(path / "1_Pooling" / "config.json")
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    other_modes = [
-        key for key, value in pooling.items() if key.startswith("pooling_mode_") and value
-    ]
+    modules = [name.rpartition(".")[2] for name in types]
+    modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value]
     return (
         config.get("model_type") == "bert"
         and config.get("hidden_act") == "gelu"
