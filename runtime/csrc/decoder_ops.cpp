@@ -1,8 +1,10 @@
-// The embedded engine's OpenVINO operations: everything of a decoder between two attentions in one node.
+// The embedded engine's OpenVINO operations: everything of a decoder between two attentions in one
+// node.
 //
-// OpenVINO keeps the paged attention, the cache and the graph; the products with 8-bit weights, each token's own
-// adapter, rotary embedding, SwiGLU and norms happen here, over the tables of tables.hpp. Why not the plug-in's own
-// products: on AVX2 they take two to three times as long at 1 to 16 tokens (docs/ENGINE.md has the figures).
+// OpenVINO keeps the paged attention, the cache and the graph; the products with 8-bit weights,
+// each token's own adapter, rotary embedding, SwiGLU and norms happen here, over the tables of
+// tables.hpp. Why not the plug-in's own products: on AVX2 they take two to three times as long at 1
+// to 16 tokens (docs/ENGINE.md has the figures).
 #include <tbb/parallel_for.h>
 
 #include <cstring>
@@ -22,305 +24,324 @@ constexpr long kShare = 16384;
 // Calls f(first, last) over [0, n): shared out in multiples of `grain` when the work is worth it.
 template <class F>
 void share(int n, int grain, bool is_worth_it, F&& f) {
-  if (!is_worth_it || n <= grain) return f(0, n);
-  tbb::parallel_for(tbb::blocked_range<int>(0, (n + grain - 1) / grain),
-                    [&](const tbb::blocked_range<int>& range) {
-                      const int last = range.end() * grain;
-                      f(range.begin() * grain, last < n ? last : n);
-                    });
+    if (!is_worth_it || n <= grain) return f(0, n);
+    tbb::parallel_for(tbb::blocked_range<int>(0, (n + grain - 1) / grain),
+                      [&](const tbb::blocked_range<int>& range) {
+                          const int last = range.end() * grain;
+                          f(range.begin() * grain, last < n ? last : n);
+                      });
 }
 
 // Intermediate rows of one step; kept by the engine's thread from step to step.
 struct Scratch {
-  std::vector<float> sums;
-  std::vector<float> wide;
-  std::vector<float> inner;
-  std::vector<float> normed;
+    std::vector<float> sums;
+    std::vector<float> wide;
+    std::vector<float> inner;
+    std::vector<float> normed;
 };
 
 float* room(std::vector<float>& buffer, long size) {
-  if (static_cast<long>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
-  return buffer.data();
+    if (static_cast<long>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
+    return buffer.data();
 }
 
 // One step over a layer's matrices and the adapters of its tokens.
 struct Step {
-  const Table& table;
-  int num_tokens;
-  const std::int32_t* slots;
-  Scratch& scratch;
+    const Table& table;
+    int num_tokens;
+    const std::int32_t* slots;
+    Scratch& scratch;
 
-  // y = W x for all tokens.
-  void linear(const Matrix& m, const float* x, float* y) const {
-    float* sums = room(scratch.sums, num_tokens);
-    for (int t = 0; t < num_tokens; ++t) sums[t] = kernels().sum(x + static_cast<long>(t) * m.in, m.in);
-    share(m.rows, 48, static_cast<long>(m.rows) * m.in >= kShare,
-          [&](int first, int last) { kernels().linear(m, x, sums, y, num_tokens, first, last); });
-  }
-
-  const Matrix& matrix(int layer, Group group) const {
-    return table.matrices[static_cast<std::size_t>(layer * kNumGroups + group)];
-  }
-
-  // Adds the adapters of tokens [first, last) to y; neighbours with one slot share their reads.
-  void adapt(int layer, Group group, const float* x, float* y, int first, int last) const {
-    thread_local std::vector<float> buffer;
-    const Matrix& m = matrix(layer, group);
-    while (first < last) {
-      int end = first + 1;
-      while (end < last && slots[end] == slots[first]) ++end;
-      const auto slot = static_cast<std::size_t>(slots[first]);
-      if (slot > 0 && slot < table.slots.size() && table.slots[slot]) {
-        const auto& data = (*table.slots[slot])[static_cast<std::size_t>(layer * kNumGroups + group)];
-        if (data)
-          kernels().lora(data->view, x + static_cast<long>(first) * m.in,
-                         y + static_cast<long>(first) * m.rows, m.rows, end - first,
-                         room(buffer, 2 * data->view.rank));
-      }
-      first = end;
+    // y = W x for all tokens.
+    void linear(const Matrix& m, const float* x, float* y) const {
+        float* sums = room(scratch.sums, num_tokens);
+        for (int t = 0; t < num_tokens; ++t)
+            sums[t] = kernels().sum(x + static_cast<long>(t) * m.in, m.in);
+        share(m.rows, 48, static_cast<long>(m.rows) * m.in >= kShare, [&](int first, int last) {
+            kernels().linear(m, x, sums, y, num_tokens, first, last);
+        });
     }
-  }
 
-  // Calls f(first, last) over the tokens, each thread some of them.
-  template <class F>
-  void each_token(long width, F&& f) const {
-    share(num_tokens, 1, num_tokens * width >= kShare, f);
-  }
+    const Matrix& matrix(int layer, Group group) const {
+        return table.matrices[static_cast<std::size_t>(layer * kNumGroups + group)];
+    }
 
-  // normed input of a layer's attention -> q and k, rotated, and v
-  void qkv(int layer, const float* normed, const float* cos, const float* sin, float* q, float* k,
-           float* v) const {
-    const Matrix& m = matrix(layer, kQkv);
-    float* wide = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
-    linear(m, normed, wide);
-    const int half = table.head_dim / 2;
-    each_token(m.rows, [&](int first, int last) {
-      adapt(layer, kQkv, normed, wide, first, last);
-      for (long t = first; t < last; ++t) {
-        const float* row = wide + t * m.rows;
-        copy(q + t * table.q_size, row, table.q_size);
-        copy(k + t * table.kv_size, row + table.q_size, table.kv_size);
-        copy(v + t * table.kv_size, row + table.q_size + table.kv_size, table.kv_size);
-        kernels().rope(q + t * table.q_size, table.q_size / table.head_dim, table.head_dim,
-                       cos + t * half, sin + t * half);
-        kernels().rope(k + t * table.kv_size, table.kv_size / table.head_dim, table.head_dim,
-                       cos + t * half, sin + t * half);
-      }
-    });
-  }
+    // Adds the adapters of tokens [first, last) to y; neighbours with one slot share their reads.
+    void adapt(int layer, Group group, const float* x, float* y, int first, int last) const {
+        thread_local std::vector<float> buffer;
+        const Matrix& m = matrix(layer, group);
+        while (first < last) {
+            int end = first + 1;
+            while (end < last && slots[end] == slots[first]) ++end;
+            const auto slot = static_cast<std::size_t>(slots[first]);
+            if (slot > 0 && slot < table.slots.size() && table.slots[slot]) {
+                const auto& data =
+                    (*table.slots[slot])[static_cast<std::size_t>(layer * kNumGroups + group)];
+                if (data)
+                    kernels().lora(data->view, x + static_cast<long>(first) * m.in,
+                                   y + static_cast<long>(first) * m.rows, m.rows, end - first,
+                                   room(buffer, 2 * data->view.rank));
+            }
+            first = end;
+        }
+    }
 
-  // sum += W x with W of o_proj or down_proj; normed = the norm of it
-  void add_norm(int layer, Group group, const float* x, float* sum, const float* norm,
-                float* normed) const {
-    const Matrix& m = matrix(layer, group);
-    float* y = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
-    linear(m, x, y);
-    each_token(m.rows, [&](int first, int last) {
-      adapt(layer, group, x, y, first, last);
-      for (long t = first; t < last; ++t)
-        kernels().add_norm(sum + t * m.rows, y + t * m.rows, norm, table.eps, normed + t * m.rows,
-                           m.rows);
-    });
-  }
+    // Calls f(first, last) over the tokens, each thread some of them.
+    template <class F>
+    void each_token(long width, F&& f) const {
+        share(num_tokens, 1, num_tokens * width >= kShare, f);
+    }
 
-  // inner = silu(gate) * up
-  void gate_up(int layer, const float* normed, float* inner) const {
-    const Matrix& m = matrix(layer, kGateUp);
-    float* wide = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
-    linear(m, normed, wide);
-    each_token(m.rows, [&](int first, int last) {
-      adapt(layer, kGateUp, normed, wide, first, last);
-      for (long t = first; t < last; ++t)
-        kernels().swiglu(wide + t * m.rows, wide + t * m.rows + table.inner, inner + t * table.inner,
-                         table.inner);
-    });
-  }
+    // normed input of a layer's attention -> q and k, rotated, and v
+    void qkv(int layer, const float* normed, const float* cos, const float* sin, float* q, float* k,
+             float* v) const {
+        const Matrix& m = matrix(layer, kQkv);
+        float* wide = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
+        linear(m, normed, wide);
+        const int half = table.head_dim / 2;
+        each_token(m.rows, [&](int first, int last) {
+            adapt(layer, kQkv, normed, wide, first, last);
+            for (long t = first; t < last; ++t) {
+                const float* row = wide + t * m.rows;
+                copy(q + t * table.q_size, row, table.q_size);
+                copy(k + t * table.kv_size, row + table.q_size, table.kv_size);
+                copy(v + t * table.kv_size, row + table.q_size + table.kv_size, table.kv_size);
+                kernels().rope(q + t * table.q_size, table.q_size / table.head_dim, table.head_dim,
+                               cos + t * half, sin + t * half);
+                kernels().rope(k + t * table.kv_size, table.kv_size / table.head_dim,
+                               table.head_dim, cos + t * half, sin + t * half);
+            }
+        });
+    }
 
-  static void copy(float* to, const float* from, int n) {
-    std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(float));
-  }
+    // sum += W x with W of o_proj or down_proj; normed = the norm of it
+    void add_norm(int layer, Group group, const float* x, float* sum, const float* norm,
+                  float* normed) const {
+        const Matrix& m = matrix(layer, group);
+        float* y = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
+        linear(m, x, y);
+        each_token(m.rows, [&](int first, int last) {
+            adapt(layer, group, x, y, first, last);
+            for (long t = first; t < last; ++t)
+                kernels().add_norm(sum + t * m.rows, y + t * m.rows, norm, table.eps,
+                                   normed + t * m.rows, m.rows);
+        });
+    }
+
+    // inner = silu(gate) * up
+    void gate_up(int layer, const float* normed, float* inner) const {
+        const Matrix& m = matrix(layer, kGateUp);
+        float* wide = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
+        linear(m, normed, wide);
+        each_token(m.rows, [&](int first, int last) {
+            adapt(layer, kGateUp, normed, wide, first, last);
+            for (long t = first; t < last; ++t)
+                kernels().swiglu(wide + t * m.rows, wide + t * m.rows + table.inner,
+                                 inner + t * table.inner, table.inner);
+        });
+    }
+
+    static void copy(float* to, const float* from, int n) {
+        std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(float));
+    }
 };
 
 Scratch& scratch() {
-  thread_local Scratch buffers;
-  return buffers;
+    thread_local Scratch buffers;
+    return buffers;
 }
 
 std::size_t size(long n) { return static_cast<std::size_t>(n); }
 
 // The operations' common part: which table, and the sizes their shapes come from.
 class DecoderOp : public ov::op::Op {
- public:
-  DecoderOp() = default;
-  DecoderOp(const ov::OutputVector& inputs, long table, long layer, long hidden, long q_size, long kv_size)
-      : Op(inputs), table_(table), layer_(layer), hidden_(hidden), q_size_(q_size), kv_size_(kv_size) {}
-  bool visit_attributes(ov::AttributeVisitor& visitor) override {
-    visitor.on_attribute("table", table_);
-    visitor.on_attribute("layer", layer_);
-    visitor.on_attribute("hidden", hidden_);
-    visitor.on_attribute("q_size", q_size_);
-    visitor.on_attribute("kv_size", kv_size_);
-    return true;
-  }
-  bool has_evaluate() const override { return true; }
+  public:
+    DecoderOp() = default;
+    DecoderOp(const ov::OutputVector& inputs, long table, long layer, long hidden, long q_size,
+              long kv_size)
+        : Op(inputs),
+          table_(table),
+          layer_(layer),
+          hidden_(hidden),
+          q_size_(q_size),
+          kv_size_(kv_size) {}
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("table", table_);
+        visitor.on_attribute("layer", layer_);
+        visitor.on_attribute("hidden", hidden_);
+        visitor.on_attribute("q_size", q_size_);
+        visitor.on_attribute("kv_size", kv_size_);
+        return true;
+    }
+    bool has_evaluate() const override { return true; }
 
- protected:
-  void qkv_types(const ov::Dimension& tokens) {
-    set_output_type(0, ov::element::f32, {tokens, q_size_});
-    set_output_type(1, ov::element::f32, {tokens, kv_size_});
-    set_output_type(2, ov::element::f32, {tokens, kv_size_});
-    set_output_type(3, ov::element::f32, {tokens, hidden_});
-  }
-  void qkv_shapes(ov::TensorVector& outputs, std::size_t tokens) const {
-    outputs[0].set_shape({tokens, size(q_size_)});
-    outputs[1].set_shape({tokens, size(kv_size_)});
-    outputs[2].set_shape({tokens, size(kv_size_)});
-    outputs[3].set_shape({tokens, size(hidden_)});
-  }
+  protected:
+    void qkv_types(const ov::Dimension& tokens) {
+        set_output_type(0, ov::element::f32, {tokens, q_size_});
+        set_output_type(1, ov::element::f32, {tokens, kv_size_});
+        set_output_type(2, ov::element::f32, {tokens, kv_size_});
+        set_output_type(3, ov::element::f32, {tokens, hidden_});
+    }
+    void qkv_shapes(ov::TensorVector& outputs, std::size_t tokens) const {
+        outputs[0].set_shape({tokens, size(q_size_)});
+        outputs[1].set_shape({tokens, size(kv_size_)});
+        outputs[2].set_shape({tokens, size(kv_size_)});
+        outputs[3].set_shape({tokens, size(hidden_)});
+    }
 
-  long table_ = 0;
-  long layer_ = 0;
-  long hidden_ = 0;
-  long q_size_ = 0;
-  long kv_size_ = 0;
+    long table_ = 0;
+    long layer_ = 0;
+    long hidden_ = 0;
+    long q_size_ = 0;
+    long kv_size_ = 0;
 };
 
 // inputs: ids i32 [T], slots i32 [T], cos [T, head_dim / 2], sin the same
 // outputs: q, k, v of the first layer, and the residual [T, hidden]
 class DecoderStart : public DecoderOp {
- public:
-  OPENVINO_OP("DecoderStart", "compllm");
-  DecoderStart() = default;
-  template <class... Sizes>
-  explicit DecoderStart(const ov::OutputVector& inputs, Sizes... sizes) : DecoderOp(inputs, sizes...) {
-    constructor_validate_and_infer_types();
-  }
-  void validate_and_infer_types() override { qkv_types(get_input_partial_shape(0)[0]); }
-  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<DecoderStart>(inputs, table_, layer_, hidden_, q_size_, kv_size_);
-  }
-  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const std::shared_lock lock(tables_mutex());
-    const Table* table = find_table(table_);
-    if (table == nullptr) return false;
-    const auto tokens = inputs[0].get_shape()[0];
-    qkv_shapes(outputs, tokens);
-    const Step step{*table, static_cast<int>(tokens), inputs[1].data<const std::int32_t>(), scratch()};
-    const auto* ids = inputs[0].data<const std::int32_t>();
-    auto* residual = outputs[3].data<float>();
-    float* normed = room(step.scratch.normed, static_cast<long>(tokens) * hidden_);
-    for (long t = 0; t < step.num_tokens; ++t) {
-      kernels().row(table->embed, ids[t], residual + t * hidden_);
-      kernels().add_norm(residual + t * hidden_, nullptr, table->norms[0], table->eps,
-                         normed + t * hidden_, static_cast<int>(hidden_));
+  public:
+    OPENVINO_OP("DecoderStart", "compllm");
+    DecoderStart() = default;
+    template <class... Sizes>
+    explicit DecoderStart(const ov::OutputVector& inputs, Sizes... sizes)
+        : DecoderOp(inputs, sizes...) {
+        constructor_validate_and_infer_types();
     }
-    step.qkv(0, normed, inputs[2].data<const float>(), inputs[3].data<const float>(),
-             outputs[0].data<float>(), outputs[1].data<float>(), outputs[2].data<float>());
-    return true;
-  }
+    void validate_and_infer_types() override { qkv_types(get_input_partial_shape(0)[0]); }
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<DecoderStart>(inputs, table_, layer_, hidden_, q_size_, kv_size_);
+    }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const std::shared_lock lock(tables_mutex());
+        const Table* table = find_table(table_);
+        if (table == nullptr) return false;
+        const auto tokens = inputs[0].get_shape()[0];
+        qkv_shapes(outputs, tokens);
+        const Step step{*table, static_cast<int>(tokens), inputs[1].data<const std::int32_t>(),
+                        scratch()};
+        const auto* ids = inputs[0].data<const std::int32_t>();
+        auto* residual = outputs[3].data<float>();
+        float* normed = room(step.scratch.normed, static_cast<long>(tokens) * hidden_);
+        for (long t = 0; t < step.num_tokens; ++t) {
+            kernels().row(table->embed, ids[t], residual + t * hidden_);
+            kernels().add_norm(residual + t * hidden_, nullptr, table->norms[0], table->eps,
+                               normed + t * hidden_, static_cast<int>(hidden_));
+        }
+        step.qkv(0, normed, inputs[2].data<const float>(), inputs[3].data<const float>(),
+                 outputs[0].data<float>(), outputs[1].data<float>(), outputs[2].data<float>());
+        return true;
+    }
 };
 
 // Rest of layer `layer` after its attention, then the next layer up to its attention.
 // inputs: attended [T, q], residual [T, hidden], slots i32 [T], cos, sin
 // outputs: q, k, v of the next layer, and the residual
 class DecoderBlock : public DecoderOp {
- public:
-  OPENVINO_OP("DecoderBlock", "compllm");
-  DecoderBlock() = default;
-  template <class... Sizes>
-  explicit DecoderBlock(const ov::OutputVector& inputs, Sizes... sizes) : DecoderOp(inputs, sizes...) {
-    constructor_validate_and_infer_types();
-  }
-  void validate_and_infer_types() override { qkv_types(get_input_partial_shape(1)[0]); }
-  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<DecoderBlock>(inputs, table_, layer_, hidden_, q_size_, kv_size_);
-  }
-  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const std::shared_lock lock(tables_mutex());
-    const Table* table = find_table(table_);
-    if (table == nullptr) return false;
-    const auto tokens = inputs[1].get_shape()[0];
-    qkv_shapes(outputs, tokens);
-    const Step step{*table, static_cast<int>(tokens), inputs[2].data<const std::int32_t>(), scratch()};
-    auto* residual = outputs[3].data<float>();
-    const float* normed = finish(step, inputs, residual);
-    step.qkv(static_cast<int>(layer_) + 1, normed, inputs[3].data<const float>(),
-             inputs[4].data<const float>(), outputs[0].data<float>(), outputs[1].data<float>(),
-             outputs[2].data<float>());
-    return true;
-  }
+  public:
+    OPENVINO_OP("DecoderBlock", "compllm");
+    DecoderBlock() = default;
+    template <class... Sizes>
+    explicit DecoderBlock(const ov::OutputVector& inputs, Sizes... sizes)
+        : DecoderOp(inputs, sizes...) {
+        constructor_validate_and_infer_types();
+    }
+    void validate_and_infer_types() override { qkv_types(get_input_partial_shape(1)[0]); }
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<DecoderBlock>(inputs, table_, layer_, hidden_, q_size_, kv_size_);
+    }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const std::shared_lock lock(tables_mutex());
+        const Table* table = find_table(table_);
+        if (table == nullptr) return false;
+        const auto tokens = inputs[1].get_shape()[0];
+        qkv_shapes(outputs, tokens);
+        const Step step{*table, static_cast<int>(tokens), inputs[2].data<const std::int32_t>(),
+                        scratch()};
+        auto* residual = outputs[3].data<float>();
+        const float* normed = finish(step, inputs, residual);
+        step.qkv(static_cast<int>(layer_) + 1, normed, inputs[3].data<const float>(),
+                 inputs[4].data<const float>(), outputs[0].data<float>(), outputs[1].data<float>(),
+                 outputs[2].data<float>());
+        return true;
+    }
 
- protected:
-  // From the attention's result to the normed input of what follows; residual gets the new one.
-  const float* finish(const Step& step, const ov::TensorVector& inputs, float* residual) const {
-    const auto layer = static_cast<int>(layer_);
-    const auto& norms = step.table.norms;
-    std::memcpy(residual, inputs[1].data<const float>(), inputs[1].get_byte_size());
-    float* normed = room(step.scratch.normed, static_cast<long>(step.num_tokens) * hidden_);
-    float* inner = room(step.scratch.inner, static_cast<long>(step.num_tokens) * step.table.inner);
-    step.add_norm(layer, kOut, inputs[0].data<const float>(), residual, norms[size(2 * layer + 1)],
-                  normed);
-    step.gate_up(layer, normed, inner);
-    step.add_norm(layer, kDown, inner, residual, norms[size(2 * layer + 2)], normed);
-    return normed;
-  }
+  protected:
+    // From the attention's result to the normed input of what follows; residual gets the new one.
+    const float* finish(const Step& step, const ov::TensorVector& inputs, float* residual) const {
+        const auto layer = static_cast<int>(layer_);
+        const auto& norms = step.table.norms;
+        std::memcpy(residual, inputs[1].data<const float>(), inputs[1].get_byte_size());
+        float* normed = room(step.scratch.normed, static_cast<long>(step.num_tokens) * hidden_);
+        float* inner =
+            room(step.scratch.inner, static_cast<long>(step.num_tokens) * step.table.inner);
+        step.add_norm(layer, kOut, inputs[0].data<const float>(), residual,
+                      norms[size(2 * layer + 1)], normed);
+        step.gate_up(layer, normed, inner);
+        step.add_norm(layer, kDown, inner, residual, norms[size(2 * layer + 2)], normed);
+        return normed;
+    }
 };
 
 // The last layer after its attention, and the head for the sampled tokens only.
-// inputs: attended [T, q], residual [T, hidden], slots i32 [T], sampled i32 [N]; output: logits [N, vocab]
+// inputs: attended [T, q], residual [T, hidden], slots i32 [T], sampled i32 [N]; output: logits [N,
+// vocab]
 class DecoderEnd : public DecoderBlock {
- public:
-  OPENVINO_OP("DecoderEnd", "compllm", DecoderBlock);
-  DecoderEnd() = default;
-  DecoderEnd(const ov::OutputVector& inputs, long table, long layer, long hidden, long q_size, long kv_size,
-             long vocab)
-      : vocab_(vocab) {
-    table_ = table;
-    layer_ = layer;
-    hidden_ = hidden;
-    q_size_ = q_size;
-    kv_size_ = kv_size;
-    set_arguments(inputs);
-    constructor_validate_and_infer_types();
-  }
-  void validate_and_infer_types() override {
-    set_output_type(0, ov::element::f32, {get_input_partial_shape(3)[0], vocab_});
-  }
-  std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-    return std::make_shared<DecoderEnd>(inputs, table_, layer_, hidden_, q_size_, kv_size_, vocab_);
-  }
-  bool visit_attributes(ov::AttributeVisitor& visitor) override {
-    visitor.on_attribute("vocab", vocab_);
-    return DecoderOp::visit_attributes(visitor);
-  }
-  bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-    const std::shared_lock lock(tables_mutex());
-    const Table* table = find_table(table_);
-    if (table == nullptr) return false;
-    const auto tokens = inputs[1].get_shape()[0];
-    const auto num_sampled = inputs[3].get_shape()[0];
-    outputs[0].set_shape({num_sampled, size(vocab_)});
-    Scratch& buffers = scratch();
-    const Step step{*table, static_cast<int>(tokens), inputs[2].data<const std::int32_t>(), buffers};
-    thread_local std::vector<float> residual;
-    const float* normed = finish(step, inputs, room(residual, static_cast<long>(tokens) * hidden_));
-    const auto* sampled = inputs[3].data<const std::int32_t>();
-    float* rows = room(buffers.inner, static_cast<long>(num_sampled) * hidden_);
-    for (long n = 0; n < static_cast<long>(num_sampled); ++n)
-      Step::copy(rows + n * hidden_, normed + sampled[n] * hidden_, static_cast<int>(hidden_));
-    const Step last{*table, static_cast<int>(num_sampled), nullptr, buffers};
-    last.linear(table->head, rows, outputs[0].data<float>());
-    return true;
-  }
+  public:
+    OPENVINO_OP("DecoderEnd", "compllm", DecoderBlock);
+    DecoderEnd() = default;
+    DecoderEnd(const ov::OutputVector& inputs, long table, long layer, long hidden, long q_size,
+               long kv_size, long vocab)
+        : vocab_(vocab) {
+        table_ = table;
+        layer_ = layer;
+        hidden_ = hidden;
+        q_size_ = q_size;
+        kv_size_ = kv_size;
+        set_arguments(inputs);
+        constructor_validate_and_infer_types();
+    }
+    void validate_and_infer_types() override {
+        set_output_type(0, ov::element::f32, {get_input_partial_shape(3)[0], vocab_});
+    }
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<DecoderEnd>(inputs, table_, layer_, hidden_, q_size_, kv_size_,
+                                            vocab_);
+    }
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("vocab", vocab_);
+        return DecoderOp::visit_attributes(visitor);
+    }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const std::shared_lock lock(tables_mutex());
+        const Table* table = find_table(table_);
+        if (table == nullptr) return false;
+        const auto tokens = inputs[1].get_shape()[0];
+        const auto num_sampled = inputs[3].get_shape()[0];
+        outputs[0].set_shape({num_sampled, size(vocab_)});
+        Scratch& buffers = scratch();
+        const Step step{*table, static_cast<int>(tokens), inputs[2].data<const std::int32_t>(),
+                        buffers};
+        thread_local std::vector<float> residual;
+        const float* normed =
+            finish(step, inputs, room(residual, static_cast<long>(tokens) * hidden_));
+        const auto* sampled = inputs[3].data<const std::int32_t>();
+        float* rows = room(buffers.inner, static_cast<long>(num_sampled) * hidden_);
+        for (long n = 0; n < static_cast<long>(num_sampled); ++n)
+            Step::copy(rows + n * hidden_, normed + sampled[n] * hidden_,
+                       static_cast<int>(hidden_));
+        const Step last{*table, static_cast<int>(num_sampled), nullptr, buffers};
+        last.linear(table->head, rows, outputs[0].data<float>());
+        return true;
+    }
 
- private:
-  long vocab_ = 0;
+  private:
+    long vocab_ = 0;
 };
 
 }  // namespace
 }  // namespace compllm
 
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
-    {std::make_shared<ov::OpExtension<compllm::DecoderStart>>(),
-     std::make_shared<ov::OpExtension<compllm::DecoderBlock>>(),
-     std::make_shared<ov::OpExtension<compllm::DecoderEnd>>()}));
+OPENVINO_CREATE_EXTENSIONS(
+    std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<compllm::DecoderStart>>(),
+                                     std::make_shared<ov::OpExtension<compllm::DecoderBlock>>(),
+                                     std::make_shared<ov::OpExtension<compllm::DecoderEnd>>()}));

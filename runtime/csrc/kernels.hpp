@@ -1,9 +1,9 @@
 // Arithmetic of the embedded engine's decoder operations, one implementation per instruction set.
 //
-// Everything here is plain pointers and floats: the files compiled with wider instruction sets must not
-// instantiate inline library code, or the linker could pick that copy for every machine.
-// Each output of each token is summed in one fixed order whatever else is in the batch, so that a request's
-// tokens do not depend on its neighbours.
+// Everything here is plain pointers and floats: the files compiled with wider instruction sets must
+// not instantiate inline library code, or the linker could pick that copy for every machine. Each
+// output of each token is summed in one fixed order whatever else is in the batch, so that a
+// request's tokens do not depend on its neighbours.
 #pragma once
 
 #include <cstdint>
@@ -12,50 +12,53 @@ namespace compllm {
 
 // A weight matrix [rows, in]: 8-bit rows with a scale and a zero point each, or half precision.
 struct Matrix {
-  const std::int8_t* q = nullptr;      // [rows, in]; weight = (q - zero_point) * scale
-  const std::uint16_t* half = nullptr;  // [rows, in]; instead of q
-  const float* scale = nullptr;         // [rows]
-  const float* zero_point = nullptr;    // [rows]
-  const float* bias = nullptr;          // [rows] or null
-  int rows = 0;
-  int in = 0;
+    const std::int8_t* q = nullptr;       // [rows, in]; weight = (q - zero_point) * scale
+    const std::uint16_t* half = nullptr;  // [rows, in]; instead of q
+    const float* scale = nullptr;         // [rows]
+    const float* zero_point = nullptr;    // [rows]
+    const float* bias = nullptr;          // [rows] or null
+    int rows = 0;
+    int in = 0;
 };
 
 // One adapted matrix: y[y_offset : y_offset + out] += B t[t_offset : t_offset + rank].
 struct LoraModule {
-  const std::uint16_t* b;  // IEEE half, [rank, out]: B transposed, alpha / rank folded in
-  int rank;
-  int out;
-  int t_offset;
-  int y_offset;
+    const std::uint16_t* b;  // IEEE half, [rank, out]: B transposed, alpha / rank folded in
+    int rank;
+    int out;
+    int t_offset;
+    int y_offset;
 };
 
 // All adapted matrices that share one input, for one adapter and layer.
 struct LoraGroup {
-  const std::uint16_t* a;  // IEEE half, [rank, in]: the A factors of the modules, one below another
-  int in;
-  int rank;  // sum over the modules
-  const LoraModule* modules;
-  int num_modules;
+    const std::uint16_t*
+        a;  // IEEE half, [rank, in]: the A factors of the modules, one below another
+    int in;
+    int rank;  // sum over the modules
+    const LoraModule* modules;
+    int num_modules;
 };
 
 struct Kernels {
-  const char* name;
-  // y[t, first : last] = (W x[t])[first : last] for num_tokens rows of x; x_sums[t] is the sum of x[t].
-  void (*linear)(const Matrix& matrix, const float* x, const float* x_sums, float* y, int num_tokens,
-                 int first, int last);
-  float (*sum)(const float* x, int n);
-  // y[t] += B (A x[t]); scratch holds 2 * group.rank floats; y_width floats between rows of y.
-  void (*lora)(const LoraGroup& group, const float* x, float* y, long y_width, int num_tokens,
-               float* scratch);
-  // Rotates num_heads heads of head_dim in place (the half-split form of Llama and Qwen2).
-  void (*rope)(float* heads, int num_heads, int head_dim, const float* cos, const float* sin);
-  // out[i] = silu(gate[i]) * up[i]
-  void (*swiglu)(const float* gate, const float* up, float* out, int n);
-  // sum += y (nothing where y is null); normed = sum / rms(sum) * weight
-  void (*add_norm)(float* sum, const float* y, const float* weight, float eps, float* normed, int n);
-  // out = row of the matrix as floats
-  void (*row)(const Matrix& matrix, long row, float* out);
+    const char* name;
+    // y[t, first : last] = (W x[t])[first : last] for num_tokens rows of x; x_sums[t] is the sum of
+    // x[t].
+    void (*linear)(const Matrix& matrix, const float* x, const float* x_sums, float* y,
+                   int num_tokens, int first, int last);
+    float (*sum)(const float* x, int n);
+    // y[t] += B (A x[t]); scratch holds 2 * group.rank floats; y_width floats between rows of y.
+    void (*lora)(const LoraGroup& group, const float* x, float* y, long y_width, int num_tokens,
+                 float* scratch);
+    // Rotates num_heads heads of head_dim in place (the half-split form of Llama and Qwen2).
+    void (*rope)(float* heads, int num_heads, int head_dim, const float* cos, const float* sin);
+    // out[i] = silu(gate[i]) * up[i]
+    void (*swiglu)(const float* gate, const float* up, float* out, int n);
+    // sum += y (nothing where y is null); normed = sum / rms(sum) * weight
+    void (*add_norm)(float* sum, const float* y, const float* weight, float eps, float* normed,
+                     int n);
+    // out = row of the matrix as floats
+    void (*row)(const Matrix& matrix, long row, float* out);
 };
 
 // The widest implementation this processor runs; COMPLLM_ISA=generic|avx2|avx512 narrows it.

@@ -9,21 +9,21 @@ namespace {
 
 // IEEE half to float without hardware support: exact, subnormals and infinities included.
 inline float half_to_float(std::uint16_t h) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
-  const std::uint32_t magnitude = h & 0x7fffu;
-  union {
-    std::uint32_t u;
-    float f;
-  } value;
-  if (magnitude >= 0x7c00u) {
-    value.u = sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+    const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
+    const std::uint32_t magnitude = h & 0x7fffu;
+    union {
+        std::uint32_t u;
+        float f;
+    } value;
+    if (magnitude >= 0x7c00u) {
+        value.u = sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+        return value.f;
+    }
+    // Put the bits where a float keeps them, then let a multiplication by 2^112 fix the exponent.
+    value.u = magnitude << 13;
+    value.f *= 5.192296858534828e+33f;
+    value.u |= sign;
     return value.f;
-  }
-  // Put the bits where a float keeps them, then let a multiplication by 2^112 fix the exponent.
-  value.u = magnitude << 13;
-  value.f *= 5.192296858534828e+33f;
-  value.u |= sign;
-  return value.f;
 }
 
 }  // namespace
@@ -55,23 +55,23 @@ namespace {
 
 const Kernels& choose() {
 #if defined(__x86_64__)
-  const char* wanted = std::getenv("COMPLLM_ISA");
-  if (wanted != nullptr && std::strcmp(wanted, "generic") == 0) return kGenericKernels;
-  __builtin_cpu_init();
-  const bool narrow = wanted != nullptr && std::strcmp(wanted, "avx2") == 0;
-  if (!narrow && __builtin_cpu_supports("avx512f")) return kAvx512Kernels;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c"))
-    return kAvx2Kernels;
+    const char* wanted = std::getenv("COMPLLM_ISA");
+    if (wanted != nullptr && std::strcmp(wanted, "generic") == 0) return kGenericKernels;
+    __builtin_cpu_init();
+    const bool narrow = wanted != nullptr && std::strcmp(wanted, "avx2") == 0;
+    if (!narrow && __builtin_cpu_supports("avx512f")) return kAvx512Kernels;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return kAvx2Kernels;
 #endif
-  return kGenericKernels;
+    return kGenericKernels;
 }
 
 }  // namespace
 
 const Kernels& kernels() {
-  static const Kernels& chosen = choose();
-  return chosen;
+    static const Kernels& chosen = choose();
+    return chosen;
 }
 
 }  // namespace compllm

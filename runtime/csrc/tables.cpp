@@ -13,13 +13,13 @@ long g_next_table = 1;
 }  // namespace
 
 std::shared_mutex& tables_mutex() {
-  static std::shared_mutex mutex;
-  return mutex;
+    static std::shared_mutex mutex;
+    return mutex;
 }
 
 const Table* find_table(long id) {
-  const auto found = g_tables.find(id);
-  return found == g_tables.end() ? nullptr : found->second.get();
+    const auto found = g_tables.find(id);
+    return found == g_tables.end() ? nullptr : found->second.get();
 }
 
 }  // namespace compllm
@@ -31,101 +31,105 @@ using compllm::g_tables;
 // Returns the new table's id; it holds adapter slots 1 .. num_slots.
 COMPLLM_API long compllm_table_new(int num_layers, int hidden, int inner, int q_size, int kv_size,
                                    int head_dim, float eps, int num_slots) {
-  const std::unique_lock lock(compllm::tables_mutex());
-  auto table = std::make_unique<compllm::Table>();
-  table->num_layers = num_layers;
-  table->hidden = hidden;
-  table->inner = inner;
-  table->q_size = q_size;
-  table->kv_size = kv_size;
-  table->head_dim = head_dim;
-  table->eps = eps;
-  table->matrices.resize(static_cast<std::size_t>(num_layers) * compllm::kNumGroups);
-  table->norms.resize(2 * static_cast<std::size_t>(num_layers) + 1);
-  table->slots.resize(static_cast<std::size_t>(num_slots) + 1);
-  g_tables[compllm::g_next_table] = std::move(table);
-  return compllm::g_next_table++;
+    const std::unique_lock lock(compllm::tables_mutex());
+    auto table = std::make_unique<compllm::Table>();
+    table->num_layers = num_layers;
+    table->hidden = hidden;
+    table->inner = inner;
+    table->q_size = q_size;
+    table->kv_size = kv_size;
+    table->head_dim = head_dim;
+    table->eps = eps;
+    table->matrices.resize(static_cast<std::size_t>(num_layers) * compllm::kNumGroups);
+    table->norms.resize(2 * static_cast<std::size_t>(num_layers) + 1);
+    table->slots.resize(static_cast<std::size_t>(num_slots) + 1);
+    g_tables[compllm::g_next_table] = std::move(table);
+    return compllm::g_next_table++;
 }
 
 COMPLLM_API void compllm_table_free(long id) {
-  const std::unique_lock lock(compllm::tables_mutex());
-  g_tables.erase(id);
+    const std::unique_lock lock(compllm::tables_mutex());
+    g_tables.erase(id);
 }
 
-// Sets a matrix of the base: place -1 is the embedding, -2 the head, else layer * 4 + group. The arrays are not
-// copied. q with scale and zero_point, or half; bias may be null. Returns 0, or -1 for a wrong place.
+// Sets a matrix of the base: place -1 is the embedding, -2 the head, else layer * 4 + group. The
+// arrays are not copied. q with scale and zero_point, or half; bias may be null. Returns 0, or -1
+// for a wrong place.
 COMPLLM_API int compllm_table_matrix(long id, int place, int rows, int in, const std::int8_t* q,
                                      const std::uint16_t* half, const float* scale,
                                      const float* zero_point, const float* bias) {
-  const std::unique_lock lock(compllm::tables_mutex());
-  const auto found = g_tables.find(id);
-  if (found == g_tables.end() || place < -2 ||
-      place >= static_cast<int>(found->second->matrices.size()))
-    return -1;
-  auto& table = *found->second;
-  auto& matrix = place == -1   ? table.embed
-                 : place == -2 ? table.head
-                               : table.matrices[static_cast<std::size_t>(place)];
-  matrix = {q, half, scale, zero_point, bias, rows, in};
-  return 0;
+    const std::unique_lock lock(compllm::tables_mutex());
+    const auto found = g_tables.find(id);
+    if (found == g_tables.end() || place < -2 ||
+        place >= static_cast<int>(found->second->matrices.size()))
+        return -1;
+    auto& table = *found->second;
+    auto& matrix = place == -1   ? table.embed
+                   : place == -2 ? table.head
+                                 : table.matrices[static_cast<std::size_t>(place)];
+    matrix = {q, half, scale, zero_point, bias, rows, in};
+    return 0;
 }
 
 // Sets a norm's weight, not copied; places as in Table::norms. Returns 0, or -1 for a wrong place.
 COMPLLM_API int compllm_table_norm(long id, int place, const float* weight) {
-  const std::unique_lock lock(compllm::tables_mutex());
-  const auto found = g_tables.find(id);
-  if (found == g_tables.end() || place < 0 || place >= static_cast<int>(found->second->norms.size()))
-    return -1;
-  found->second->norms[static_cast<std::size_t>(place)] = weight;
-  return 0;
+    const std::unique_lock lock(compllm::tables_mutex());
+    const auto found = g_tables.find(id);
+    if (found == g_tables.end() || place < 0 ||
+        place >= static_cast<int>(found->second->norms.size()))
+        return -1;
+    found->second->norms[static_cast<std::size_t>(place)] = weight;
+    return 0;
 }
 
-// Copies one group of an adapter into a slot. a: half [sum of ranks, in]; b: half, the modules' [rank, out] one
-// after another; per module rank, out and y_offset. Returns 0, or -1 for a table, slot or layer that is not there.
+// Copies one group of an adapter into a slot. a: half [sum of ranks, in]; b: half, the modules'
+// [rank, out] one after another; per module rank, out and y_offset. Returns 0, or -1 for a table,
+// slot or layer that is not there.
 COMPLLM_API int compllm_adapter_set(long id, int slot, int layer, int group, int in,
                                     const std::uint16_t* a, const std::uint16_t* b, int num_modules,
                                     const int* ranks, const int* outs, const int* y_offsets) {
-  const std::unique_lock lock(compllm::tables_mutex());
-  const auto found = g_tables.find(id);
-  if (found == g_tables.end()) return -1;
-  auto& table = *found->second;
-  if (slot < 1 || static_cast<std::size_t>(slot) >= table.slots.size() || layer < 0 ||
-      layer >= table.num_layers || group < 0 || group >= compllm::kNumGroups)
-    return -1;
-  auto data = std::make_unique<compllm::AdapterGroup>();
-  int rank = 0;
-  long size = 0;
-  for (int m = 0; m < num_modules; ++m) {
-    rank += ranks[m];
-    size += static_cast<long>(ranks[m]) * outs[m];
-  }
-  data->a.assign(a, a + static_cast<long>(rank) * in);
-  data->b.assign(b, b + size);
-  int t_offset = 0;
-  long b_offset = 0;
-  for (int m = 0; m < num_modules; ++m) {
-    data->modules.push_back({data->b.data() + b_offset, ranks[m], outs[m], t_offset, y_offsets[m]});
-    t_offset += ranks[m];
-    b_offset += static_cast<long>(ranks[m]) * outs[m];
-  }
-  data->view = {data->a.data(), in, rank, data->modules.data(), num_modules};
-  auto& adapter = table.slots[static_cast<std::size_t>(slot)];
-  if (!adapter) {
-    adapter = std::make_unique<compllm::Adapter>();
-    adapter->resize(static_cast<std::size_t>(table.num_layers) * compllm::kNumGroups);
-  }
-  (*adapter)[static_cast<std::size_t>(layer * compllm::kNumGroups + group)] = std::move(data);
-  return 0;
+    const std::unique_lock lock(compllm::tables_mutex());
+    const auto found = g_tables.find(id);
+    if (found == g_tables.end()) return -1;
+    auto& table = *found->second;
+    if (slot < 1 || static_cast<std::size_t>(slot) >= table.slots.size() || layer < 0 ||
+        layer >= table.num_layers || group < 0 || group >= compllm::kNumGroups)
+        return -1;
+    auto data = std::make_unique<compllm::AdapterGroup>();
+    int rank = 0;
+    long size = 0;
+    for (int m = 0; m < num_modules; ++m) {
+        rank += ranks[m];
+        size += static_cast<long>(ranks[m]) * outs[m];
+    }
+    data->a.assign(a, a + static_cast<long>(rank) * in);
+    data->b.assign(b, b + size);
+    int t_offset = 0;
+    long b_offset = 0;
+    for (int m = 0; m < num_modules; ++m) {
+        data->modules.push_back(
+            {data->b.data() + b_offset, ranks[m], outs[m], t_offset, y_offsets[m]});
+        t_offset += ranks[m];
+        b_offset += static_cast<long>(ranks[m]) * outs[m];
+    }
+    data->view = {data->a.data(), in, rank, data->modules.data(), num_modules};
+    auto& adapter = table.slots[static_cast<std::size_t>(slot)];
+    if (!adapter) {
+        adapter = std::make_unique<compllm::Adapter>();
+        adapter->resize(static_cast<std::size_t>(table.num_layers) * compllm::kNumGroups);
+    }
+    (*adapter)[static_cast<std::size_t>(layer * compllm::kNumGroups + group)] = std::move(data);
+    return 0;
 }
 
 COMPLLM_API int compllm_adapter_clear(long id, int slot) {
-  const std::unique_lock lock(compllm::tables_mutex());
-  const auto found = g_tables.find(id);
-  if (found == g_tables.end() || slot < 1 ||
-      static_cast<std::size_t>(slot) >= found->second->slots.size())
-    return -1;
-  found->second->slots[static_cast<std::size_t>(slot)].reset();
-  return 0;
+    const std::unique_lock lock(compllm::tables_mutex());
+    const auto found = g_tables.find(id);
+    if (found == g_tables.end() || slot < 1 ||
+        static_cast<std::size_t>(slot) >= found->second->slots.size())
+        return -1;
+    found->second->slots[static_cast<std::size_t>(slot)].reset();
+    return 0;
 }
 
 COMPLLM_API const char* compllm_isa() { return compllm::kernels().name; }

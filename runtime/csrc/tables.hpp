@@ -1,4 +1,5 @@
-// What the decoder operations compute with, outside any graph: the base's weights, and adapters by slot.
+// What the decoder operations compute with, outside any graph: the base's weights, and adapters by
+// slot.
 #pragma once
 
 #include <cstdint>
@@ -14,28 +15,30 @@ enum Group { kQkv = 0, kOut = 1, kGateUp = 2, kDown = 3, kNumGroups = 4 };
 
 // One group of matrices of one adapter and layer, with its storage.
 struct AdapterGroup {
-  std::vector<std::uint16_t> a;
-  std::vector<std::uint16_t> b;
-  std::vector<LoraModule> modules;
-  LoraGroup view{};
+    std::vector<std::uint16_t> a;
+    std::vector<std::uint16_t> b;
+    std::vector<LoraModule> modules;
+    LoraGroup view{};
 };
 
-using Adapter = std::vector<std::unique_ptr<AdapterGroup>>;  // [layer * kNumGroups + group]; null: untouched
+using Adapter =
+    std::vector<std::unique_ptr<AdapterGroup>>;  // [layer * kNumGroups + group]; null: untouched
 
 // A base model and its adapters. The arrays of the base belong to the caller and outlive the table.
 struct Table {
-  int num_layers = 0;
-  int hidden = 0;
-  int inner = 0;
-  int q_size = 0;
-  int kv_size = 0;
-  int head_dim = 0;
-  float eps = 0.0f;
-  Matrix embed;
-  Matrix head;
-  std::vector<Matrix> matrices;     // [layer * kNumGroups + group]
-  std::vector<const float*> norms;  // input norm of layer 0, post norm 0, input norm 1, ..., final norm
-  std::vector<std::unique_ptr<Adapter>> slots;  // [0] is the base: always empty
+    int num_layers = 0;
+    int hidden = 0;
+    int inner = 0;
+    int q_size = 0;
+    int kv_size = 0;
+    int head_dim = 0;
+    float eps = 0.0f;
+    Matrix embed;
+    Matrix head;
+    std::vector<Matrix> matrices;  // [layer * kNumGroups + group]
+    std::vector<const float*>
+        norms;  // input norm of layer 0, post norm 0, input norm 1, ..., final norm
+    std::vector<std::unique_ptr<Adapter>> slots;  // [0] is the base: always empty
 };
 
 // Writers are the engine's own thread between two inferences; the lock only makes misuse harmless.
