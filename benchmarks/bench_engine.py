@@ -231,7 +231,7 @@ def peft_file(engine_dir: Path, cache: Path) -> Path:
 
 
 def read_bandwidth() -> float:
-    """Bytes per second that all cores together read from memory: the best of several sums of 1 GB."""
+    """Bytes per second that all cores together read from memory: the best of several sums."""
     import torch
 
     data = torch.ones(2**28, dtype=torch.float32)
