@@ -8,6 +8,8 @@
 #include <tbb/parallel_for.h>
 
 #include <cstring>
+#include <memory>
+#include <new>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
@@ -32,18 +34,32 @@ void share(int n, int grain, bool is_worth_it, F&& f) {
                       });
 }
 
-// Intermediate rows of one step; kept by the engine's thread from step to step.
-struct Scratch {
-    std::vector<float> sums;
-    std::vector<float> wide;
-    std::vector<float> inner;
-    std::vector<float> normed;
+// Floats that start at a cache line: a load across two lines costs twice.
+class Buffer {
+  public:
+    float* room(long size) {
+        if (size > size_) {
+            data_.reset(new (std::align_val_t{64}) float[static_cast<std::size_t>(size)]);
+            size_ = size;
+        }
+        return data_.get();
+    }
+
+  private:
+    struct Free {
+        void operator()(float* p) const { ::operator delete[](p, std::align_val_t{64}); }
+    };
+    std::unique_ptr<float[], Free> data_;
+    long size_ = 0;
 };
 
-float* room(std::vector<float>& buffer, long size) {
-    if (static_cast<long>(buffer.size()) < size) buffer.resize(static_cast<std::size_t>(size));
-    return buffer.data();
-}
+// Intermediate rows of one step; kept by the engine's thread from step to step.
+struct Scratch {
+    Buffer sums;
+    Buffer wide;
+    Buffer inner;
+    Buffer normed;
+};
 
 // One step over a layer's matrices and the adapters of its tokens.
 struct Step {
@@ -54,7 +70,7 @@ struct Step {
 
     // y = W x for all tokens.
     void linear(const Matrix& m, const float* x, float* y) const {
-        float* sums = room(scratch.sums, num_tokens);
+        float* sums = scratch.sums.room(num_tokens);
         for (int t = 0; t < num_tokens; ++t)
             sums[t] = kernels().sum(x + static_cast<long>(t) * m.in, m.in);
         share(m.rows, 48, static_cast<long>(m.rows) * m.in >= kShare, [&](int first, int last) {
@@ -68,7 +84,7 @@ struct Step {
 
     // Adds the adapters of tokens [first, last) to y; neighbours with one slot share their reads.
     void adapt(int layer, Group group, const float* x, float* y, int first, int last) const {
-        thread_local std::vector<float> buffer;
+        thread_local Buffer buffer;
         const Matrix& m = matrix(layer, group);
         while (first < last) {
             int end = first + 1;
@@ -80,7 +96,7 @@ struct Step {
                 if (data)
                     kernels().lora(data->view, x + static_cast<long>(first) * m.in,
                                    y + static_cast<long>(first) * m.rows, m.rows, end - first,
-                                   room(buffer, 2 * data->view.rank));
+                                   buffer.room(2 * data->view.rank));
             }
             first = end;
         }
@@ -96,7 +112,7 @@ struct Step {
     void qkv(int layer, const float* normed, const float* cos, const float* sin, float* q, float* k,
              float* v) const {
         const Matrix& m = matrix(layer, kQkv);
-        float* wide = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
+        float* wide = scratch.wide.room(static_cast<long>(num_tokens) * m.rows);
         linear(m, normed, wide);
         const int half = table.head_dim / 2;
         each_token(m.rows, [&](int first, int last) {
@@ -118,7 +134,7 @@ struct Step {
     void add_norm(int layer, Group group, const float* x, float* sum, const float* norm,
                   float* normed) const {
         const Matrix& m = matrix(layer, group);
-        float* y = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
+        float* y = scratch.wide.room(static_cast<long>(num_tokens) * m.rows);
         linear(m, x, y);
         each_token(m.rows, [&](int first, int last) {
             adapt(layer, group, x, y, first, last);
@@ -131,7 +147,7 @@ struct Step {
     // inner = silu(gate) * up
     void gate_up(int layer, const float* normed, float* inner) const {
         const Matrix& m = matrix(layer, kGateUp);
-        float* wide = room(scratch.wide, static_cast<long>(num_tokens) * m.rows);
+        float* wide = scratch.wide.room(static_cast<long>(num_tokens) * m.rows);
         linear(m, normed, wide);
         each_token(m.rows, [&](int first, int last) {
             adapt(layer, kGateUp, normed, wide, first, last);
@@ -221,7 +237,7 @@ class DecoderStart : public DecoderOp {
                         scratch()};
         const auto* ids = inputs[0].data<const std::int32_t>();
         auto* residual = outputs[3].data<float>();
-        float* normed = room(step.scratch.normed, static_cast<long>(tokens) * hidden_);
+        float* normed = step.scratch.normed.room(static_cast<long>(tokens) * hidden_);
         for (long t = 0; t < step.num_tokens; ++t) {
             kernels().row(table->embed, ids[t], residual + t * hidden_);
             kernels().add_norm(residual + t * hidden_, nullptr, table->norms[0], table->eps,
@@ -271,9 +287,9 @@ class DecoderBlock : public DecoderOp {
         const auto layer = static_cast<int>(layer_);
         const auto& norms = step.table.norms;
         std::memcpy(residual, inputs[1].data<const float>(), inputs[1].get_byte_size());
-        float* normed = room(step.scratch.normed, static_cast<long>(step.num_tokens) * hidden_);
+        float* normed = step.scratch.normed.room(static_cast<long>(step.num_tokens) * hidden_);
         float* inner =
-            room(step.scratch.inner, static_cast<long>(step.num_tokens) * step.table.inner);
+            step.scratch.inner.room(static_cast<long>(step.num_tokens) * step.table.inner);
         step.add_norm(layer, kOut, inputs[0].data<const float>(), residual,
                       norms[size(2 * layer + 1)], normed);
         step.gate_up(layer, normed, inner);
@@ -321,11 +337,11 @@ class DecoderEnd : public DecoderBlock {
         Scratch& buffers = scratch();
         const Step step{*table, static_cast<int>(tokens), inputs[2].data<const std::int32_t>(),
                         buffers};
-        thread_local std::vector<float> residual;
+        thread_local Buffer residual;
         const float* normed =
-            finish(step, inputs, room(residual, static_cast<long>(tokens) * hidden_));
+            finish(step, inputs, residual.room(static_cast<long>(tokens) * hidden_));
         const auto* sampled = inputs[3].data<const std::int32_t>();
-        float* rows = room(buffers.inner, static_cast<long>(num_sampled) * hidden_);
+        float* rows = buffers.inner.room(static_cast<long>(num_sampled) * hidden_);
         for (long n = 0; n < static_cast<long>(num_sampled); ++n)
             Step::copy(rows + n * hidden_, normed + sampled[n] * hidden_,
                        static_cast<int>(hidden_));
