@@ -358,6 +358,18 @@ async def test_adapter_that_stays_missing_is_refused(
         ("the engine's queue is full (1024 requests): try again later", BackendUnavailable),
         ("Stub process 'tensorrt_llm_0_0' is not healthy.", BackendUnavailable),
         ("the engine is shut down", BackendUnavailable),
+        (
+            "Request for unknown model: 'tensorrt_llm' has no available versions",
+            BackendUnavailable,
+        ),
+        (
+            "Request for unknown model: 'tensorrt_llm' version 1 is not at ready state",
+            BackendUnavailable,
+        ),
+        (
+            "Server is stopping, scheduler for model has stopped accepting new inference requests",
+            BackendUnavailable,
+        ),
         ("the engine failed: out of bounds", BackendError),
         ("Executor failed: Encountered an error in forwardAsync function", BackendError),
     ],

@@ -114,6 +114,19 @@ def test_repository_declares_every_input_of_the_contract(tmp_path: Path) -> None
         ),
         ("I1 x] fine\nerror: creating server: Internal\n", ": creating server: Internal"),
         ("sh: tritonserver: not found\n\n", ": sh: tritonserver: not found"),
+        # All that a server on a machine without a GPU says before it is killed.
+        (
+            'W1122 14:20:36 9 a.cc:2] "Unable to allocate"\n'
+            'E1122 14:20:36 9 server.cc:241] "CudaDriverHelper has not been initialized."\n'
+            "\n+---+\n| a |\n+---+\n\n"
+            'I1122 14:20:37 9 b.cc:3] "Started HTTPService"\n',
+            "",
+        ),
+        (
+            'E1122 x server.cc:241] "CudaDriverHelper has not been initialized."\n'
+            "E1122 x b.cc:3] out of files\n",
+            ": out of files",
+        ),
     ],
 )
 def test_reason_is_found_in_the_log(tmp_path: Path, log: str, reason: str) -> None:

@@ -62,6 +62,8 @@ _TEXTS: tuple[tuple[re.Pattern[str], type[BackendError]], ...] = tuple(
     for pattern, kind in (
         (r"queue is full|maximum queue size|try again later", BackendUnavailable),
         (r"shut(ting)? ?down|is unloaded|unavailable model|not ready", BackendUnavailable),
+        # Triton's own words for a model on its way out.
+        (r"no available versions|not at ready state|server is stopping", BackendUnavailable),
         (r"stub process|is not healthy", BackendUnavailable),
         (r"the engine failed|the engine cannot take", BackendError),
         (r"Encountered an error in forward|out of memory|CUDA", BackendError),

@@ -30,6 +30,7 @@ HOST = "127.0.0.1"
 _POLL_S = 0.05  # tritonserver tells nobody when it is ready: it must be asked
 _STOP_S = 15.0  # the supervisor's own limit and some more
 _START_ATTEMPTS = 3  # a port that was free may be taken before the server binds it
+_HARMLESS = "CudaDriverHelper has not been initialized"  # an error line of any CPU-only server
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,12 +334,13 @@ def _read(log: Path) -> str:
 
 def reason_in(log: Path) -> str:
     """`: reason` out of the log; empty where it names none."""
-    text = _read(log)
+    text = "\n".join(line for line in _read(log).splitlines() if _HARMLESS not in line)
     found = re.findall(r"failed to load '[^']*' version \d+: (.*)", text)
     if not found:
         found = re.findall(r"^(?:E\d{4} .*?\] |error: )(.*)", text, re.MULTILINE)
     if not found:
-        found = [line for line in text.splitlines() if line.strip()][-1:]
+        # Not Triton's own reports and tables, which tell of a server that was well.
+        found = re.findall(r"^(?![IW]\d{4} |[+|])[ \t]*\S.*", text, re.MULTILINE)[-1:]
     if not found:
         return ""
     # Triton escapes line ends, and a Python model's error carries its traceback.
