@@ -2,38 +2,32 @@
 
 Stands where TensorRT-LLM's executor stands: the Triton model hands it `EngineRequest`s and gets
 `EngineEvent`s. Each step mixes one token of every running decode, whatever its adapter, with
-chunks of prefill under a token budget; requests join and leave between steps. A request is
-admitted only when its longest possible course fits into the cache beside those admitted before
-(TensorRT-LLM's guaranteed_no_evict), so that nothing is ever preempted, and one that can never
-fit is refused at once.
+chunks of prefill under a token budget; requests join and leave between steps. `scheduler.py`
+decides who computes what; a request that can never fit is refused at once.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compllm.embedded.adapters import Adapter
-from compllm.embedded.blocks import BlockPool, BlockTable
+from compllm.embedded.blocks import BlockPool
 from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
-from compllm.embedded.request import (
-    EngineEvent,
-    EnginePerf,
-    EngineRequest,
-    EngineStats,
-    OnEvent,
-)
+from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
 from compllm.embedded.runner import AdapterForm, Runner, Step
 from compllm.embedded.sampling import NO_TOKEN, SamplerState, StopMatcher, sample_batch
+from compllm.embedded.scheduler import Scheduler, StepPlan
+from compllm.embedded.sequence import Sequence, check_request
 from compllm.embedded.slots import AdapterSlots, Slot
+from compllm.embedded.texttools import TextTools
 from compllm.errors import EngineError
 from compllm.types import FinishReason
 
@@ -53,29 +47,6 @@ class ExecutorOptions:
     adapter_form: AdapterForm = "auto"
     is_prefix_reused: bool = True
     num_threads: int = 0  # 0: as many as there are cores
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    handle: int
-    request: EngineRequest
-    on_event: OnEvent
-    slot: Slot
-    sampler: SamplerState
-    stops: StopMatcher | None
-    tokens: list[int]  # prompt and output
-    arrival_ns: int
-    table: BlockTable = field(default_factory=BlockTable)
-    max_blocks: int = 0
-    num_computed: int = 0  # tokens whose keys and values are in the cache
-    num_delivered: int = 0  # output tokens handed to on_event
-    is_cancelled: bool = False
-    first_scheduled_ns: int = 0
-    first_token_ns: int = 0
-
-    @property
-    def num_output(self) -> int:
-        return len(self.tokens) - len(self.request.input_ids)
 
 
 class Executor:
@@ -104,21 +75,24 @@ class Executor:
             num_threads=options.num_threads,
         )
         self._pool = BlockPool(num_blocks, TOKENS_PER_BLOCK)
+        self._scheduler = Scheduler(
+            self._pool,
+            max_batch_size=options.max_batch_size,
+            max_num_tokens=options.max_num_tokens,
+            is_prefix_reused=options.is_prefix_reused,
+        )
         self._slots = AdapterSlots(options.max_adapters)
         adapters = manifest.load_adapters(engine_dir, weights.shape)
         self.runner.set_adapters(
             {self._slots.assign(adapter.task_id).index: adapter for adapter in adapters}
         )
         self.adapter_names = {adapter.name: adapter.task_id for adapter in adapters}
-        self._tools = _TextTools(engine_dir, self.vocab_size)
+        self._tools = TextTools(engine_dir, self.vocab_size)
 
         self._wake = threading.Condition()
-        self._inbox: deque[_Sequence] = deque()
+        self._inbox: deque[Sequence] = deque()
         self._cancels: deque[int] = deque()
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._waiting: deque[_Sequence] = deque()
-        self._running: list[_Sequence] = []
-        self._promised = 0  # blocks that running sequences may still ask for
         self._next_handle = 1
         self._is_closed = False
         self._fatal: str | None = None
@@ -182,8 +156,8 @@ class Executor:
         """A snapshot; its numbers may be one step apart."""
         pool = self._pool
         return EngineStats(
-            num_active=len(self._running),
-            num_waiting=len(self._waiting) + len(self._inbox),
+            num_active=len(self._scheduler.running),
+            num_waiting=len(self._scheduler.waiting) + len(self._inbox),
             num_steps=self._num_steps,
             num_tokens_generated=self._num_tokens,
             num_mixed_steps=self._num_mixed,
@@ -207,25 +181,10 @@ class Executor:
 
     # ---- admission, any thread
 
-    def _open(self, handle: int, request: EngineRequest, on_event: OnEvent) -> _Sequence:
+    def _open(self, handle: int, request: EngineRequest, on_event: OnEvent) -> Sequence:
         """Check everything that can be checked before queueing. Raises EngineError."""
-        length = len(request.input_ids)
-        if length == 0:
-            raise EngineError("input_ids is empty: at least one token is needed")
-        if request.max_tokens < 1:
-            raise EngineError(f"max_tokens is {request.max_tokens}: it must be at least 1")
-        if length + request.max_tokens > self.max_seq_len:
-            raise EngineError(
-                f"prompt length ({length}) plus max_tokens ({request.max_tokens}) exceeds "
-                f"the engine's max_seq_len ({self.max_seq_len})"
-            )
-        low, high = min(request.input_ids), max(request.input_ids)
-        if low < 0 or high >= self.vocab_size:
-            raise EngineError(
-                f"token id {low if low < 0 else high} is outside the vocabulary of "
-                f"{self.vocab_size}"
-            )
-        if len(self._inbox) + len(self._waiting) >= self.options.max_queue_size:
+        check_request(request, vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
+        if len(self._inbox) + len(self._scheduler.waiting) >= self.options.max_queue_size:
             raise EngineError(
                 f"the engine's queue is full ({self.options.max_queue_size} requests): "
                 "try again later"
@@ -247,7 +206,7 @@ class Executor:
                 request.sampling.min_tokens,
             )
         slot = self._slots.acquire(request.task_id)
-        return _Sequence(
+        return Sequence(
             handle=handle,
             request=request,
             on_event=on_event,
@@ -272,8 +231,8 @@ class Executor:
     def _loop(self) -> None:
         try:
             while self._take_orders():
-                self._admit()
-                if self._running:
+                self._scheduler.admit()
+                if self._scheduler.running:
                     self._step()
         except Exception as error:
             # The thread must not die silently: everyone who waits, now or later, is told why.
@@ -286,20 +245,24 @@ class Executor:
         """Wait for work; apply cancels and adapter changes. False when the engine is to stop."""
         with self._wake:
             while not (
-                self._inbox or self._jobs or self._cancels or self._running or self._waiting
+                self._inbox
+                or self._jobs
+                or self._cancels
+                or self._scheduler.running
+                or self._scheduler.waiting
             ):
                 if self._is_closed:
                     return False
                 self._wake.wait()
             if self._is_closed:
                 return False
-            self._waiting += self._inbox
+            self._scheduler.waiting += self._inbox
             self._inbox.clear()
             cancels, self._cancels = self._cancels, deque()
             jobs, self._jobs = self._jobs, deque()
         if cancels:
             handles = set(cancels)
-            for sequence in [*self._running, *self._waiting]:
+            for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
                 if sequence.handle in handles:
                     self._finish(sequence, "cancelled")
         for job, future in jobs:
@@ -309,35 +272,13 @@ class Executor:
                 future.set_exception(error)
         return True
 
-    def _admit(self) -> None:
-        """First come, first served: who does not fit yet holds back those behind."""
-        while self._waiting and len(self._running) < self.options.max_batch_size:
-            sequence = self._waiting[0]
-            total = len(sequence.tokens) + sequence.request.max_tokens
-            key = (
-                sequence.slot.key
-                if self.options.is_prefix_reused
-                else ("unshared", sequence.handle)
-            )
-            table = self._pool.open(key, sequence.tokens)
-            needed = self._pool.num_blocks_for(total) - len(table.blocks)
-            if needed > self._pool.num_available - self._promised:
-                self._pool.release(table)
-                return
-            self._promised += needed
-            sequence.table = table
-            sequence.max_blocks = self._pool.num_blocks_for(total)
-            sequence.num_computed = len(table.blocks) * TOKENS_PER_BLOCK
-            self._running.append(self._waiting.popleft())
-
     def _step(self) -> None:
-        plan = self._plan_step()
+        plan = self._scheduler.plan()
         step = Step()
         sampled = []
         now = time.monotonic_ns()
         for sequence, count in plan:
             start = sequence.num_computed
-            self._grow(sequence, start + count)
             is_sampled = start + count == len(sequence.tokens)
             step.add(
                 sequence.tokens[start : start + count],
@@ -346,110 +287,46 @@ class Executor:
                 sequence.table.blocks,
                 is_sampled=is_sampled,
             )
-            if not sequence.first_scheduled_ns:
-                sequence.first_scheduled_ns = now
+            sequence.first_scheduled_ns = sequence.first_scheduled_ns or now
             if is_sampled:
                 sampled.append(sequence)
         if not sampled:
             step.sampled.append(0)  # the graph wants one row; nobody reads it
         logits = self.runner.run(step)
-        for sequence, count in plan:
-            sequence.num_computed += count
-            if self.options.is_prefix_reused:
-                self._pool.commit(sequence.table, sequence.tokens, sequence.num_computed)
+        self._scheduler.commit(plan)
         self._count(plan)
         if sampled:
             self._deliver(sampled, sample_batch(logits, [s.sampler for s in sampled]))
 
-    def _plan_step(self) -> list[tuple[_Sequence, int]]:
-        """Who computes how many tokens: every decode one, prefills what is left of the budget."""
-        budget = self.options.max_num_tokens
-        plan: list[tuple[_Sequence, int]] = []
-        prefills = []
-        for sequence in self._running:
-            if sequence.num_computed + 1 == len(sequence.tokens):
-                plan.append((sequence, 1))
-                budget -= 1
-            else:
-                prefills.append(sequence)
-        for sequence in prefills:
-            count = min(len(sequence.tokens) - sequence.num_computed, budget)
-            if count <= 0:
-                break
-            plan.append((sequence, count))
-            budget -= count
-        # Neighbours with one adapter share its memory reads.
-        plan.sort(key=lambda item: item[0].slot.index)
-        return plan
-
-    def _grow(self, sequence: _Sequence, num_tokens: int) -> None:
-        before = len(sequence.table.blocks)
-        if not self._pool.reserve(sequence.table, num_tokens):
-            raise AssertionError("admission promised these blocks")
-        self._promised -= len(sequence.table.blocks) - before
-
-    def _count(self, plan: list[tuple[_Sequence, int]]) -> None:
+    def _count(self, plan: StepPlan) -> None:
         self._num_steps += 1
         self._histogram[len(plan)] += 1
         num_adapters = len({sequence.slot.index for sequence, _ in plan})
         self._max_adapters = max(self._max_adapters, num_adapters)
         self._num_mixed += num_adapters > 1
 
-    def _deliver(self, sequences: list[_Sequence], tokens: Any) -> None:
+    def _deliver(self, sequences: list[Sequence], tokens: Any) -> None:
         now = time.monotonic_ns()
         for sequence, token in zip(sequences, tokens.tolist(), strict=True):
-            if not sequence.first_token_ns:
-                sequence.first_token_ns = now
+            sequence.first_token_ns = sequence.first_token_ns or now
             if token == NO_TOKEN:
-                self._finish(
-                    sequence, "error", sequence.sampler.error or "no token is allowed here"
-                )
+                error = sequence.sampler.error or "no token is allowed here"
+                self._finish(sequence, "error", error)
                 continue
-            reason: FinishReason | None = None
-            if token == sequence.request.end_id:
-                reason = "stop"
-            else:
-                sequence.tokens.append(token)
-                self._num_tokens += 1
-                if (
-                    sequence.stops is not None and sequence.stops.feed(token)
-                ) or sequence.sampler.is_finished:
-                    reason = "stop"
-                elif sequence.num_output >= sequence.request.max_tokens:
-                    reason = "length"
+            reason = sequence.push(token)
+            self._num_tokens += token != sequence.request.end_id
             if reason is not None:
                 self._finish(sequence, reason)
             elif sequence.request.is_streamed:
-                sequence.on_event(EngineEvent(token_ids=self._news(sequence)))
+                sequence.on_event(EngineEvent(token_ids=sequence.take_news()))
 
-    def _news(self, sequence: _Sequence) -> tuple[int, ...]:
-        start = len(sequence.request.input_ids) + sequence.num_delivered
-        news = tuple(sequence.tokens[start:])
-        sequence.num_delivered += len(news)
-        return news
-
-    def _finish(self, sequence: _Sequence, reason: FinishReason, error: str | None = None) -> None:
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._promised -= sequence.max_blocks - len(sequence.table.blocks)
-        else:
-            self._waiting.remove(sequence)
-        perf = EnginePerf(
-            arrival_ns=sequence.arrival_ns,
-            first_scheduled_ns=sequence.first_scheduled_ns,
-            first_token_ns=sequence.first_token_ns,
-            last_token_ns=time.monotonic_ns(),
-            kv_alloc_total_blocks=sequence.table.num_new + sequence.table.num_reused,
-            kv_alloc_new_blocks=sequence.table.num_new,
-            kv_reused_blocks=sequence.table.num_reused,
-        )
-        self._pool.release(sequence.table)
-        if not self.options.is_prefix_reused:
-            self._pool.drop(("unshared", sequence.handle))
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        perf = sequence.perf()
+        self._scheduler.remove(sequence)
         self._slots.release(sequence.slot)
         sequence.on_event(
             EngineEvent(
-                token_ids=self._news(sequence),
+                token_ids=sequence.take_news(),
                 is_final=True,
                 finish_reason=reason,
                 error=error,
@@ -459,11 +336,11 @@ class Executor:
 
     def _end_all(self, reason: FinishReason, error: str | None) -> None:
         with self._wake:
-            self._waiting += self._inbox
+            self._scheduler.waiting += self._inbox
             self._inbox.clear()
             jobs, self._jobs = self._jobs, deque()
             self._is_closed = True
-        for sequence in [*self._running, *self._waiting]:
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._finish(sequence, reason, error)
         for _, future in jobs:
             future.set_exception(EngineError(error or "the engine is shut down"))
@@ -479,40 +356,3 @@ class Executor:
         """A slot is free again: its weights and cached prefixes go."""
         self._pool.drop(slot.key)
         self.runner.clear_adapter(slot.index)
-
-
-class _TextTools:
-    """The tokenizer's uses inside the engine (stop strings, guides), loaded when first needed."""
-
-    def __init__(self, engine_dir: Path, vocab_size: int) -> None:
-        self._engine_dir = engine_dir
-        self._vocab_size = vocab_size
-        self._lock = threading.Lock()
-        self._tokenizer: Any = None
-        self._compiler: Any = None
-
-    def decode(self, ids: Any) -> str:
-        with self._lock:
-            if self._tokenizer is None:
-                from tokenizers import Tokenizer
-
-                self._tokenizer = Tokenizer.from_file(str(self._engine_dir / "tokenizer.json"))
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
-
-    def guide(self, request: EngineRequest) -> Any:
-        if request.guide_type is None:
-            if request.guide is not None:
-                raise EngineError(
-                    "guided_decoding_guide was given without guided_decoding_guide_type"
-                )
-            return None
-        with self._lock:
-            if self._compiler is None:
-                from compllm.embedded.guide import GuideCompiler
-
-                config = json.loads((self._engine_dir / "config.json").read_text())
-                eos = config.get("eos_token_id")
-                eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size, eos_ids)
-        return self._compiler.start(request.guide_type, request.guide, [request.end_id])

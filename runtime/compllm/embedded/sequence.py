@@ -1,0 +1,87 @@
+"""One request inside the engine, from the queue to its end: its tokens and what became of them.
+
+`executor.py` opens and drives sequences, `scheduler.py` decides which of them compute in a step.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from compllm.embedded.blocks import BlockTable
+from compllm.embedded.request import EnginePerf, EngineRequest, OnEvent
+from compllm.embedded.sampling import SamplerState, StopMatcher
+from compllm.embedded.slots import Slot
+from compllm.errors import EngineError
+from compllm.types import FinishReason
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request that was accepted. The engine's thread alone changes it."""
+
+    handle: int
+    request: EngineRequest
+    on_event: OnEvent
+    slot: Slot
+    sampler: SamplerState
+    stops: StopMatcher | None
+    tokens: list[int]  # prompt and output
+    arrival_ns: int
+    table: BlockTable = field(default_factory=BlockTable)
+    max_blocks: int = 0
+    num_computed: int = 0  # tokens whose keys and values are in the cache
+    num_delivered: int = 0  # output tokens handed to on_event
+    first_scheduled_ns: int = 0
+    first_token_ns: int = 0
+
+    @property
+    def num_output(self) -> int:
+        return len(self.tokens) - len(self.request.input_ids)
+
+    def push(self, token: int) -> FinishReason | None:
+        """Take in a sampled token; why the sequence ends with it, None where it goes on."""
+        if token == self.request.end_id:
+            return "stop"  # never part of the output
+        self.tokens.append(token)
+        is_stopped = self.stops is not None and self.stops.feed(token)
+        if is_stopped or self.sampler.is_finished:
+            return "stop"
+        return "length" if self.num_output >= self.request.max_tokens else None
+
+    def take_news(self) -> tuple[int, ...]:
+        """Output tokens that nobody was told of yet."""
+        news = tuple(self.tokens[len(self.request.input_ids) + self.num_delivered :])
+        self.num_delivered += len(news)
+        return news
+
+    def perf(self) -> EnginePerf:
+        """The report at its end, which is now."""
+        return EnginePerf(
+            arrival_ns=self.arrival_ns,
+            first_scheduled_ns=self.first_scheduled_ns,
+            first_token_ns=self.first_token_ns,
+            last_token_ns=time.monotonic_ns(),
+            kv_alloc_total_blocks=self.table.num_new + self.table.num_reused,
+            kv_alloc_new_blocks=self.table.num_new,
+            kv_reused_blocks=self.table.num_reused,
+        )
+
+
+def check_request(request: EngineRequest, *, vocab_size: int, max_seq_len: int) -> None:
+    """Raises EngineError for a request that this engine can never run."""
+    length = len(request.input_ids)
+    if length == 0:
+        raise EngineError("input_ids is empty: at least one token is needed")
+    if request.max_tokens < 1:
+        raise EngineError(f"max_tokens is {request.max_tokens}: it must be at least 1")
+    if length + request.max_tokens > max_seq_len:
+        raise EngineError(
+            f"prompt length ({length}) plus max_tokens ({request.max_tokens}) exceeds "
+            f"the engine's max_seq_len ({max_seq_len})"
+        )
+    low, high = min(request.input_ids), max(request.input_ids)
+    if low < 0 or high >= vocab_size:
+        raise EngineError(
+            f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}"
+        )

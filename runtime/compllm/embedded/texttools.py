@@ -1,0 +1,50 @@
+"""The tokenizer's uses inside the engine: stop strings and guides. Loaded when first needed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from compllm.embedded.request import EngineRequest
+from compllm.errors import EngineError
+
+
+class TextTools:
+    """Of one engine directory. Thread-safe: requests are opened on the callers' threads."""
+
+    def __init__(self, engine_dir: Path, vocab_size: int) -> None:
+        self._engine_dir = engine_dir
+        self._vocab_size = vocab_size
+        self._lock = threading.Lock()
+        self._tokenizer: Any = None
+        self._compiler: Any = None
+
+    def decode(self, ids: Any) -> str:
+        """The text of these ids, special tokens included."""
+        with self._lock:
+            if self._tokenizer is None:
+                from tokenizers import Tokenizer
+
+                self._tokenizer = Tokenizer.from_file(str(self._engine_dir / "tokenizer.json"))
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def guide(self, request: EngineRequest) -> Any:
+        """The request's `guide.Guide`, None where it has none. Raises EngineError."""
+        if request.guide_type is None:
+            if request.guide is not None:
+                raise EngineError(
+                    "guided_decoding_guide was given without guided_decoding_guide_type"
+                )
+            return None
+        with self._lock:
+            if self._compiler is None:
+                from compllm.embedded.guide import GuideCompiler
+
+                config = json.loads((self._engine_dir / "config.json").read_text())
+                eos = config.get("eos_token_id")
+                eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size, eos_ids)
+        return self._compiler.start(request.guide_type, request.guide, [request.end_id])
