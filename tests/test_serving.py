@@ -33,6 +33,10 @@ class FakeEngine:
     cancelled: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
     is_broken: bool = False
     num_active: int = 0
+    arrived: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
+    compiling: threading.Event = field(default_factory=threading.Event)
+    closed: threading.Event = field(default_factory=threading.Event)
+    gate: threading.Event | None = None  # holds up what compiles a guide
 
     @property
     def task_ids(self) -> tuple[int, ...]:
@@ -41,7 +45,11 @@ class FakeEngine:
     def submit(self, request: EngineRequest, on_event: OnEvent) -> int:
         if self.is_broken:
             raise RuntimeError("out of order")
+        if request.guide is not None and self.gate is not None:
+            self.compiling.set()
+            assert self.gate.wait(WAIT_S)
         self.submitted.append((request, on_event))
+        self.arrived.put(None)
         return len(self.submitted) - 1
 
     def cancel(self, handle: int) -> None:
@@ -55,6 +63,7 @@ class FakeEngine:
         return EngineStats(num_active=self.num_active)
 
     def close(self) -> None:
+        self.closed.set()
         for _, on_event in self.submitted:
             on_event(EngineEvent(is_final=True, finish_reason="cancelled"))
 
@@ -108,6 +117,7 @@ def _tensors(**more: Any) -> dict[str, Any]:
 def _start(model: CoreModel, engine: FakeEngine, **more: Any) -> tuple[FakeSender, OnEvent]:
     sender = FakeSender()
     model.start("a", _tensors(streaming=[True], **more), sender)
+    engine.arrived.get(timeout=WAIT_S)
     return sender, engine.submitted[-1][1]
 
 
@@ -211,6 +221,76 @@ def test_weights_are_loaded_once_for_the_same_content(model: CoreModel, engine: 
     _start(model, engine, **(sent | {"lora_weights": weights * 2}))
     assert engine.num_loads == 2
     assert engine.submitted[-1][0].task_id == 7
+
+
+GUIDED = {"guided_decoding_guide_type": [b"regex"], "guided_decoding_guide": [b"[0-9]"]}
+
+
+def test_request_with_a_guide_holds_up_no_other(model: CoreModel, engine: FakeEngine) -> None:
+    engine.gate = threading.Event()
+    model.start("guided", _tensors(**GUIDED), FakeSender())
+    assert engine.compiling.wait(WAIT_S)
+    _start(model, engine)
+    assert [request.guide for request, _ in engine.submitted] == [None]
+    engine.gate.set()
+    engine.arrived.get(timeout=WAIT_S)
+    assert engine.submitted[1][0].guide == "[0-9]"
+
+
+def test_stop_reaches_requests_that_the_engine_has_not_got_yet(
+    model: CoreModel, engine: FakeEngine
+) -> None:
+    engine.gate = threading.Event()
+    senders = [FakeSender(), FakeSender()]
+    for number, sender in enumerate(senders):
+        model.start(f"guided {number}", _tensors(streaming=[True], **GUIDED), sender)
+    assert engine.compiling.wait(WAIT_S)
+    for number in range(2):
+        model.start(f"guided {number}", {"stop": np.array([True])}, FakeSender())
+    engine.gate.set()
+    assert senders[1].next() == ([], True)  # waited for the first: never submitted
+    assert engine.cancelled.get(timeout=WAIT_S) == 0
+    assert len(engine.submitted) == 1
+
+
+def test_request_for_an_adapter_under_way_waits_for_it(
+    model: CoreModel, engine: FakeEngine
+) -> None:
+    engine.gate = threading.Event()
+    model.start("guided", _tensors(**GUIDED), FakeSender())  # holds the opening thread
+    assert engine.compiling.wait(WAIT_S)
+    weights = np.ones((1, 1, 2 * (8 + 8)), np.float16)
+    q_proj = np.array([[[1, 0, 2, 0]]], np.int32)
+    sent = _tensors(lora_task_id=[7], lora_weights=weights, lora_config=q_proj)
+    model.start("brings it", sent, FakeSender())
+    model.start("needs it", _tensors(lora_task_id=[7]), FakeSender())
+    _start(model, engine)
+    engine.gate.set()
+    for _ in range(3):
+        engine.arrived.get(timeout=WAIT_S)
+    assert [request.task_id for request, _ in engine.submitted] == [None, None, 7, 7]
+
+
+def test_broken_engine_answers_a_guided_request_too(model: CoreModel, engine: FakeEngine) -> None:
+    engine.is_broken = True
+    sender = FakeSender()
+    model.start("a", _tensors(**GUIDED), sender)
+    assert sender.next() == ("the engine cannot take the request: out of order", False)
+
+
+def test_request_that_waits_to_be_opened_hears_of_the_end(engine: FakeEngine) -> None:
+    model = CoreModel(engine, BASE)
+    engine.gate = threading.Event()
+    senders = [FakeSender(), FakeSender()]
+    for number, sender in enumerate(senders):
+        model.start(f"guided {number}", _tensors(**GUIDED), sender)
+    assert engine.compiling.wait(WAIT_S)
+    closing = threading.Thread(target=model.close)
+    closing.start()
+    assert engine.closed.wait(WAIT_S)
+    engine.gate.set()
+    closing.join()
+    assert senders[1].next() == ("the engine is shut down", False)
 
 
 def test_weights_that_do_not_fit_are_the_clients_error(

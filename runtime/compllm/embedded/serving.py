@@ -1,9 +1,10 @@
 """Between the Triton model's callbacks and the executor: live requests, their responses, their end.
 
-Four threads meet here. Triton's calls `start`; the engine's only ever appends to a queue, so that
-it never waits for Triton; a third takes from that queue and sends. When sending falls behind, what
-has gathered for one request goes out as one response. The fourth looks for cancelled streams and
-publishes the gauges.
+Five threads meet here. Triton's calls `start` and must not be held up, for all requests come
+through it: those that need a guide compiled or weights loaded go to the opening thread. The
+engine's only ever appends to a queue, so that it never waits for Triton; the delivering one takes
+from that queue and sends. When sending falls behind, what has gathered for one request goes out as
+one response. The watching one looks for cancelled streams and publishes the gauges.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import queue
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -95,6 +98,9 @@ class CoreModel:
         self._num_requests = 0
         self._is_closed = False
         self._loaded: dict[int, str] = {}  # hash of the weights sent, by task id
+        self._coming: Counter[int | None] = Counter()  # task ids whose weights are being loaded
+        # One thread, so that what was sent first is opened first.
+        self._opener = ThreadPoolExecutor(1, thread_name_prefix="compllm-open")
         self._events: queue.SimpleQueue[tuple[_Live, EngineEvent] | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name=f"compllm-{target.__name__.strip('_')}")
@@ -110,35 +116,68 @@ class CoreModel:
                 self._stop(request_id, sender)
                 return
             request = parse(tensors, is_input_excluded=self._is_input_excluded)
-            self._load_adapter(request)
         except EngineError as error:
             sender.fail(str(error), is_client_error=True)
             return
+        task_id = request.engine.task_id
         with self._wake:
             self._num_requests += 1
             live = _Live(request_id, request, sender, self._num_requests)
             self._live[live] = None
             if len(self._live) == 1:
                 self._wake.notify()
+            if request.lora_weights is not None:
+                self._coming[task_id] += 1
+            # A request for an adapter that is under way needs no weights of its own.
+            is_slow = request.engine.guide_type is not None or self._coming[task_id] > 0
+        if is_slow:
+            self._opener.submit(self._open_slow, live)
+        else:
+            self._open(live)
+
+    def _open(self, live: _Live) -> None:
+        """Submit it to the engine, or answer why not. Raises what is the engine's own fault."""
         try:
+            self._load_adapter(live.request)
             live.handle = self._engine.submit(
-                request.engine, lambda event: self._events.put((live, event))
+                live.request.engine, lambda event: self._events.put((live, event))
             )
+        except EngineError as error:
+            self._refuse(live, str(error), is_client_error=True)
+            return
         except Exception as error:  # our fault, but whoever asked must not wait for ever
-            self._forget(live)
-            with live.sending:
-                live.is_over = True
-                sender.fail(f"the engine cannot take the request: {error}", is_client_error=False)
+            self._refuse(live, f"the engine cannot take the request: {error}")
             raise
-        if live.is_cancelled:  # between these two lines, when its handle was not known
+        if live.is_cancelled:  # while its handle was not known
             self._engine.cancel(live.handle)
+
+    def _open_slow(self, live: _Live) -> None:
+        """On the opening thread: nobody looks at what it raises."""
+        try:
+            if live.is_cancelled or self._is_closed:
+                self._events.put((live, EngineEvent(is_final=True, finish_reason="cancelled")))
+            else:
+                self._open(live)
+        except Exception as error:
+            print(f"cannot open request {live.request_id!r}: {error!r}", file=sys.stderr)
+        finally:
+            if live.request.lora_weights is not None:
+                with self._wake:
+                    self._coming[live.request.engine.task_id] -= 1
+
+    def _refuse(self, live: _Live, message: str, *, is_client_error: bool = False) -> None:
+        self._forget(live)
+        with live.sending:
+            live.is_over = True
+            live.sender.fail(message, is_client_error=is_client_error)
 
     def close(self) -> None:
         """End the engine and answer everybody who still waits."""
-        self._engine.close()
         with self._wake:
             self._is_closed = True
             self._wake.notify()
+        self._engine.close()
+        self._opener.shutdown()  # what still waits there ends as cancelled
         self._events.put(None)
         for thread in self._threads:
             thread.join()
