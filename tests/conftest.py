@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import MakeAdapter
 
 from compllm import paths
-
-MakeAdapter = Callable[..., Path]
 
 _TOKENIZER_KEYS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _TINY: dict[str, Any] = {
@@ -110,9 +109,3 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
         return directory
 
     return make
-
-
-def rewrite_json(path: Path, changes: Mapping[str, object]) -> None:
-    """Change keys of a JSON object on disk."""
-    value = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**value, **changes}), encoding="utf-8")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeAdapter, rewrite_json
+from helpers import MakeAdapter, rewrite_json
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import rewrite_json
+from helpers import rewrite_json
 from safetensors.numpy import load_file, save_file
 
 from compllm.embedded.checkpoint import validate_checkpoint, weight_files

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import MakeAdapter
 from engines import Run, generate, make_engine, random_prompts, reference
+from helpers import MakeAdapter
 
 from compllm.embedded.adapters import read_peft
 from compllm.embedded.checkpoint import validate_checkpoint

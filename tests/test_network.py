@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import MakeAdapter
 from engines import make_engine, random_prompts
+from helpers import MakeAdapter
 
 from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import MakeAdapter
+from helpers import MakeAdapter
 
 from compllm.build_scripts.build_openvino import AdapterSource, update_adapters
 from compllm.embedded.manifest import MANIFEST_FILE, Manifest

@@ -4,7 +4,7 @@
 // OpenVINO keeps the paged attention, the cache and the graph; the products with 8-bit weights,
 // each token's own adapter, rotary embedding, SwiGLU and norms happen here, over the tables of
 // tables.hpp. Why not the plug-in's own products: on AVX2 they take two to three times as long at 1
-// to 16 tokens (docs/ENGINE.md has the figures).
+// to 16 tokens (docs/ENGINE.md compares).
 #include <tbb/parallel_for.h>
 
 #include <cstring>

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import MakeAdapter, rewrite_json
+from helpers import MakeAdapter, rewrite_json
 
 from compllm.build_scripts import build_openvino
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine, update_adapters

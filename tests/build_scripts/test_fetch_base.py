@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import rewrite_json
+from helpers import rewrite_json
 
 from compllm import paths
 from compllm.build_scripts import fetch_base
