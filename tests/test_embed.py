@@ -1,14 +1,35 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from compllm import minilm
-from compllm.embed import Array, SentenceEncoder, _sentence_transformer, encoder_id
+from compllm.build_scripts.convert_encoder import ensure_ir
+from compllm.embed import (
+    IR_RECORD,
+    Array,
+    OpenVINOEncoder,
+    SentenceEncoder,
+    encode_kept,
+    encoder_id,
+    find_ir,
+    ir_dir,
+    sentence_transformer,
+)
 from compllm.errors import ConfigError
 from compllm.testing import HashingEncoder
+
+
+@pytest.fixture(scope="session")
+def ir(encoder_dir: Path) -> Path:
+    """The fetched encoder's OpenVINO form; the first run makes it."""
+    found = ensure_ir(encoder_dir)
+    assert found is not None
+    return found
 
 
 class CountingModel:
@@ -72,8 +93,8 @@ def test_an_encoder_without_weights_has_no_id(tmp_path: Path) -> None:
         encoder_id(tmp_path)
 
 
-async def test_the_real_encoder_makes_unit_rows_of_near_meaning(encoder_dir: Path) -> None:
-    encoder = await SentenceEncoder.load(encoder_dir)
+async def test_the_real_encoder_makes_unit_rows_of_near_meaning(ir: Path) -> None:
+    encoder = await SentenceEncoder.load(ir.parent)
     rows = await encoder.encode(["How many legs has a spider?", "A spider's legs?", "Pay the tax."])
     assert rows.shape == (3, encoder.dim)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
@@ -81,29 +102,131 @@ async def test_the_real_encoder_makes_unit_rows_of_near_meaning(encoder_dir: Pat
 
 
 @pytest.mark.slow
-async def test_the_numpy_encoder_agrees_with_sentence_transformers(encoder_dir: Path) -> None:
-    texts = ["How many legs has a spider?", "", "iron " * 300, "Größe, naïve, 水"]
-    oracle = SentenceEncoder(_sentence_transformer(encoder_dir), "oracle")
-    assert minilm.fits(encoder_dir)
-    ours = await (await SentenceEncoder.load(encoder_dir)).encode(texts)
-    np.testing.assert_allclose(ours, await oracle.encode(texts), atol=2e-5)
+async def test_the_converted_encoder_agrees_with_sentence_transformers(ir: Path) -> None:
+    texts = ["How many legs has a spider?", "", "iron " * 300, "Größe, naïve, 水", "one", "two"]
+    oracle = SentenceEncoder(sentence_transformer(ir.parent), "oracle")
+    ours = SentenceEncoder(OpenVINOEncoder(ir), "ours")
+    np.testing.assert_allclose(await ours.encode(texts), await oracle.encode(texts), atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("file", "key", "value"),
-    [
-        ("config.json", "model_type", "mpnet"),
-        ("config.json", "hidden_act", "relu"),
-        ("1_Pooling/config.json", "pooling_mode_cls_token", True),
-    ],
-)
-def test_another_kind_of_encoder_is_left_to_the_library(
-    encoder_dir: Path, tmp_path: Path, file: str, key: str, value: object
+def test_the_converted_encoder_runs_without_torch(ir: Path) -> None:
+    # In a process of its own: the tests around this one have loaded everything.
+    code = (
+        "import asyncio, sys; from pathlib import Path; from compllm.embed import SentenceEncoder\n"
+        f"encoder = asyncio.run(SentenceEncoder.load(Path({str(ir.parent)!r})))\n"
+        "asyncio.run(encoder.encode(['a', 'question']))\n"
+        "print({'openvino', 'torch', 'transformers', 'sentence_transformers'} & set(sys.modules))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (found.stdout.strip(), found.stderr) == ("{'openvino'}", "")
+
+
+@pytest.fixture
+def converted(tmp_path: Path) -> Path:
+    """An encoder's folder with a record of what was converted from the encoder 'source'."""
+    ir_dir(tmp_path).mkdir()
+    (ir_dir(tmp_path) / "weights").write_bytes(b"12345")
+    record = {"source": "source", "openvino": "1", "sizes": {"weights": 5}}
+    (ir_dir(tmp_path) / IR_RECORD).write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_a_whole_conversion_of_this_encoder_is_found(converted: Path) -> None:
+    assert find_ir(converted, "source") == ir_dir(converted)
+
+
+def test_the_conversion_of_another_encoder_is_not_used(converted: Path) -> None:
+    assert find_ir(converted, "other") is None
+
+
+@pytest.mark.parametrize("name", ["weights", IR_RECORD])
+@pytest.mark.parametrize("content", [b"", b"[]", None])
+def test_a_damaged_conversion_is_not_used(
+    converted: Path, name: str, content: bytes | None
 ) -> None:
-    shutil.copytree(encoder_dir, tmp_path / "encoder", ignore=shutil.ignore_patterns("*.bin"))
-    path = tmp_path / "encoder" / file
-    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    assert not minilm.fits(tmp_path / "encoder")
+    path = ir_dir(converted) / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert find_ir(converted, "source") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", ["openvino", "conversion"])
+async def test_without_openvino_or_the_conversion_the_library_encodes(
+    ir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    encoder_dir = ir.parent
+    if missing == "openvino":
+        monkeypatch.setitem(sys.modules, "openvino", None)
+    else:
+        encoder_dir = tmp_path / "encoder"
+        shutil.copytree(ir.parent, encoder_dir, ignore=shutil.ignore_patterns("openvino"))
+    encoder = await SentenceEncoder.load(encoder_dir)
+    assert type(encoder._model).__name__ == "SentenceTransformer"
+    assert encoder.id == encoder_id(ir.parent)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    return tmp_path
+
+
+async def encode_at_a_new_start(texts: list[str], encoder_id: str = "id") -> tuple[Array, int]:
+    model = CountingModel()
+    rows = await encode_kept(SentenceEncoder(model, encoder_id), texts)
+    return rows, len(model.batches)
+
+
+async def test_kept_vectors_are_not_computed_at_the_next_start(home: Path) -> None:
+    first, num_first = await encode_at_a_new_start(["a", "bb"])
+    second, num_second = await encode_at_a_new_start(["a", "bb"])
+    np.testing.assert_array_equal(first, second)
+    assert (num_first, num_second) == (1, 0)
+    assert len(list((home / "vectors").iterdir())) == 1
+
+
+async def test_other_texts_and_another_encoder_have_vectors_of_their_own(home: Path) -> None:
+    await encode_at_a_new_start(["a", "bb"])
+    for texts, encoder in ((["a", "cc"], "id"), (["bb", "a"], "id"), (["a", "bb"], "other")):
+        rows, num_batches = await encode_at_a_new_start(texts, encoder)
+        assert num_batches == 1
+        assert rows[:, 0].tolist() == [len(text) for text in texts]
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "one byte", "another shape", "other content"])
+async def test_damaged_vectors_are_made_anew(home: Path, damage: str) -> None:
+    whole, _ = await encode_at_a_new_start(["a", "bb"])
+    (path,) = (home / "vectors").iterdir()
+    content = path.read_bytes()
+    match damage:
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "one byte":
+            place = content.index(whole.tobytes())
+            path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
+        case "another shape":
+            np.savez(path, rows=whole[:1])
+        case "other content":
+            np.savez(path, other=whole)
+    for num_expected in (1, 0):
+        rows, num_batches = await encode_at_a_new_start(["a", "bb"])
+        np.testing.assert_array_equal(rows, whole)
+        assert num_batches == num_expected
+
+
+async def test_a_cache_that_cannot_be_written_is_no_fault(home: Path) -> None:
+    (home / "vectors").write_text("a file in the way")
+    rows, _ = await encode_at_a_new_start(["a"])
+    assert rows.shape == (1, 2)
+
+
+async def test_only_a_real_encoders_vectors_are_kept(home: Path) -> None:
+    await encode_kept(HashingEncoder(), ["a"])
+    assert os.listdir(home) == []
 
 
 async def test_the_hashing_encoder_makes_unit_rows() -> None:

@@ -17,6 +17,20 @@ def rows(*values: tuple[float, float]) -> Array:
     return np.array(values, np.float32).reshape(-1, 2)
 
 
+class UnitModel:
+    """Stands for the loaded network."""
+
+    num_calls = 0
+
+    def get_embedding_dimension(self) -> int:
+        return 2
+
+    def encode(self, texts: list[str], **_: object) -> Array:
+        self.num_calls += 1
+        angles = np.array([len(text) for text in texts], np.float32)
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
 AXES = rows((1, 0), (0, 1))
 
 
@@ -100,6 +114,19 @@ async def test_calibration_separates_what_can_be_separated() -> None:
 async def test_calibration_needs_both_kinds_of_questions() -> None:
     with pytest.raises(RouteError, match="needs example questions"):
         await calibrate(replace(CATALOGUE, out_of_domain=()), HashingEncoder())
+
+
+async def test_a_router_asks_the_encoder_for_its_examples_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    catalogue = replace(CATALOGUE, router=RouterSettings(0.5, "id"))
+    builds = []
+    for _ in range(2):
+        model = UnitModel()
+        builds.append((await Router.build(catalogue, SentenceEncoder(model, "id")), model))
+    assert [model.num_calls for _, model in builds] == [1, 0]
+    np.testing.assert_array_equal(builds[0][0].vectors, builds[1][0].vectors)
 
 
 async def test_the_shipped_threshold_is_the_calibrated_one(encoder_dir: Path) -> None:

@@ -1,30 +1,42 @@
 """Sentence embedding, for the router: list[str] -> float32 [n, dim], unit rows, off the event loop.
 
-The real encoder is any sentence-transformers directory. One of all-MiniLM-L6-v2's kind runs in
-numpy (`minilm.py`), others by the library; torch is imported when such a one is loaded, never
-before. `testing.HashingEncoder` is the one without a model.
+The real encoder is any sentence-transformers directory. OpenVINO runs what `convert_encoder.py`
+made of it, without torch; where that or OpenVINO is missing, sentence-transformers itself does,
+slower to load, with the same vectors. `testing.HashingEncoder` is the one without a model.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
+import json
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
-from compllm import minilm
 from compllm.errors import ConfigError
+from compllm.paths import home_dir
 
 Array = npt.NDArray[np.float32]
 
 # What decides the vectors; read-me files and other formats of the same weights do not.
 _HASHED = ("modules.json", "config.json", "1_Pooling/config.json", "tokenizer.json", "vocab.txt")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+# The converted encoder: files of `ir_dir`.
+IR_MODEL = "openvino_model.xml"
+IR_TOKENIZER = "tokenizer.json"  # truncates and pads
+IR_RECORD = "converted.json"  # the encoder's id, OpenVINO's version, the size of every file
+IR_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # an encoder may lack the last
+_BATCH = 16
 
 
 class Encoder(Protocol):
@@ -62,11 +74,13 @@ class SentenceEncoder:
                 f"no sentence encoder in {path}: fetch it with 'python -m build_scripts.fetch_base'"
             )
         try:
-            model = minilm.MiniLM(path) if minilm.fits(path) else _sentence_transformer(path)
+            source = encoder_id(path)
+            ir = find_ir(path, source) if importlib.util.find_spec("openvino") else None
+            model = OpenVINOEncoder(ir) if ir else sentence_transformer(path)
             model.encode(["warm up"])
         except Exception as error:
             raise ConfigError(f"cannot load the sentence encoder in {path}: {error}") from error
-        return cls(model, encoder_id(path))
+        return cls(model, source)
 
     async def encode(self, texts: Sequence[str]) -> Array:
         """float32 [len(texts), dim], unit rows, in the order of the texts."""
@@ -91,7 +105,68 @@ class SentenceEncoder:
         return np.asarray(rows, np.float32)
 
 
-def _sentence_transformer(path: Path) -> Any:
+class OpenVINOEncoder:
+    """A converted encoder, with a SentenceTransformer's interface as far as it is used here."""
+
+    def __init__(self, ir: Path) -> None:
+        import openvino
+        import tokenizers
+
+        config = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": 1,  # the engine wants the other cores
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        compiled = openvino.Core().compile_model(ir / IR_MODEL, "CPU", config)
+        self._inputs = [port.any_name for port in compiled.inputs]
+        self._request = compiled.create_infer_request()
+        self._dim = int(compiled.output(0).partial_shape[-1].get_length())
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(ir / IR_TOKENIZER))
+
+    def get_embedding_dimension(self) -> int:
+        return self._dim
+
+    def encode(self, texts: Sequence[str], **_: object) -> Array:
+        """float32 [len(texts), dim], unit rows, in the order of the texts."""
+        rows = np.empty((len(texts), self._dim), np.float32)
+        by_length = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        for start in range(0, len(by_length), _BATCH):
+            batch = by_length[start : start + _BATCH]
+            rows[batch] = self._encode([texts[index] for index in batch])
+        return rows
+
+    def _encode(self, texts: list[str]) -> Array:
+        encodings = self._tokenizer.encode_batch(texts)
+        columns = {
+            "input_ids": [encoding.ids for encoding in encodings],
+            "attention_mask": [encoding.attention_mask for encoding in encodings],
+            "token_type_ids": [encoding.type_ids for encoding in encodings],
+        }
+        arrays = {name: np.array(columns[name], np.int64) for name in self._inputs}
+        rows: Array = self._request.infer(arrays)[0]
+        return rows
+
+
+def ir_dir(path: Path) -> Path:
+    """Where the OpenVINO form of the encoder in `path` is, once made."""
+    return path / "openvino"
+
+
+def find_ir(path: Path, source: str) -> Path | None:
+    """The OpenVINO form of the encoder with this id; None where it is missing, damaged or another
+    encoder's."""
+    ir = ir_dir(path)
+    try:
+        record = json.loads((ir / IR_RECORD).read_text(encoding="utf-8"))
+        sizes = record["sizes"].items()
+        is_whole = all((ir / name).stat().st_size == size for name, size in sizes)
+        return ir if is_whole and record["source"] == source else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def sentence_transformer(path: Path) -> Any:
+    """The encoder in the library that it was made with: seconds to import and load."""
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -99,6 +174,44 @@ def _sentence_transformer(path: Path) -> Any:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     return SentenceTransformer(str(path), device="cpu", local_files_only=True)
+
+
+async def encode_kept(encoder: Encoder, texts: Sequence[str]) -> Array:
+    """As `encoder.encode`, but a SentenceEncoder's vectors are kept on disk for the next start.
+
+    Only its: its id is a hash of what decides them. A damaged file is made anew.
+    """
+    if not isinstance(encoder, SentenceEncoder):
+        return await encoder.encode(texts)
+    key = hashlib.sha256(json.dumps([encoder.id, *texts]).encode()).hexdigest()[:16]
+    path = home_dir() / "vectors" / f"{key}.npz"
+    kept = await asyncio.to_thread(_read_vectors, path)
+    if kept is not None and kept.shape == (len(texts), encoder.dim):
+        return kept
+    rows = await encoder.encode(texts)
+    with suppress(OSError):  # a cache that cannot be written only costs the time again
+        await asyncio.to_thread(_write_vectors, path, rows)
+    return rows
+
+
+def _read_vectors(path: Path) -> Array | None:
+    try:
+        # An archive, not a bare array: its checksum tells a damaged one.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            rows: Array = archive["rows"]
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+    return rows if rows.dtype == np.float32 else None
+
+
+def _write_vectors(path: Path, rows: Array) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        np.savez(partial, rows=rows)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def encoder_id(path: Path) -> str:

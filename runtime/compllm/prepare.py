@@ -18,6 +18,7 @@ from compllm.build_scripts.build_openvino import (
     default_adapters,
     update_adapters,
 )
+from compllm.build_scripts.convert_encoder import ensure_ir
 from compllm.build_scripts.fetch_base import ensure_base, ensure_encoder
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import run_script
@@ -27,7 +28,7 @@ from compllm.errors import EngineError
 
 def prepare() -> None:
     """Fetch and build what is missing. Raises ConfigError, EngineError, OSError."""
-    ensure_encoder()
+    ensure_ir(ensure_encoder())
     ensure_engine(ensure_base(), paths.engine_dir(), default_adapters())
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from compllm.catalogue import Catalogue
-from compllm.embed import Array, Encoder
+from compllm.embed import Array, Encoder, encode_kept
 from compllm.errors import RouteError
 from compllm.types import Route
 
@@ -64,8 +64,8 @@ class Router:
 
     @classmethod
     async def build(cls, catalogue: Catalogue, encoder: Encoder) -> Router:
-        """Embed the catalogue's example questions. A catalogue without experts routes all to the
-        base.
+        """Embed the catalogue's example questions, or take their vectors from an earlier start. A
+        catalogue without experts routes all to the base.
 
         Raises RouteError when its threshold was calibrated with another encoder.
         """
@@ -79,7 +79,8 @@ class Router:
                 f"the threshold {catalogue.router.threshold} in {catalogue.path} was chosen for "
                 f"encoder {catalogue.router.encoder!r}, not {encoder.id!r}: calibrate it again"
             )
-        vectors = await encoder.encode([text for texts in catalogue.examples for text in texts])
+        texts = [text for texts in catalogue.examples for text in texts]
+        vectors = await encode_kept(encoder, texts)
         return cls(vectors, owners, catalogue.router.threshold, catalogue.base.name)
 
     def route(self, queries: Array) -> tuple[Route, ...]:
