@@ -17,8 +17,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from compllm import wire
 from compllm.backend import GenerateRequest, Guide, Segment, collect
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
+from compllm.stream import error_from, error_from_text
 from compllm.tokenizer import SpecialIds, Tokenizer
-from compllm.triton import TritonBackend, error_from, error_from_text
+from compllm.triton import TritonBackend
 from compllm.types import SamplingParams
 
 END, PAD = 2, 2
