@@ -126,7 +126,7 @@ async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_json: bo
 
 
 async def _connect(settings: Config, console: Console) -> CompLLM:
-    """Loading torch and the encoder takes seconds: a terminal is told."""
+    """Loading the encoder takes a second or more: a terminal is told."""
     with console.status("loading the encoder"):
         from compllm.pipeline import CompLLM
 

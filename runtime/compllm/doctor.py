@@ -115,6 +115,8 @@ def _artefacts() -> Iterator[Check]:
     yield _artefact("base model", paths.base_dir(), validate_checkpoint, make)
     yield _artefact("sentence encoder", paths.encoder_dir(), _validate_encoder, make)
 
+    yield _artefact("encoder in OpenVINO", paths.encoder_dir(), _find_encoder_ir, make)
+
     def read_engine(directory: Path) -> None:
         Manifest.read(directory).verify(directory, is_deep=False)
 
@@ -135,6 +137,14 @@ def _validate_encoder(directory: Path) -> None:
     for file in ("modules.json", "tokenizer.json", "model.safetensors"):
         if not (directory / file).is_file():
             raise ConfigError(f"{directory} has no {file}")
+
+
+def _find_encoder_ir(directory: Path) -> None:
+    from compllm.embed import encoder_id, find_ir
+
+    _validate_encoder(directory)
+    if find_ir(directory, encoder_id(directory)) is None:
+        raise ConfigError("not converted yet: sentence-transformers serves, which loads in seconds")
 
 
 def _catalogue() -> Iterator[Check]:
