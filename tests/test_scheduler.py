@@ -123,3 +123,21 @@ def test_whatever_comes_ends_with_all_it_asked_for(
     assert not made.waiting
     assert pool.num_used == 0
     assert [each.num_output for each in everybody] == [size[1] for size in sizes]
+
+
+def test_waiting_for_room_counts_no_reuse() -> None:
+    """Each step tries to admit whoever waits: what it would reuse was once counted each time."""
+    first, blocker = sequence(1, 9), sequence(2, 4, max_tokens=20)
+    again = sequence(1, 9, max_tokens=8)
+    made, pool = scheduler(first, blocks=10)
+    while made.running:
+        step(made)
+    made.waiting += (blocker, again)
+    made.admit()
+    assert made.running == [blocker]
+    step(made)
+    step(made)
+    assert pool.num_reused_total == 0
+    while made.running:
+        step(made)
+    assert pool.num_reused_total == again.table.num_reused == 2

@@ -169,6 +169,11 @@ class BlockPool:
                     self._free.append(block)
         table.blocks = []
 
+    def give_up(self, table: BlockTable) -> None:
+        """Release a table that was opened in vain: what it found in the cache was not reused."""
+        self.num_reused_total -= table.num_reused
+        self.release(table)
+
     def drop(self, key: Hashable) -> None:
         """Forget an adapter's cached blocks; those still held become free when released."""
         root = self._roots.pop(key, None)

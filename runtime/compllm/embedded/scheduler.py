@@ -39,7 +39,7 @@ class Scheduler:
             table = self._pool.open(self._key(sequence), sequence.tokens)
             needed = max_blocks - len(table.blocks)
             if needed > self._pool.num_available - self._promised:
-                self._pool.release(table)
+                self._pool.give_up(table)
                 return
             self._promised += needed
             sequence.table, sequence.max_blocks = table, max_blocks
