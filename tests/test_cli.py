@@ -262,7 +262,7 @@ def test_doctor_of_an_empty_cache_is_1(capsys: pytest.CaptureFixture[str]) -> No
     assert run(["doctor", "--json"]) == 1
     value = printed_json(capsys)
     missing = [check["name"] for check in value["checks"] if check["status"] == "missing"]
-    assert missing == ["base model", "sentence encoder", "engine"]
+    assert missing == ["base model", "sentence encoder", "encoder in OpenVINO", "engine"]
     assert run(["doctor"]) == 1
     assert "-> `compllm up` makes it" in capsys.readouterr().out
 
