@@ -158,11 +158,31 @@ class GenAI:
         }
 
 
+class GenAIs:
+    """Several GenAI pipelines side by side, the requests dealt out: experts merged into copies of the
+    base, one engine each, as they are served where adapters cannot be mixed."""
+
+    def __init__(self, model_dir: str, num_engines: int) -> None:
+        self.engines = [GenAI(model_dir, None) for _ in range(num_engines)]
+
+    def run(self, prompts: Sequence[Sequence[int]], num_new: int, num_adapters: int) -> Result:
+        from concurrent.futures import ThreadPoolExecutor
+
+        shares = [prompts[i :: len(self.engines)] for i in range(len(self.engines))]
+        jobs = [(e, share) for e, share in zip(self.engines, shares, strict=True) if share]
+        start = time.perf_counter()
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            results = list(pool.map(lambda job: job[0].run(job[1], num_new, 0), jobs))
+        seconds = time.perf_counter() - start
+        means = {key: statistics.mean(r[key] for r in results) for key in results[0]}
+        return means | {"tokens_per_s": len(prompts) * num_new / seconds}
+
+
 def work(kind: str, arguments: Mapping[str, Any], connection: Connection) -> None:
     """A worker process: makes its contestant, then answers runs until the pipe closes."""
     import psutil
 
-    contestant: Any = {"ours": Ours, "genai": GenAI}[kind](**arguments)
+    contestant: Any = {"ours": Ours, "genai": GenAI, "genais": GenAIs}[kind](**arguments)
     connection.send(psutil.Process().memory_info().rss)
     while (job := connection.recv()) is not None:
         connection.send((contestant.run(*job), psutil.Process().memory_info().rss))
@@ -288,17 +308,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not (arguments.skip_genai or arguments.quick):
         model = genai_model(paths.base_dir(), cache)
         workers["genai"] = Worker("genai", model_dir=str(model), adapter=None)
+        workers["genais"] = Worker("genais", model_dir=str(model), num_engines=4)
         workers["genai+1"] = Worker(
             "genai", model_dir=str(model), adapter=str(peft_file(engine_dir, cache))
         )
     # name of a row -> (worker, adapters in the mix)
     contests = {f"ours, {n} adapters": ("ours", n) for n in adapter_counts}
     contests |= {
-        row: (worker, 1 if worker != "genai" else 0)
+        row: (worker, 0 if worker in ("genai", "genais") else 1)
         for row, worker in (
             ("GenAI, base", "genai"),
             ("GenAI, 1 adapter", "genai+1"),
-            ("4 separate engines", "separate"),
+            ("4 separate GenAI engines", "genais"),
+            ("4 separate engines of ours", "separate"),
         )
         if worker in workers
     }
@@ -350,7 +372,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ("ours, 4 adapters", "GenAI, base"),
         ("ours, 4 adapters", "GenAI, 1 adapter"),
         ("ours, 4 adapters", "ours, 1 adapters"),
-        ("ours, 4 adapters", "4 separate engines"),
+        ("ours, 4 adapters", "4 separate GenAI engines"),
+        ("ours, 4 adapters", "4 separate engines of ours"),
         ("ours, 16 adapters", "ours, 4 adapters"),
         ("ours, 4 adapters", "ours, 0 adapters"),
         ("ours, 4 adapters", "ours as mask graph, 4 adapters"),
