@@ -82,7 +82,8 @@ check: install
 	$(PY) -m pytest -q tests/test_core.py -k stub
 
 bench: prepare | $(BENCH_STAMP)
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(PY) $$script; done
+	@set -e; for script in benchmarks/bench_*.py; do name=$$(basename $$script .py); \
+		echo "== $$name"; $(PY) -m benchmarks.$$name; done
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis
