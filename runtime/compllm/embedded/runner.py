@@ -73,7 +73,6 @@ class Runner:
         num_threads: int = 0,
     ) -> None:
         self.weights = weights
-        self.num_slots = num_slots
         self._core = ov.Core()
         self._config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -99,11 +98,6 @@ class Runner:
         self._cache: dict[str, ov.Tensor] = {}
         self._request: Any = None
         self._compile()
-
-    @property
-    def kv_block_bytes(self) -> int:
-        """Bytes of one block over all layers, keys and values."""
-        return int(sum(t.get_byte_size() for t in self._cache.values())) // self._num_blocks
 
     def set_adapter(self, slot: int, adapter: Adapter) -> None:
         """Load or replace an adapter between steps; the mask form recompiles (seconds)."""
