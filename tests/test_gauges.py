@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from compllm.embedded.gauges import FAMILIES, Gauges
 from compllm.embedded.request import EngineStats
+from compllm.embedded.slots import SlotStats
 
 
 class FakeMetric:
@@ -67,3 +68,15 @@ def test_counters_rise_to_the_totals() -> None:
 def test_what_did_not_change_is_not_sent_again() -> None:
     metrics = _published(EngineStats(num_active=1), EngineStats(num_active=1))
     assert {metric.num_changes for metric in metrics.values()} == {1}
+
+
+def test_adapter_slots_are_told() -> None:
+    stats = EngineStats(adapters=SlotStats(2, 1, 5, 3, 4, 6), max_steps_to_cancel=1)
+    metrics = {key: metric.value for key, metric in _published(stats).items()}
+    assert metrics["compllm_lora_slots", "max"] == 2
+    assert metrics["compllm_lora_slots", "used"] == 1
+    assert metrics["compllm_lora_loads_total", ""] == 5
+    assert metrics["compllm_lora_evictions_total", ""] == 3
+    assert metrics["compllm_lora_misses_total", ""] == 4
+    assert metrics["compllm_lora_refusals_total", ""] == 6
+    assert metrics["compllm_max_steps_to_cancel", ""] == 1

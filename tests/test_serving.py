@@ -223,6 +223,18 @@ def test_weights_are_loaded_once_for_the_same_content(model: CoreModel, engine: 
     assert engine.submitted[-1][0].task_id == 7
 
 
+def test_like_tensorrt_llm_the_cache_keeps_what_came_first_under_an_id(engine: FakeEngine) -> None:
+    model = CoreModel(engine, BASE, is_lora_cache=True)
+    weights = np.ones((1, 1, 2 * (8 + 8)), np.float16)
+    q_proj = np.array([[[1, 0, 2, 0]]], np.int32)
+    sent = {"lora_task_id": [7], "lora_weights": weights, "lora_config": q_proj}
+    _start(model, engine, **sent)
+    _start(model, engine, **(sent | {"lora_weights": weights * 2}))
+    assert engine.num_loads == 1
+    engine.submitted.clear()
+    model.close()
+
+
 GUIDED = {"guided_decoding_guide_type": [b"regex"], "guided_decoding_guide": [b"[0-9]"]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from compllm.embedded.slots import AdapterSlots, Slot
+from compllm.embedded.slots import AdapterSlots, Slot, SlotStats
 from compllm.errors import EngineError
 
 
@@ -91,3 +91,26 @@ def test_a_removed_adapter_serves_its_user_and_is_gone_for_others() -> None:
     assert not freed
     slots.release(slot)
     assert freed == [slot]
+
+
+def test_the_adapter_that_has_been_idle_longest_makes_room() -> None:
+    slots = filled(1, 2)
+    first, second = slots.acquire(1), slots.acquire(2)
+    slots.release(second)
+    slots.release(first)
+    slots.assign(3)
+    assert slots.task_ids == (1, 3), "2 was asked for later, but has been idle for longer"
+
+
+def test_what_happens_to_adapters_is_counted() -> None:
+    slots = filled(1, 2)
+    slots.acquire(2)
+    slots.assign(3)
+    slots.acquire(3)
+    with pytest.raises(EngineError, match="not found"):
+        slots.acquire(1)
+    with pytest.raises(EngineError, match="Cache is full"):
+        slots.assign(1)
+    assert slots.stats() == SlotStats(
+        num_slots=2, num_loaded=2, num_loads=3, num_evictions=1, num_misses=1, num_refusals=1
+    )

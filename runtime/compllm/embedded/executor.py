@@ -44,6 +44,9 @@ class ExecutorOptions:
     kv_cache_tokens: int = 32 * 1024  # tokens the cache holds
     kv_precision: str = ""  # u8 | f16 | f32; empty: u8 for an int8 engine, f32 for an fp16 one
     max_adapters: int = 32  # slots
+    # Adapters as in TensorRT-LLM's LoRA cache: none is there at the start, each comes with a
+    # request that brings its weights, and weights for an id that is there are not looked at.
+    is_lora_cache: bool = False
     adapter_form: AdapterForm = "auto"
     is_prefix_reused: bool = True
     num_threads: int = 0  # 0: as many as there are cores
@@ -83,6 +86,8 @@ class Executor:
         )
         self._slots = AdapterSlots(options.max_adapters)
         adapters = manifest.load_adapters(engine_dir, weights.shape)
+        if options.is_lora_cache:
+            adapters = ()
         self.runner.set_adapters(
             {self._slots.assign(adapter.task_id).index: adapter for adapter in adapters}
         )
@@ -91,12 +96,13 @@ class Executor:
 
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()
-        self._cancels: deque[int] = deque()
+        self._cancels: deque[tuple[int, int]] = deque()  # handle, steps taken when it was asked
         self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._next_handle = 1
         self._is_closed = False
         self._fatal: str | None = None
         self._num_tokens = self._num_steps = self._num_mixed = self._max_adapters = 0
+        self._max_cancel_steps = 0
         self._histogram: Counter[int] = Counter()
         self._thread = threading.Thread(target=self._loop, name="compllm-engine", daemon=True)
         self._thread.start()
@@ -135,7 +141,7 @@ class Executor:
     def cancel(self, handle: int) -> None:
         """End a request before its next step; unknown and finished ones are ignored."""
         with self._wake:
-            self._cancels.append(handle)
+            self._cancels.append((handle, self._num_steps))
             self._wake.notify()
 
     def load_adapter(self, task_id: int, adapter: Adapter) -> None:
@@ -167,6 +173,8 @@ class Executor:
             kv_blocks_used=pool.num_used,
             kv_blocks_reused=pool.num_reused_total,
             kv_tokens_per_block=TOKENS_PER_BLOCK,
+            adapters=self._slots.stats(),
+            max_steps_to_cancel=self._max_cancel_steps,
         )
 
     def close(self) -> None:
@@ -261,9 +269,11 @@ class Executor:
             cancels, self._cancels = self._cancels, deque()
             jobs, self._jobs = self._jobs, deque()
         if cancels:
-            handles = set(cancels)
+            asked = dict(cancels)
             for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-                if sequence.handle in handles:
+                if sequence.handle in asked:
+                    num_steps = self._num_steps - asked[sequence.handle]
+                    self._max_cancel_steps = max(self._max_cancel_steps, num_steps)
                     self._finish(sequence, "cancelled")
         for job, future in jobs:
             try:

@@ -22,6 +22,12 @@ FAMILIES = {
     "compllm_mixed_steps_total": (COUNTER, "Steps with two or more different adapters"),
     "compllm_generated_tokens_total": (COUNTER, "Tokens generated"),
     "compllm_max_adapters_in_step": (GAUGE, "Most different adapters that one step had"),
+    "compllm_lora_slots": (GAUGE, "Places for adapters: all of them, and those taken"),
+    "compllm_lora_loads_total": (COUNTER, "Adapters put into a slot"),
+    "compllm_lora_evictions_total": (COUNTER, "Idle adapters that made room for another"),
+    "compllm_lora_misses_total": (COUNTER, "Requests for an adapter that was not there"),
+    "compllm_lora_refusals_total": (COUNTER, "Adapters refused since every slot was in use"),
+    "compllm_max_steps_to_cancel": (GAUGE, "Most steps between a cancel and its request's end"),
 }
 
 
@@ -78,6 +84,15 @@ def values(stats: EngineStats, max_batch_size: int) -> Iterator[tuple[str, Label
     yield "compllm_mixed_steps_total", (), stats.num_mixed_steps
     yield "compllm_generated_tokens_total", (), stats.num_tokens_generated
     yield "compllm_max_adapters_in_step", (), stats.max_adapters_in_step
+    slots = stats.adapters
+    yield from group(
+        "compllm_lora_slots", "type", {"max": slots.num_slots, "used": slots.num_loaded}
+    )
+    yield "compllm_lora_loads_total", (), slots.num_loads
+    yield "compllm_lora_evictions_total", (), slots.num_evictions
+    yield "compllm_lora_misses_total", (), slots.num_misses
+    yield "compllm_lora_refusals_total", (), slots.num_refusals
+    yield "compllm_max_steps_to_cancel", (), stats.max_steps_to_cancel
 
 
 class Gauges:

@@ -92,8 +92,11 @@ def read_engine_adapter(
     """
     for entry in Manifest.read(engine_dir).adapters:
         if entry.task_id == task_id:
-            base = read_base_shape(engine_dir)
-            return to_tensors(load_adapter_npz(engine_dir / entry.file, base))
+            path = engine_dir / entry.file
+            adapter = load_adapter_npz(path, read_base_shape(engine_dir))
+            if adapter.task_id != task_id:  # an engine may hold the old weights under the old id
+                raise EngineError(f"{path} is not adapter {entry.name}: build the engine again")
+            return to_tensors(adapter)
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from compllm.embedded.slots import SlotStats
 from compllm.types import FinishReason
 
 
@@ -88,6 +89,8 @@ class EngineStats:
     kv_blocks_used: int = 0
     kv_blocks_reused: int = 0
     kv_tokens_per_block: int = 0
+    adapters: SlotStats = field(default_factory=SlotStats)
+    max_steps_to_cancel: int = 0  # most steps between a cancel and the end of its request
 
 
 # The API of executor.Executor, which the Triton model and the benchmarks use:

@@ -85,12 +85,14 @@ class CoreModel:
         base: BaseShape,
         *,
         is_input_excluded: bool = False,
+        is_lora_cache: bool = False,
         cancellation_check_period_s: float = 0.01,
         on_stats: Callable[[EngineStats], None] = lambda stats: None,
     ) -> None:
         self._engine = engine
         self._base = base
         self._is_input_excluded = is_input_excluded
+        self._is_lora_cache = is_lora_cache
         self._check_period_s = cancellation_check_period_s
         self._on_stats = on_stats
         self._wake = threading.Condition()
@@ -211,6 +213,8 @@ class CoreModel:
         )
         if weights is None or config is None or task_id is None:
             return
+        if self._is_lora_cache and task_id in self._engine.task_ids:
+            return  # TensorRT-LLM never compares contents: whoever had the id first stays
         adapter = from_tensors(f"task-{task_id}", weights, config, self._base)
         if task_id in self._engine.task_ids and self._loaded.get(task_id) == adapter.sha256:
             return  # sent again: those who run with it must not be disturbed

@@ -30,6 +30,18 @@ class Slot:
         return self.index, self.generation
 
 
+@dataclass(frozen=True, slots=True)
+class SlotStats:
+    """The slots now, and what happened to them since the start."""
+
+    num_slots: int = 0
+    num_loaded: int = 0  # adapters that can be asked for now
+    num_loads: int = 0
+    num_evictions: int = 0  # an idle adapter made room for another
+    num_misses: int = 0  # asked for and not there
+    num_refusals: int = 0  # every slot was in use
+
+
 class AdapterSlots:
     """Slots 1 .. num_slots by task id, and slot 0 for requests without one. Thread-safe.
 
@@ -42,6 +54,8 @@ class AdapterSlots:
         self._base = Slot(0, None, 0)
         self._by_task: dict[int, Slot] = {}
         self._clock = 0
+        self._num_slots = num_slots
+        self._num_loads = self._num_evictions = self._num_misses = self._num_refusals = 0
         self._on_free: Callable[[Slot], None] = lambda slot: None
 
     @property
@@ -50,11 +64,23 @@ class AdapterSlots:
         with self._lock:
             return tuple(self._by_task)
 
+    def stats(self) -> SlotStats:
+        with self._lock:
+            return SlotStats(
+                self._num_slots,
+                len(self._by_task),
+                self._num_loads,
+                self._num_evictions,
+                self._num_misses,
+                self._num_refusals,
+            )
+
     def acquire(self, task_id: int | None) -> Slot:
         """The slot for one more request. Raises EngineError for an id that is not loaded."""
         with self._lock:
             slot = self._base if task_id is None else self._by_task.get(task_id)
             if slot is None:
+                self._num_misses += 1
                 raise EngineError(
                     f"LoRA task {task_id} not found in cache. Please send LoRA weights with request"
                 )
@@ -67,6 +93,8 @@ class AdapterSlots:
         """A request has ended."""
         with self._lock:
             slot.num_users -= 1
+            self._clock += 1
+            slot.last_used = self._clock  # idle since now: the longest idle one makes room first
             is_freed = slot.is_retired and slot.num_users == 0
         if is_freed:
             self._give_back(slot)
@@ -85,10 +113,12 @@ class AdapterSlots:
             idle = [s for s in self._by_task.values() if s.num_users == 0 and s is not replaced]
             is_replaced_idle = replaced is not None and replaced.num_users == 0
             if not self._free and not is_replaced_idle and not idle:
+                self._num_refusals += 1
                 raise EngineError("Cache is full. There are no done tasks to evict")
             leaving = [replaced] if replaced is not None else []
             if not self._free and not is_replaced_idle:
                 leaving.append(min(idle, key=lambda s: s.last_used))
+                self._num_evictions += 1
             for slot in leaving:
                 self._retire(slot)
             freed = [slot for slot in leaving if slot.num_users == 0]
@@ -97,6 +127,7 @@ class AdapterSlots:
         with self._lock:
             self._clock += 1
             slot = Slot(self._free.pop(), task_id, self._clock, last_used=self._clock)
+            self._num_loads += 1
             self._by_task[task_id] = slot
             return slot
 

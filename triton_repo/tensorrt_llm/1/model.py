@@ -57,6 +57,7 @@ class TritonPythonModel:
             engine,
             base,
             is_input_excluded=settings.flag("exclude_input_in_output"),
+            is_lora_cache=options.is_lora_cache,
             cancellation_check_period_s=settings.number("cancellation_check_period_ms", 10) / 1e3,
             on_stats=gauges.publish,
         )
