@@ -73,9 +73,9 @@ struct Step {
         float* sums = scratch.sums.room(num_tokens);
         for (int t = 0; t < num_tokens; ++t)
             sums[t] = kernels().sum(x + static_cast<long>(t) * m.in, m.in);
-        share(m.rows, 48, static_cast<long>(m.rows) * m.in >= kShare, [&](int first, int last) {
-            kernels().linear(m, x, sums, y, num_tokens, first, last);
-        });
+        share(
+            m.rows, 4 * kPanel, static_cast<long>(m.rows) * m.in >= kShare,
+            [&](int first, int last) { kernels().linear(m, x, sums, y, num_tokens, first, last); });
     }
 
     const Matrix& matrix(int layer, Group group) const {

@@ -10,10 +10,16 @@
 
 namespace compllm {
 
+// Rows of a weight matrix that lie interleaved in memory.
+constexpr int kPanel = 16;
+
 // A weight matrix [rows, in]: 8-bit rows with a scale and a zero point each, or half precision.
+// Weights lie in panels, [ceil(rows / kPanel), in, kPanel], rows beyond the last filled up with
+// anything: a product reads memory strictly forwards, and adds up kPanel outputs side by side with
+// nothing to sum across lanes at the end.
 struct Matrix {
-    const std::int8_t* q = nullptr;       // [rows, in]; weight = (q - zero_point) * scale
-    const std::uint16_t* half = nullptr;  // [rows, in]; instead of q
+    const std::int8_t* q = nullptr;       // panels; weight = (q - zero_point) * scale
+    const std::uint16_t* half = nullptr;  // panels; instead of q
     const float* scale = nullptr;         // [rows]
     const float* zero_point = nullptr;    // [rows]
     const float* bias = nullptr;          // [rows] or null
@@ -43,7 +49,7 @@ struct LoraGroup {
 struct Kernels {
     const char* name;
     // y[t, first : last] = (W x[t])[first : last] for num_tokens rows of x; x_sums[t] is the sum of
-    // x[t].
+    // x[t]; first is a multiple of kPanel.
     void (*linear)(const Matrix& matrix, const float* x, const float* x_sums, float* y,
                    int num_tokens, int first, int last);
     float (*sum)(const float* x, int n);

@@ -1,6 +1,7 @@
 // Included once per instruction set, after the macros below are defined:
-//   WIDTH, VEC, LOAD(p), LOAD_HALF(p), LOAD_INT8(p), STORE(p, v), FMA(a, b, c), SPLAT(f), ZERO(),
-//   SUM(v), HALF(u16)
+//   WIDTH, VEC, LOAD(p), LOAD_HALF(p), LOAD_INT8(p), STORE(p, v), FMA(a, b, c), ADD(a, b), MUL(a,
+//   b), SPLAT(f), ZERO(), SUM(v), HALF(u16), and TILE_1, TILE_2, TILE_4: vectors of rows of a tile
+//   for one, two or three, and four tokens, as many sums as the registers hold.
 // See kernels.hpp for the rules this file must obey.
 
 namespace compllm {
@@ -10,34 +11,23 @@ namespace {
 struct Int8 {
     static const std::int8_t* data(const Matrix& m) { return m.q; }
     static VEC load(const std::int8_t* p) { return LOAD_INT8(p); }
-    static float one(std::int8_t v) { return static_cast<float>(v); }
 };
 struct Half {
     static const std::uint16_t* data(const Matrix& m) { return m.half; }
     static VEC load(const std::uint16_t* p) { return LOAD_HALF(p); }
-    static float one(std::uint16_t v) { return HALF(v); }
 };
 
-// Weights come from memory once a step, in rows shorter than what the processor's own prefetching
-// needs to get going: asking for rows this far ahead doubled the speed of one token (12.7 ms for
-// 127 MB on one core against 25 ms).
-constexpr int kRowsAhead = 8;
-
-// NR rows times NT tokens: NR * NT independent sums hide the latency of the multiply-add, each
-// weight is converted once for NT tokens and each input read once for NR rows.
-template <class Form, int NR, int NT, class T>
-inline void tile(const T* w, int in, const float* x, float* out) {
+// NR rows times NT tokens of row-major halves: NR * NT independent sums hide the latency of the
+// multiply-add, each weight is converted once for NT tokens and each input read once for NR rows.
+template <int NR, int NT>
+inline void row_tile(const std::uint16_t* w, int in, const float* x, float* out) {
     VEC acc[NR][NT];
     for (int r = 0; r < NR; ++r)
         for (int k = 0; k < NT; ++k) acc[r][k] = ZERO();
     int i = 0;
     for (; i + WIDTH <= in; i += WIDTH) {
         VEC rows[NR];
-        for (int r = 0; r < NR; ++r) {
-            const T* p = w + static_cast<long>(r) * in + i;
-            rows[r] = Form::load(p);
-            if (i * sizeof(T) % 64 == 0) __builtin_prefetch(p + static_cast<long>(kRowsAhead) * in);
-        }
+        for (int r = 0; r < NR; ++r) rows[r] = LOAD_HALF(w + static_cast<long>(r) * in + i);
         for (int k = 0; k < NT; ++k) {
             const VEC xs = LOAD(x + static_cast<long>(k) * in + i);
             for (int r = 0; r < NR; ++r) acc[r][k] = FMA(rows[r], xs, acc[r][k]);
@@ -47,40 +37,108 @@ inline void tile(const T* w, int in, const float* x, float* out) {
         for (int k = 0; k < NT; ++k) {
             float sum = SUM(acc[r][k]);
             for (int j = i; j < in; ++j)
-                sum +=
-                    Form::one(w[static_cast<long>(r) * in + j]) * x[static_cast<long>(k) * in + j];
+                sum += HALF(w[static_cast<long>(r) * in + j]) * x[static_cast<long>(k) * in + j];
             out[r * NT + k] = sum;
         }
 }
 
-template <class Form, int NR, int NT>
-inline void linear_tile(const Matrix& m, const float* x, const float* x_sums, float* y, int row) {
-    float out[NR * NT];
-    tile<Form, NR, NT>(Form::data(m) + static_cast<long>(row) * m.in, m.in, x, out);
-    for (int r = 0; r < NR; ++r)
-        for (int k = 0; k < NT; ++k) {
-            float value = out[r * NT + k];
-            if (m.scale != nullptr)
-                value = (value - m.zero_point[row + r] * x_sums[k]) * m.scale[row + r];
-            if (m.bias != nullptr) value += m.bias[row + r];
-            y[static_cast<long>(k) * m.rows + row + r] = value;
+// Vectors of a panel.
+constexpr int kVectors = kPanel / WIDTH;
+// Bytes ahead of the products that the next weights are asked for: the processor's own prefetching
+// alone leaves a third of the memory's speed unused.
+constexpr int kAhead = 1024;
+
+// NV vectors of rows, from panel `w` on, times NT tokens, as raw sums: NV * NT of them hide the
+// latency of the multiply-add.
+template <class Form, int NV, int NT, class T>
+inline void panel_sums(const T* w, int in, const float* x, VEC (&acc)[NV][NT]) {
+    constexpr int kPanels = (NV + kVectors - 1) / kVectors;
+    const T* panel[kPanels];
+    for (int g = 0; g < kPanels; ++g) panel[g] = w + static_cast<long>(g) * kPanel * in;
+    for (int v = 0; v < NV; ++v)
+        for (int t = 0; t < NT; ++t) acc[v][t] = ZERO();
+    const auto add = [&](int k) __attribute__((always_inline)) {
+        // The shorter side stays in registers while the longer one passes.
+        if constexpr (NV > NT) {
+            VEC xs[NT];
+            for (int t = 0; t < NT; ++t) xs[t] = SPLAT(x[static_cast<long>(t) * in + k]);
+            for (int v = 0; v < NV; ++v) {
+                const VEC ws = Form::load(panel[v / kVectors] + k * kPanel + v % kVectors * WIDTH);
+                for (int t = 0; t < NT; ++t) acc[v][t] = FMA(ws, xs[t], acc[v][t]);
+            }
+        } else {
+            VEC ws[NV];
+            for (int v = 0; v < NV; ++v)
+                ws[v] = Form::load(panel[v / kVectors] + k * kPanel + v % kVectors * WIDTH);
+            for (int t = 0; t < NT; ++t) {
+                const VEC xs = SPLAT(x[static_cast<long>(t) * in + k]);
+                for (int v = 0; v < NV; ++v) acc[v][t] = FMA(ws[v], xs, acc[v][t]);
+            }
         }
+    };
+    int k = 0;
+    for (; k + 4 <= in; k += 4) {
+        // Four steps of a panel are one cache line of 8-bit weights, two of halves.
+        for (int g = 0; g < kPanels; ++g) {
+            const char* next = reinterpret_cast<const char*>(panel[g] + k * kPanel) + kAhead;
+            __builtin_prefetch(next);
+            if constexpr (sizeof(T) == 2) __builtin_prefetch(next + 64);
+        }
+        add(k);
+        add(k + 1);
+        add(k + 2);
+        add(k + 3);
+    }
+    for (; k < in; ++k) add(k);
+}
+
+// y[t, row : row + NV * WIDTH] for NT tokens; rows from `last` on are not written.
+template <class Form, int NV, int NT>
+inline void linear_tile(const Matrix& m, const float* x, const float* x_sums, float* y, int row,
+                        int last) {
+    VEC acc[NV][NT];
+    panel_sums<Form, NV, NT>(Form::data(m) + static_cast<long>(row) * m.in, m.in, x, acc);
+    const bool is_whole = row + NV * WIDTH <= last;
+    for (int v = 0; v < NV; ++v) {
+        const int at = row + v * WIDTH;
+        for (int t = 0; t < NT; ++t) {
+            float* to = y + static_cast<long>(t) * m.rows + at;
+            if (is_whole) {
+                VEC value = acc[v][t];
+                if (m.scale != nullptr)
+                    value = MUL(FMA(LOAD(m.zero_point + at), SPLAT(-x_sums[t]), value),
+                                LOAD(m.scale + at));
+                if (m.bias != nullptr) value = ADD(value, LOAD(m.bias + at));
+                STORE(to, value);
+                continue;
+            }
+            float values[WIDTH];
+            STORE(values, acc[v][t]);
+            for (int i = 0; i < WIDTH && at + i < last; ++i) {
+                float value = values[i];
+                if (m.scale != nullptr)
+                    value = (value - m.zero_point[at + i] * x_sums[t]) * m.scale[at + i];
+                to[i] = m.bias != nullptr ? value + m.bias[at + i] : value;
+            }
+        }
+    }
 }
 
 template <class Form, int NT>
 inline void linear_tokens(const Matrix& m, const float* x, const float* x_sums, float* y, int first,
                           int last) {
-    constexpr int kRows = NT == 1 ? ROWS_1 : NT == 4 ? ROWS_4 : ROWS_2;
+    constexpr int kTile = NT == 1 ? TILE_1 : NT == 4 ? TILE_4 : TILE_2;
     int row = first;
-    for (; row + kRows <= last; row += kRows) linear_tile<Form, kRows, NT>(m, x, x_sums, y, row);
-    for (; row < last; ++row) linear_tile<Form, 1, NT>(m, x, x_sums, y, row);
+    for (; row + kTile * WIDTH <= last; row += kTile * WIDTH)
+        linear_tile<Form, kTile, NT>(m, x, x_sums, y, row, last);
+    for (; row < last; row += kPanel) linear_tile<Form, kVectors, NT>(m, x, x_sums, y, row, last);
 }
 
 template <class Form>
 inline void linear_form(const Matrix& m, const float* x, const float* x_sums, float* y,
                         int num_tokens, int first, int last) {
     // A stretch of rows stays in the cache while all tokens pass over it.
-    const int stretch = 131072 / m.in + 1;
+    const int stretch = (131072 / m.in / 64 + 1) * 64;
     for (int row = first; row < last; row += stretch) {
         const int end = row + stretch < last ? row + stretch : last;
         int k = 0;
@@ -88,11 +146,10 @@ inline void linear_form(const Matrix& m, const float* x, const float* x_sums, fl
         const auto to = [&](int token) { return y + static_cast<long>(token) * m.rows; };
         for (; k + 4 <= num_tokens; k += 4)
             linear_tokens<Form, 4>(m, at(k), x_sums + k, to(k), row, end);
-        if (k + 2 <= num_tokens) {
-            linear_tokens<Form, 2>(m, at(k), x_sums + k, to(k), row, end);
-            k += 2;
-        }
-        if (k < num_tokens) linear_tokens<Form, 1>(m, at(k), x_sums + k, to(k), row, end);
+        const auto rest = num_tokens - k;
+        if (rest == 3) linear_tokens<Form, 3>(m, at(k), x_sums + k, to(k), row, end);
+        if (rest == 2) linear_tokens<Form, 2>(m, at(k), x_sums + k, to(k), row, end);
+        if (rest == 1) linear_tokens<Form, 1>(m, at(k), x_sums + k, to(k), row, end);
     }
 }
 
@@ -112,13 +169,12 @@ float sum(const float* x, int n) {
 }
 
 void row(const Matrix& m, long place, float* out) {
-    if (m.q != nullptr) {
-        const std::int8_t* q = m.q + place * m.in;
-#pragma omp simd
-        for (int i = 0; i < m.in; ++i)
-            out[i] = (static_cast<float>(q[i]) - m.zero_point[place]) * m.scale[place];
-    } else {
-        for (int i = 0; i < m.in; ++i) out[i] = HALF(m.half[place * m.in + i]);
+    const long start = place / kPanel * kPanel * m.in + place % kPanel;
+    for (int i = 0; i < m.in; ++i) {
+        const long at = start + static_cast<long>(i) * kPanel;
+        out[i] = m.q != nullptr
+                     ? (static_cast<float>(m.q[at]) - m.zero_point[place]) * m.scale[place]
+                     : HALF(m.half[at]);
     }
 }
 
@@ -159,12 +215,12 @@ inline void lora_block(const LoraGroup& g, const float* x, float* y, long y_widt
     float out[4 * NT];
     int r = 0;
     for (; r + 4 <= g.rank; r += 4) {
-        tile<Half, 4, NT>(g.a + static_cast<long>(r) * g.in, g.in, x, out);
+        row_tile<4, NT>(g.a + static_cast<long>(r) * g.in, g.in, x, out);
         for (int i = 0; i < 4; ++i)
             for (int k = 0; k < NT; ++k) t[k * g.rank + r + i] = out[i * NT + k];
     }
     for (; r < g.rank; ++r) {
-        tile<Half, 1, NT>(g.a + static_cast<long>(r) * g.in, g.in, x, out);
+        row_tile<1, NT>(g.a + static_cast<long>(r) * g.in, g.in, x, out);
         for (int k = 0; k < NT; ++k) t[k * g.rank + r] = out[k];
     }
     for (int m = 0; m < g.num_modules; ++m)

@@ -11,14 +11,15 @@
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))))
 #define STORE(p, v) _mm256_storeu_ps(p, v)
 #define FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define ADD(a, b) _mm256_add_ps(a, b)
+#define MUL(a, b) _mm256_mul_ps(a, b)
 #define SPLAT(f) _mm256_set1_ps(f)
 #define ZERO() _mm256_setzero_ps()
 #define SUM(v) sum8(v)
 #define HALF(h) _cvtsh_ss(h)
-// Rows of a tile for 1, 4 and 2 tokens: as many sums as the registers hold.
-#define ROWS_1 4
-#define ROWS_4 3
-#define ROWS_2 4
+#define TILE_1 8
+#define TILE_2 4
+#define TILE_4 2
 
 namespace compllm {
 namespace {

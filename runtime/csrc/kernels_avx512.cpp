@@ -11,14 +11,15 @@
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))
 #define STORE(p, v) _mm512_storeu_ps(p, v)
 #define FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define ADD(a, b) _mm512_add_ps(a, b)
+#define MUL(a, b) _mm512_mul_ps(a, b)
 #define SPLAT(f) _mm512_set1_ps(f)
 #define ZERO() _mm512_setzero_ps()
 #define SUM(v) _mm512_reduce_add_ps(v)
 #define HALF(h) _cvtsh_ss(h)
-// Rows of a tile for 1, 4 and 2 tokens: as many sums as the registers hold.
-#define ROWS_1 4
-#define ROWS_4 5
-#define ROWS_2 6
+#define TILE_1 8
+#define TILE_2 6
+#define TILE_4 4
 
 #include "kernels.inl"
 

@@ -36,14 +36,15 @@ inline float half_to_float(std::uint16_t h) {
 #define LOAD_INT8(p) static_cast<float>(*(p))
 #define STORE(p, v) (*(p) = (v))
 #define FMA(a, b, c) ((a) * (b) + (c))
+#define ADD(a, b) ((a) + (b))
+#define MUL(a, b) ((a) * (b))
 #define SPLAT(f) (f)
 #define ZERO() 0.0f
 #define SUM(v) (v)
 #define HALF(h) half_to_float(h)
-// Rows of a tile for 1, 4 and 2 tokens: as many sums as the registers hold.
-#define ROWS_1 4
-#define ROWS_4 2
-#define ROWS_2 4
+#define TILE_1 16
+#define TILE_2 16
+#define TILE_4 16
 
 #include "kernels.inl"
 

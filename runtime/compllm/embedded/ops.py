@@ -22,6 +22,7 @@ from compllm.errors import EngineError
 
 _LIBRARY = "libcompllm_lora_op.so"
 _LINE = 64  # bytes of a cache line
+PANEL = 16  # rows of a matrix that lie interleaved; kPanel of csrc/kernels.hpp
 _EMBED, _HEAD = -1, -2  # places of matrices that belong to no layer
 
 GROUPS = tuple(FUSED)  # order of the C++ operations' groups
@@ -167,16 +168,33 @@ class _Arena:
     every weight once per token misses the address cache far less often with them."""
 
     def __init__(self, weights: Weights) -> None:
-        sizes = (a.nbytes + _LINE for n, a in weights.arrays.items() if n.endswith(".weight"))
+        sizes = (
+            _padded(len(a)) * a.shape[1] * a.itemsize + _LINE
+            for n, a in weights.arrays.items()
+            if n.endswith(".weight") and a.ndim == 2
+        )
         self._bytes = np.empty(sum(sizes) + _LINE, np.uint8)
         self._used = -self._bytes.ctypes.data % _LINE
 
-    def put(self, array: NDArray[Any]) -> int:
-        """Copy an array in, at the start of a cache line. Returns its address."""
-        place = self._bytes[self._used : self._used + array.nbytes]
-        place[:] = np.ascontiguousarray(array).view(np.uint8).ravel()
-        self._used += -(-array.nbytes // _LINE) * _LINE
+    def put(self, matrix: NDArray[Any]) -> int:
+        """Copy a matrix [rows, in] in as panels [rows / 16, in, 16], at the start of a cache line.
+        Returns its address."""
+        rows, inputs = matrix.shape
+        num_bytes = _padded(rows) * inputs * matrix.itemsize
+        place = self._bytes[self._used : self._used + num_bytes].view(matrix.dtype)
+        panels = place.reshape(-1, inputs, PANEL)
+        whole = rows // PANEL
+        np.copyto(
+            panels[:whole], matrix[: whole * PANEL].reshape(-1, PANEL, inputs).swapaxes(1, 2)
+        )
+        if rows % PANEL:
+            panels[whole, :, : rows % PANEL] = matrix[whole * PANEL :].T
+        self._used += -(-num_bytes // _LINE) * _LINE
         return place.ctypes.data
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // PANEL) * PANEL
 
 
 def _load(path: Path) -> Any:
