@@ -81,10 +81,12 @@ def chat(
     template: ChatTemplate, turns: Iterable[tuple[str, str]], *, is_open: bool = True
 ) -> Prompt:
     """Turns of (role, text) as segments; open: the assistant's turn is begun and left to the
-    model."""
+    model. A system turn without text is left out: trained models read none."""
     segments: list[Segment] = []
     head = template.begin
     for role, text in turns:
+        if role == "system" and not text:
+            continue
         head += f"{template.role_start}{role}{template.role_end}"
         segments += (Segment(head, is_template=True), Segment(text))
         head = template.turn_end
@@ -109,11 +111,13 @@ def node_prompt(
 def generator_prompt(
     query: str, template: ChatTemplate = CHATML, *, is_few_shot: bool = True
 ) -> Prompt:
-    """What the sub-query generator reads. The examples are for a base that was never trained to
-    plan."""
-    turns = [("system", GENERATOR_SYSTEM)]
-    for question, plan in GENERATOR_SHOTS if is_few_shot else ():
-        turns += (("user", question), ("assistant", plan))
+    """What the sub-query generator reads. The system text and the examples are for a base that was
+    never trained to plan: a trained one reads the question alone."""
+    turns: list[tuple[str, str]] = []
+    if is_few_shot:
+        turns.append(("system", GENERATOR_SYSTEM))
+        for question, plan in GENERATOR_SHOTS:
+            turns += (("user", question), ("assistant", plan))
     turns.append(("user", one_line(query)))
     return chat(template, turns)
 
@@ -126,10 +130,12 @@ def aggregator_prompt(
     is_few_shot: bool = True,
 ) -> Prompt:
     """What the aggregator reads: the query and the leaves' questions and responses, nothing else of
-    this query. The example is for a base that was never trained to aggregate."""
-    turns = [("system", AGGREGATOR_SYSTEM)]
+    this query. The system text and the example are for a base that was never trained to
+    aggregate."""
+    turns: list[tuple[str, str]] = []
     if is_few_shot:
         question, facts, answer = AGGREGATOR_SHOT
+        turns.append(("system", AGGREGATOR_SYSTEM))
         turns += (("user", _with_facts(question, facts)), ("assistant", answer))
     turns.append(("user", _with_facts(query, leaves)))
     return chat(template, turns)

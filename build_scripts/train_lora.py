@@ -1,0 +1,178 @@
+"""Train one LoRA adapter (generator, aggregator or expert) from a data set, on a CPU or a GPU.
+
+    python build_scripts/train_lora.py --dataset DIR/chemistry --out engines/adapters/chemistry
+    python build_scripts/train_lora.py --dataset DIR/generator --out ... --batch-size 8
+    python build_scripts/train_lora.py --union DIR/chemistry DIR/biology DIR/all --rank 24 --out ...
+
+Reads train.jsonl and validation.jsonl of make_datasets.py; writes a PEFT directory with a manifest,
+which build_openvino.py takes. A run that is stopped or killed continues when it is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from compllm.build_scripts.fetch_base import ensure_base
+from compllm.build_scripts.manifest import weights_sha256
+from compllm.build_scripts.staging import run_script, say
+from compllm.build_scripts.training.settings import TrainSettings
+from compllm.paths import home_dir
+from compllm.prompts import TEMPLATES
+
+
+def train_adapter(
+    datasets: Sequence[Path],
+    out: Path,
+    settings: TrainSettings,
+    *,
+    checkpoint: Path,
+    template: str = "chatml",
+    work: Path | None = None,
+    is_restart: bool = False,
+) -> dict[str, Any] | None:
+    """Train and write `out`; returns its manifest, or None when a signal stopped the run before its
+    end (its state is kept in `work`).
+
+    Raises ConfigError for data, settings or a checkpoint that do not fit.
+    """
+    import torch
+
+    from compllm.build_scripts.training.adapter import load_trainable, trainable, write_adapter
+    from compllm.build_scripts.training.checkpoint import State, load_state
+    from compllm.build_scripts.training.examples import data_hashes, load_examples
+    from compllm.build_scripts.training.loop import Run, train
+    from compllm.build_scripts.training.packed_model import PackedModel
+    from compllm.tokenizer import Tokenizer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_flush_denormal(True)
+    tokenizer = Tokenizer.from_dir(checkpoint)
+    chat = TEMPLATES[template]
+    train_set, num_long = load_examples(
+        datasets, "train", tokenizer, max_tokens=settings.max_tokens, template=chat
+    )
+    validation_set, _ = load_examples(
+        datasets, "validation", tokenizer, max_tokens=settings.max_tokens, template=chat
+    )
+    hashes, base_sha256 = data_hashes(datasets), weights_sha256(checkpoint)
+    path = (work or home_dir() / "training" / out.resolve().name) / "state.pt"
+    if is_restart:
+        path.unlink(missing_ok=True)
+    fingerprint = settings.fingerprint(hashes, base_sha256, template)
+    state = load_state(path, fingerprint)
+    if state is None:
+        state = State(fingerprint)
+    else:
+        say(f"continuing at step {state.step}")
+    say(
+        f"{len(train_set)} training and {len(validation_set)} validation examples"
+        f"{f' ({num_long} too long were left out)' if num_long else ''}, on {device}"
+    )
+    model = load_trainable(checkpoint, settings, device)
+    factors = trainable(model)
+    run = Run(PackedModel(model), factors, train_set, validation_set, settings, device, path)
+    with _stopping() as is_stopped:
+        if not train(run, state, is_stopped):
+            say(f"stopped at step {state.step}; the same command continues")
+            return None
+    best = state.curve[state.best_place]
+    record = {
+        "settings": settings.as_dict(),
+        "template": template,
+        "data": hashes,
+        "num_examples": {"train": len(train_set), "too_long": num_long},
+        "steps": state.step,
+        "tokens": state.num_tokens,
+        "tokens_computed": state.num_nodes,
+        "seconds": round(state.seconds, 1),
+        "device": str(device),
+        "best": best,
+        "curve": [{k: v for k, v in point.items() if k != "by_kind"} for point in state.curve],
+    }
+    manifest = write_adapter(out, model, state.best, checkpoint, record)
+    say(f"adapter ready: {out} (validation: exact {best['exact']:.1%}, loss {best['loss']:.4f})")
+    return manifest
+
+
+class _stopping:
+    """SIGTERM and Ctrl-C end the run after the step under way; a second one ends it at once."""
+
+    def __enter__(self) -> Any:
+        self._is_stopped = False
+        self._previous = {
+            each: signal.signal(each, self._stop) for each in (signal.SIGTERM, signal.SIGINT)
+        }
+        return lambda: self._is_stopped
+
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        if self._is_stopped:
+            raise KeyboardInterrupt
+        self._is_stopped = True
+        say("stopping after this step")
+
+
+_OPTIONS = {  # option -> field of TrainSettings
+    "lr": "learning_rate",
+    "rank": "rank",
+    "alpha": "alpha",
+    "batch-size": "batch_size",
+    "epochs": "epochs",
+    "max-minutes": "max_minutes",
+    "warmup": "warmup_steps",
+    "weight-decay": "weight_decay",
+    "max-tokens": "max_tokens",
+    "evaluations": "num_evaluations",
+    "validation": "num_validation",
+    "patience": "patience",
+    "seed": "seed",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Train one LoRA adapter.")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--dataset", type=Path, metavar="DIR", help="train.jsonl, validation.jsonl")
+    data.add_argument("--union", type=Path, nargs="+", metavar="DIR", help="several of them")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the adapter")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the fetched base")
+    parser.add_argument("--template", choices=sorted(TEMPLATES), default="chatml")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="state; default: in the cache")
+    parser.add_argument("--restart", action="store_true", help="forget the state of an earlier run")
+    defaults = {field.name: field.default for field in fields(TrainSettings)}
+    for option, name in _OPTIONS.items():
+        default = defaults[name]
+        parser.add_argument(
+            f"--{option}", dest=name, type=type(default), default=default, help=f"default {default}"
+        )
+    options = parser.parse_args(arguments)
+    settings = TrainSettings(**{name: getattr(options, name) for name in _OPTIONS.values()})
+
+    def work() -> None:
+        manifest = train_adapter(
+            options.union or [options.dataset],
+            options.out,
+            settings,
+            checkpoint=options.checkpoint or ensure_base(),
+            template=options.template,
+            work=options.work,
+            is_restart=options.restart,
+        )
+        if manifest is None:
+            raise KeyboardInterrupt
+
+    return run_script(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The base with LoRA factors on it, and the finished adapter as files: PEFT's layout in fp16, with
+a manifest of how it was made.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compllm.build_scripts.manifest import weights_sha256
+from compllm.build_scripts.staging import exclusive, saving, staged_directory
+from compllm.build_scripts.training.settings import TrainSettings
+from compllm.embedded.adapters import read_peft
+from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.embedded.shape import model_name
+
+MANIFEST_FILE = "manifest.json"
+_FORMAT = "compllm-lora/1"
+
+
+def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.device) -> nn.Module:
+    """The frozen base with fresh factors in float32. Raises EngineError for a checkpoint that no
+    engine could serve."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    validate_checkpoint(checkpoint)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    torch.manual_seed(settings.seed)
+    base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.scale_alpha,
+        target_modules=list(settings.modules),
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's, about a base that it cannot look up
+        model: nn.Module = get_peft_model(base, config)
+    model.eval()  # nothing random in the pass: the factors have no dropout
+    for parameter in trainable(model).values():
+        parameter.data = parameter.data.float()
+    return model.to(device)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def write_adapter(
+    out: Path,
+    model: nn.Module,
+    factors: Mapping[str, Tensor],
+    checkpoint: Path,
+    record: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Replace `out` by the adapter and its manifest; returns the manifest.
+
+    It is read back as an engine build reads it, so what is written can be served.
+    """
+    from safetensors.torch import save_file
+
+    out = out.resolve()
+    config = model.peft_config["default"]  # type: ignore[index]
+    tensors = {
+        name.replace(".default.", "."): value.detach().half().contiguous()
+        for name, value in factors.items()
+    }
+    with exclusive(out), staged_directory(out) as partial:
+        shape = validate_checkpoint(checkpoint)
+        config.base_model_name_or_path = model_name(str(checkpoint))  # no path of this machine
+        config.inference_mode = True
+        config.save_pretrained(str(partial))
+        with saving("writing the adapter", partial):
+            save_file(tensors, str(partial / "adapter_model.safetensors"), {"format": "pt"})
+        (partial / "adapter_model.safetensors").chmod(0o644)
+        adapter = read_peft(partial, shape, out.name)
+        manifest = {
+            "format": _FORMAT,
+            "name": out.name,
+            "lora_task_id": adapter.task_id,
+            "sha256": adapter.sha256,
+            "base": {"name": shape.name, "sha256": weights_sha256(checkpoint)},
+            **record,
+            "versions": _versions(),
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (partial / MANIFEST_FILE).write_text(text, encoding="utf-8")
+    return manifest
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "peft", "tokenizers")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
