@@ -1,0 +1,268 @@
+"""What one GPU must hold, before anything is built: weights, KV cache, LoRA cache, activations.
+
+Weights, KV and LoRA are exact arithmetic on shapes; activations and the runtime's own memory are
+estimates, kept on the large side. When it does not fit, the refusal names what would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from compllm.build_scripts.trtllm.rules import check_rules
+from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu, Quantisation
+from compllm.embedded.shape import BaseShape
+from compllm.errors import EngineError
+
+GIB = 2**30
+USABLE = 0.95  # of a GPU's memory: the rest stays for fragmentation and what else runs there
+_HALF = 2  # bytes of float16 and bfloat16
+_RUNTIME = int(1.2 * GIB)  # CUDA context, cuBLAS, plug-in workspaces, of one process
+_NCCL = int(0.3 * GIB)  # more, where several GPUs share an engine
+_AWQ_BLOCK = 128
+_LINEAR_BYTES: dict[Quantisation, float] = {
+    "none": _HALF,
+    "fp8": 1,
+    "int8": 1,
+    "int4": 0.5,
+    "int4_awq": 0.5 + _HALF / _AWQ_BLOCK,
+}
+_COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")  # tp splits their outputs
+_TRTLLM_TO_SIDE = {
+    "attn_q": "q_proj",
+    "attn_k": "k_proj",
+    "attn_v": "v_proj",
+    "attn_dense": "o_proj",
+    "mlp_h_to_4h": "gate_proj",
+    "mlp_4h_to_h": "down_proj",
+    "mlp_gate": "up_proj",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LoraNeed:
+    """What the engine must be able to hold of adapters."""
+
+    modules: tuple[str, ...]  # TensorRT-LLM's names
+    max_rank: int
+    num_adapters: int  # in the catalogue
+    gpu_adapters: int  # on the GPU at once
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMemory:
+    """Bytes of one engine on each of its GPUs, the fullest of them."""
+
+    weights: int
+    activations: int
+    runtime: int
+    kv_per_token: int
+    kv_tokens: int  # that must fit
+    lora_adapter: int  # one adapter of the largest rank with every module
+    lora_gpu: int  # LoRA cache on the GPU
+    lora_host: int  # and in the host's memory
+
+    @property
+    def kv(self) -> int:
+        return self.kv_per_token * self.kv_tokens
+
+    @property
+    def fixed(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.activations + self.runtime + self.lora_gpu
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.kv
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What an engine gets on its GPU: the numbers its Triton model is configured with."""
+
+    memory: EngineMemory
+    kv_tokens: int  # max_tokens_in_paged_kv_cache, in whole blocks
+    kv_fraction: float  # kv_cache_free_gpu_mem_fraction, for an engine alone on its GPUs
+    lora_fraction: float  # lora_cache_gpu_memory_fraction, of what the KV cache leaves
+
+
+def engine_memory(
+    shape: BaseShape, settings: EngineSettings, lora: LoraNeed | None
+) -> EngineMemory:
+    """The arithmetic; see the module."""
+    layers = shape.num_layers // settings.pp
+    block = settings.tokens_per_block
+    sequence = -(-settings.max_seq_len // block) * block
+    # Without pages every request slot holds its longest sequence from the start.
+    sequences = (
+        settings.full_sequences if settings.kv_cache_type == "paged" else settings.max_batch_size
+    )
+    adapter = lora_adapter_bytes(shape, settings, lora) if lora else 0
+    return EngineMemory(
+        weights=weight_bytes(shape, settings),
+        activations=_activation_bytes(shape, settings),
+        runtime=_RUNTIME + (_NCCL if settings.world_size > 1 else 0),
+        kv_per_token=2 * layers * _kv_heads(shape, settings) * shape.head_dim * kv_bytes(settings),
+        kv_tokens=sequences * sequence,
+        lora_adapter=adapter,
+        # One more than asked for, since pages do not pack without loss.
+        lora_gpu=adapter * (lora.gpu_adapters + 1) if lora else 0,
+        lora_host=max(GIB, adapter * (lora.num_adapters + 1)) if lora else 0,
+    )
+
+
+def weight_bytes(shape: BaseShape, settings: EngineSettings) -> int:
+    """Of the fullest rank. Embeddings, head and norms stay in half precision; a tied head counts
+    twice, since the conversion writes it twice."""
+    per_linear = _LINEAR_BYTES[settings.quantisation]
+    kv_out = _kv_heads(shape, settings) * shape.head_dim
+    linear = scales = 0
+    for module, (num_out, num_in) in shape.module_shapes().items():
+        num_elements = num_out * num_in // settings.tp
+        if module in ("k_proj", "v_proj"):  # repeated where there are fewer of them than GPUs
+            num_elements = kv_out * num_in
+        linear += num_elements
+        scales += num_out * _HALF  # per channel; a bias of Qwen2 is as large
+    layer = linear * per_linear + 2 * scales + 2 * shape.hidden * _HALF
+    vocab = -(-shape.vocab // settings.tp)
+    embedding, head = shape.vocab * shape.hidden * _HALF, vocab * shape.hidden * _HALF
+    ends = embedding + head if settings.pp == 1 else max(embedding, head)
+    return int(layer * (shape.num_layers // settings.pp) + ends + shape.hidden * _HALF)
+
+
+def lora_adapter_bytes(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> int:
+    """One adapter of the largest rank on every enabled module, as the LoRA cache reckons it."""
+    sizes = shape.module_shapes()
+    width = 0
+    for name in lora.modules:
+        module = _TRTLLM_TO_SIDE[name]
+        num_out, num_in = sizes[module]
+        if module in _COLUMN:
+            width += num_in + num_out // settings.tp
+        else:
+            width += num_in // settings.tp + num_out
+    return lora.max_rank * (shape.num_layers // settings.pp) * width * _HALF
+
+
+def kv_bytes(settings: EngineSettings) -> int:
+    """Of one number in the KV cache."""
+    return _HALF if settings.kv_cache_dtype == "auto" else 1
+
+
+def _kv_heads(shape: BaseShape, settings: EngineSettings) -> int:
+    return max(1, shape.num_kv_heads // settings.tp)
+
+
+def _activation_bytes(shape: BaseShape, settings: EngineSettings) -> int:
+    """An estimate: the widest layer's inputs and outputs for the tokens of one step, and the
+    sampler's float32 logits in three copies."""
+    sizes = shape.module_shapes()
+    attention = sizes["q_proj"][0] + 2 * sizes["k_proj"][0]
+    width = 4 * shape.hidden + (attention + 3 * shape.intermediate) // settings.tp
+    logits = settings.max_batch_size * shape.vocab * 4 * 3
+    return settings.max_num_tokens * width * _HALF + logits
+
+
+def share_out(gpu: Gpu, memories: Sequence[EngineMemory], block: int) -> tuple[Share, ...] | None:
+    """The memory of one GPU among the engines on it; None when it does not hold them.
+
+    The KV cache gets what is left, the same number of bytes for each engine.
+    """
+    total = int(gpu.memory_gib * GIB)
+    left = int(total * USABLE) - sum(memory.fixed for memory in memories)
+    pool = left // len(memories)
+    if pool < max(memory.kv for memory in memories):
+        return None
+    shares = []
+    for memory in memories:
+        tokens = pool // memory.kv_per_token // block * block
+        kv = tokens * memory.kv_per_token
+        free = total - (memory.fixed - memory.lora_gpu)  # once it has loaded, alone
+        lora_fraction = memory.lora_gpu / (free - kv) if memory.lora_gpu else 0.0
+        shares.append(Share(memory, tokens, round(kv / free, 4), round(lora_fraction, 4)))
+    return tuple(shares)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The engines that one GPU has to hold, all of the same settings."""
+
+    settings: EngineSettings
+    engines: tuple[tuple[BaseShape, LoraNeed | None], ...]
+
+    def memories(self) -> tuple[EngineMemory, ...]:
+        return tuple(engine_memory(shape, self.settings, lora) for shape, lora in self.engines)
+
+    def fits(self, gpu: Gpu) -> bool:
+        return share_out(gpu, self.memories(), self.settings.tokens_per_block) is not None
+
+
+def fit(load: Load, gpu: Gpu, num_gpus: int, gpus: Sequence[Gpu]) -> tuple[Share, ...]:
+    """The shares of the engines on one GPU. Raises EngineError that says what does fit.
+
+    num_gpus: GPUs that may be used; gpus: the kinds that may be suggested.
+    """
+    memories = load.memories()
+    shares = share_out(gpu, memories, load.settings.tokens_per_block)
+    if shares is not None:
+        return shares
+    parts = {
+        "weights": sum(memory.weights for memory in memories),
+        f"KV cache of {memories[0].kv_tokens} tokens": sum(memory.kv for memory in memories),
+        "LoRA cache": sum(memory.lora_gpu for memory in memories),
+        "activations": sum(memory.activations for memory in memories),
+        "runtime": sum(memory.runtime for memory in memories),
+    }
+    told = ", ".join(f"{name} {_gib(size)}" for name, size in parts.items() if size)
+    many = f"{len(memories)} engines" if len(memories) > 1 else "the engine"
+    ways = list(_ways(load, gpu, num_gpus, gpus))
+    remedy = (
+        "set " + ", or ".join(ways[:4]) if ways else "use GPUs with more memory, or a smaller base"
+    )
+    raise EngineError(
+        f"{many} cannot fit {gpu.label}: {_gib(sum(parts.values()))} GiB needed, "
+        f"{_gib(int(gpu.memory_gib * GIB * USABLE))} usable ({told}): {remedy}"
+    )
+
+
+def _ways(load: Load, gpu: Gpu, num_gpus: int, gpus: Sequence[Gpu]) -> Iterator[str]:
+    """Single changes that make it fit, the mildest of each kind first."""
+    told: set[str] = set()
+    for key, value in _milder(load.settings, gpu, num_gpus):
+        changed = replace(load.settings, **{key: value})
+        if key not in told and _is_buildable(load, changed, gpu, num_gpus):
+            told.add(key)
+            yield f"engine.{key} = {value!r}"
+    fewer = tuple((shape, lora and replace(lora, gpu_adapters=1)) for shape, lora in load.engines)
+    if replace(load, engines=fewer).fits(gpu):
+        yield "lora.gpu_adapters = 1"
+    yield from (f"gpu = {other.name!r}" for other in gpus if load.fits(other))
+
+
+def _is_buildable(load: Load, settings: EngineSettings, gpu: Gpu, num_gpus: int) -> bool:
+    try:
+        for shape, _ in load.engines:
+            check_rules(shape, settings, gpu, num_gpus)
+    except EngineError:
+        return False
+    return replace(load, settings=settings).fits(gpu)
+
+
+def _milder(settings: EngineSettings, gpu: Gpu, num_gpus: int) -> Iterator[tuple[str, Any]]:
+    kinds: tuple[Quantisation, ...] = ("fp8", "int8", "int4_awq")
+    now = _LINEAR_BYTES[settings.quantisation]
+    yield from (("quantisation", kind) for kind in kinds if _LINEAR_BYTES[kind] < now)
+    for key, low in (("full_sequences", 1), ("max_seq_len", 512), ("max_batch_size", 8)):
+        value = getattr(settings, key) // 2
+        while value >= low:
+            yield key, value
+            value //= 2
+    tp = settings.tp * 2
+    while tp * settings.pp <= num_gpus:
+        yield "tp", tp
+        tp *= 2
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f}"

@@ -1,0 +1,56 @@
+"""Merge a LoRA adapter into its base: one Hugging Face checkpoint, for an engine per expert.
+
+    python build_scripts/trtllm/merge.py --base DIR --adapter DIR --out DIR [--dtype float16]
+
+PEFT merges in float32 and the result is rounded once. A step of build_trtllm.py; `--out` must be an
+empty directory, the caller's to rename into place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from compllm.build_scripts.manifest import copied_files
+from compllm.build_scripts.staging import run_script, saving
+from compllm.embedded.adapters import read_peft
+from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.errors import EngineError
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def merge(base: Path, adapter: Path, out: Path, dtype: str = "float16") -> None:
+    """Write base + adapter to `out`. Raises EngineError when the two do not fit each other."""
+    read_peft(adapter, validate_checkpoint(base))  # in our words, before PEFT in its own
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    try:
+        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
+    except ValueError as error:  # safe_merge found a number that is none
+        raise EngineError(f"adapter {adapter} cannot be merged: {error}") from error
+    merged.to(getattr(torch, dtype))
+    with saving("merging the adapter", out):
+        merged.save_pretrained(out)
+    for name in copied_files(base):
+        if name != "config.json":  # PEFT's result has its own, with the new dtype
+            shutil.copyfile(base / name, out / name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Merge a LoRA adapter into its base.")
+    for name in ("base", "adapter", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16")
+    options = parser.parse_args(arguments)
+    return run_script(lambda: merge(options.base, options.adapter, options.out, options.dtype))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Catalogue and settings -> which engines are built, from what, and where they run.
+
+Everything that can be known without TensorRT-LLM is decided and refused here: missing adapters,
+ranks, bases that do not match, settings that contradict each other, too little memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from compllm import catalogue as catalogues
+from compllm.build_scripts.manifest import base_key, weights_sha256
+from compllm.build_scripts.trtllm.adapters import check_ranks, target_modules
+from compllm.build_scripts.trtllm.memory import Load, LoraNeed, Share, fit
+from compllm.build_scripts.trtllm.rules import check_rules
+from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings
+from compllm.catalogue import Catalogue
+from compllm.embedded.adapters import Adapter, read_peft
+from compllm.embedded.checkpoint import read_json, validate_checkpoint
+from compllm.embedded.shape import BaseShape
+from compllm.errors import EngineError
+from compllm.paths import resource_dir
+from compllm.types import Expert
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A Hugging Face checkpoint that engines are made from."""
+
+    directory: Path
+    shape: BaseShape  # with the hash of its weights
+    is_qwen: bool
+    max_positions: int
+    key: str  # hash over everything in it that an engine depends on
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedAdapter:
+    """An adapter of the catalogue, read and validated."""
+
+    adapter: Adapter
+    directory: Path  # PEFT, as the user has it
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """One engine to build."""
+
+    name: str  # of its directory and of its Triton model
+    expert: str  # "base" or the expert's name
+    source: Source
+    merged: PlannedAdapter | None  # goes into the weights before the conversion
+    lora: LoraNeed | None  # None: without the plug-in
+    settings: EngineSettings
+    devices: tuple[int, ...]  # GPUs it runs on, one for each rank
+    share: Share
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """All that one run builds."""
+
+    settings: GpuSettings
+    base: Source
+    engines: tuple[PlannedEngine, ...]  # the base's first
+    adapters: tuple[PlannedAdapter, ...]  # served by the base's engine as LoRA
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """An engine before it is known where it runs."""
+
+    name: str
+    expert: str
+    source: Source
+    merged: PlannedAdapter | None = None
+    lora: LoraNeed | None = None
+
+
+def make_plan(catalogue: Catalogue, settings: GpuSettings, checkpoint: Path) -> BuildPlan:
+    """The plan for this base checkpoint. Raises EngineError or ConfigError, one clear line each."""
+    base = _read_source(checkpoint)
+    adapters = tuple(_read_adapter(adapter, base) for adapter in catalogue.adapters)
+    drafts, served = _drafts(catalogue, settings, base, {a.adapter.name: a for a in adapters})
+    for planned in served:
+        check_ranks(planned.adapter, base.shape, settings.lora.max_rank)
+    if served and settings.engine.dtype != "float16":
+        raise EngineError(
+            f"engine.dtype = {settings.engine.dtype!r}: adapters travel as float16, "
+            "and the engine must have their type: use 'float16'"
+        )
+    drafts[0] = replace(drafts[0], lora=_lora_need(settings, served))
+    engine = _limit_length(settings, drafts)
+    for draft in drafts:
+        check_rules(draft.source.shape, engine, settings.gpu, settings.num_gpus)
+    if served and engine.kv_cache_type != "paged":
+        raise EngineError(
+            f"kv_cache_type {engine.kv_cache_type!r}: adapters mix in an in-flight batch, "
+            "which needs 'paged'"
+        )
+    return BuildPlan(settings, base, _place(settings, engine, drafts), served)
+
+
+def _drafts(
+    catalogue: Catalogue,
+    settings: GpuSettings,
+    base: Source,
+    adapters: dict[str, PlannedAdapter],
+) -> tuple[list[_Draft], tuple[PlannedAdapter, ...]]:
+    """The engines of this topology, the base's first, and the adapters that stay adapters."""
+    drafts = [_Draft(catalogue.base.model, "base", base)]
+    names = {expert.name for expert in catalogue.experts}
+    for name in settings.checkpoints:
+        if settings.topology == "shared":
+            raise EngineError(
+                f"{settings.path}: experts.{name}.checkpoint is a model of its own: it needs "
+                "topology = 'per-expert'"
+            )
+        if name not in names:
+            raise EngineError(
+                f"{settings.path}: experts.{name} is no expert of {catalogue.path}: there are "
+                + (", ".join(sorted(names)) or "none")
+            )
+    if settings.topology == "shared":
+        return drafts, tuple(adapters.values())
+    merged = set()
+    for expert in catalogue.experts:
+        model = _model_name(expert, catalogue)
+        if expert.name in settings.checkpoints:
+            source = _read_source(settings.checkpoints[expert.name])
+            _check_tokenizer(expert.name, source, base)
+            drafts.append(_Draft(model, expert.name, source))
+        elif expert.adapter is not None:
+            drafts.append(_Draft(model, expert.name, base, adapters[expert.adapter]))
+            merged.add(expert.adapter)
+    # What no expert took, the generator's adapter for one, is served by the base's engine.
+    return drafts, tuple(each for name, each in adapters.items() if name not in merged)
+
+
+def _model_name(expert: Expert, catalogue: Catalogue) -> str:
+    own = expert.model != catalogue.base.model
+    return expert.model if own else f"{catalogue.base.model}_{expert.name}"
+
+
+def _read_source(directory: Path) -> Source:
+    shape = validate_checkpoint(directory)
+    config = read_json(directory / "config.json")
+    sha256 = weights_sha256(directory)
+    positions = config.get("max_position_embeddings")
+    if type(positions) is not int or positions < 1:
+        raise EngineError(f"{directory}/config.json: max_position_embeddings is {positions!r}")
+    return Source(
+        directory=directory.resolve(),
+        shape=replace(shape, sha256=sha256),
+        is_qwen="Qwen2ForCausalLM" in config["architectures"],
+        max_positions=positions,
+        key=base_key(directory, sha256),
+    )
+
+
+def _read_adapter(listed: catalogues.Adapter, base: Source) -> PlannedAdapter:
+    directory = listed.path or resource_dir("engines") / "adapters" / listed.name
+    adapter = read_peft(directory, base.shape, listed.name)
+    if listed.id != adapter.task_id:
+        raise EngineError(
+            f"adapter {listed.name}: the catalogue's id is {listed.id}, its content gives "
+            f"{adapter.task_id}: the adapter has changed, set adapters.{listed.name}.id to that"
+        )
+    return PlannedAdapter(adapter, directory.resolve())
+
+
+def _check_tokenizer(expert: str, source: Source, base: Source) -> None:
+    """One tokenizer serves all engines: the ids must mean the same everywhere."""
+
+    def vocabulary(directory: Path) -> tuple[object, object]:
+        value = read_json(directory / "tokenizer.json")
+        return value.get("model"), value.get("added_tokens")
+
+    if vocabulary(source.directory) != vocabulary(base.directory):
+        raise EngineError(
+            f"expert {expert}: the tokenizer of {source.directory} is not the base's "
+            f"({base.directory}): fine-tune from that base, without new tokens"
+        )
+
+
+def _lora_need(settings: GpuSettings, served: Sequence[PlannedAdapter]) -> LoraNeed | None:
+    if not served:
+        return None
+    found = [planned.adapter for planned in served]
+    return LoraNeed(
+        modules=target_modules(found),
+        max_rank=settings.lora.max_rank or max(adapter.rank for adapter in found),
+        num_adapters=len(found),
+        gpu_adapters=min(settings.lora.gpu_adapters or len(found), len(found)),
+    )
+
+
+def _limit_length(settings: GpuSettings, drafts: Sequence[_Draft]) -> EngineSettings:
+    """A default length bends to the models, a length that the user wrote does not."""
+    shortest = min(drafts, key=lambda draft: draft.source.max_positions).source
+    if settings.engine.max_seq_len <= shortest.max_positions:
+        return settings.engine
+    if "max_seq_len" in settings.explicit:
+        raise EngineError(
+            f"engine.max_seq_len = {settings.engine.max_seq_len}: {shortest.shape.name} was made "
+            f"for {shortest.max_positions} positions"
+        )
+    return replace(settings.engine, max_seq_len=shortest.max_positions)
+
+
+def _place(
+    settings: GpuSettings, engine: EngineSettings, drafts: Sequence[_Draft]
+) -> tuple[PlannedEngine, ...]:
+    """Each engine on a set of GPUs of its own as long as there are any, then round again."""
+    size = engine.world_size
+    num_sets = settings.num_gpus // size
+    placed: dict[str, PlannedEngine] = {}
+    for number in range(min(num_sets, len(drafts))):
+        here = drafts[number::num_sets]
+        load = Load(engine, tuple((draft.source.shape, draft.lora) for draft in here))
+        shares = fit(load, settings.gpu, settings.num_gpus, settings.gpus)
+        devices = tuple(range(number * size, (number + 1) * size))
+        for draft, share in zip(here, shares, strict=True):
+            placed[draft.name] = PlannedEngine(
+                draft.name,
+                draft.expert,
+                draft.source,
+                draft.merged,
+                draft.lora,
+                engine,
+                devices,
+                share,
+            )
+    return tuple(placed[draft.name] for draft in drafts)
