@@ -235,7 +235,8 @@ def up(
 ) -> None:
     """Start the embedded server.
 
-    It listens on loopback. What it needs (base model, encoder, engine) is made first where missing.
+    It listens on loopback; any Triton client can ask its model comp_llm. What it needs (base model,
+    encoder, engine) is made first where missing.
     """
     from compllm.embedded import tritonserver
     from compllm.prepare import prepare
@@ -245,6 +246,7 @@ def up(
         grpc_port=port or None,
         http_port=http_port or None,
         metrics_port=metrics_port or None,
+        has_face=True,
         timeout_s=timeout,
     )
     _print_server(server)

@@ -10,13 +10,14 @@ import shutil
 import string
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from compllm.errors import ServerError
 from compllm.paths import resource_dir
 
 CORE_MODEL = "tensorrt_llm"
+FACE_MODEL = "comp_llm"  # the whole path, for any Triton client
 _STUB = "triton_python_backend_stub"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _INSTALL = "install it with `pip install 'compllm[embedded]'`"
@@ -84,15 +85,18 @@ def environment(binary: Path) -> dict[str, str]:
     return env
 
 
-def write_repository(to: Path, values: Mapping[str, str]) -> Path:
-    """Copy the packaged core model, with `${name}` in its config.pbtxt replaced by `values`."""
+def write_repository(
+    to: Path, values: Mapping[str, str], models: Sequence[str] = (CORE_MODEL,)
+) -> Path:
+    """Copy the packaged models, with `${name}` in their config.pbtxt replaced by `values`."""
     shutil.rmtree(to, ignore_errors=True)
-    source = resource_dir("triton_repo") / CORE_MODEL
-    shutil.copytree(source, to / CORE_MODEL, ignore=shutil.ignore_patterns("__pycache__"))
-    config = to / CORE_MODEL / "config.pbtxt"
     quoted = {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in values.items()}
-    filled = string.Template(config.read_text(encoding="utf-8")).substitute(quoted)
-    config.write_text(filled, encoding="utf-8")
+    for model in models:
+        source = resource_dir("triton_repo") / model
+        shutil.copytree(source, to / model, ignore=shutil.ignore_patterns("__pycache__"))
+        config = to / model / "config.pbtxt"
+        filled = string.Template(config.read_text(encoding="utf-8")).substitute(quoted)
+        config.write_text(filled, encoding="utf-8")
     return to
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -60,6 +60,7 @@ class ServerInfo:
     engine_dir: str = ""
     engine_hash: str = ""  # of the engine's manifest at the start
     options: str = "{}"  # of the executor, as JSON
+    has_face: bool = False  # serves `comp_llm` too
 
     @property
     def grpc_url(self) -> str:
@@ -84,11 +85,12 @@ def start(
     ports: Ports,
     *,
     options: Mapping[str, Any] | None = None,
+    has_face: bool = False,
     timeout_s: float,
 ) -> ServerInfo:
     """Start a server of this engine with its files in `directory`, and wait until it is ready.
 
-    It ends with this process unless it is released. options: see `tritonserver.up`.
+    It ends with this process unless it is released. options, has_face: see `tritonserver.up`.
     Raises ServerError with the reason out of the log; nothing is left running then.
     """
     deadline = time.monotonic() + timeout_s
@@ -103,15 +105,20 @@ def start(
         "engine_dir": str(engine),
         "tokenizer_dir": str(engine),
         "executor_options": json.dumps(dict(options or {}), sort_keys=True),
+        "config_file": "",
     }
-    models = tritonfiles.write_repository(directory / "models", values)
+    served = [tritonfiles.CORE_MODEL, *([tritonfiles.FACE_MODEL] if has_face else [])]
     for attempt in range(1, _START_ATTEMPTS + 1):
-        info = _spawn(binary, models, backends, ports)
+        bound = _free_ports(ports)
+        values["server_url"] = f"{HOST}:{bound.grpc}"  # where the face finds the core model
+        models = tritonfiles.write_repository(directory / "models", values, served)
+        info = _spawn(binary, models, backends, bound)
         info = replace(
             info,
             engine_dir=str(engine),
             engine_hash=engine_hash(engine),
             options=values["executor_options"],
+            has_face=has_face,
         )
         try:
             _wait_ready(info, deadline, timeout_s)
@@ -134,10 +141,9 @@ class _PortTaken(ServerError):
     """Somebody bound a port between our look and the server's."""
 
 
-def _spawn(binary: Path, models: Path, backends: Path, ports: Ports) -> ServerInfo:
+def _spawn(binary: Path, models: Path, backends: Path, ports: _BoundPorts) -> ServerInfo:
     directory = models.parent
     log = directory / "server.log"
-    grpc, http_, metrics = _free_ports(ports)
     name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
     command = [
         str(binary),
@@ -147,9 +153,9 @@ def _spawn(binary: Path, models: Path, backends: Path, ports: Ports) -> ServerIn
         f"--backend-config=python,shm-region-prefix-name={name}-",
         "--disable-auto-complete-config",
         *(f"--{each}-address={HOST}" for each in ("grpc", "http", "metrics")),
-        f"--grpc-port={grpc}",
-        f"--http-port={http_}",
-        f"--metrics-port={metrics}",
+        f"--grpc-port={ports.grpc}",
+        f"--http-port={ports.http}",
+        f"--metrics-port={ports.metrics}",
         "--allow-gpu-metrics=false",
         "--exit-timeout-secs=5",
     ]
@@ -168,9 +174,9 @@ def _spawn(binary: Path, models: Path, backends: Path, ports: Ports) -> ServerIn
         started=_start_time(pid),
         server_pid=int(answer),
         id=name,
-        grpc_port=grpc,
-        http_port=http_,
-        metrics_port=metrics,
+        grpc_port=ports.grpc,
+        http_port=ports.http,
+        metrics_port=ports.metrics,
         log=str(log),
     )
 
@@ -212,7 +218,15 @@ def _wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-def _free_ports(ports: Ports) -> tuple[int, int, int]:
+class _BoundPorts(NamedTuple):
+    """Ports that the server is told to listen at."""
+
+    grpc: int
+    http: int
+    metrics: int
+
+
+def _free_ports(ports: Ports) -> _BoundPorts:
     """The ports asked for, and free ones, all different, in the place of None."""
     with contextlib.ExitStack() as held:
         chosen = []
@@ -222,7 +236,7 @@ def _free_ports(ports: Ports) -> tuple[int, int, int]:
                 probe.bind((HOST, 0))
                 port = probe.getsockname()[1]
             chosen.append(port)
-        return chosen[0], chosen[1], chosen[2]
+        return _BoundPorts(*chosen)
 
 
 def _check_free(name: str, port: int) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from compllm import paths
 from compllm.embedded import tritonprocess
+from compllm.embedded.tritonfiles import FACE_MODEL
 from compllm.embedded.tritonprocess import Ports, ServerInfo, check_answers, is_alive
 from compllm.errors import ServerError
 
@@ -33,27 +34,30 @@ def up(
     http_port: int | None = None,
     metrics_port: int | None = None,
     options: Mapping[str, Any] | None = None,
+    has_face: bool = False,
     timeout_s: float = 60.0,
 ) -> ServerInfo:
     """Start the user's server, or find the one of this engine that is already healthy.
 
-    A port of None or 0 is a free one. options: fields of `executor.ExecutorOptions`. A server that
-    died, or whose engine was built anew since, is replaced. Raises ServerError, naming what stands
-    in the way.
+    A port of None or 0 is a free one. options: fields of `executor.ExecutorOptions`. has_face: with
+    the model `comp_llm` too, which needs the sentence encoder. A server that died, or whose engine
+    was built anew since, is replaced. Raises ServerError, naming what stands in the way.
     """
     engine = _checked_engine(engine_dir)
     ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
     with _lock():
         found = _read_state()
         if found is not None and is_alive(found):
-            _check_same(found, engine, ports, options)
+            _check_same(found, engine, ports, options, has_face)
             check_answers(found)
             if _is_current(found, engine):
                 return found
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
         directory = paths.run_dir() / "server"
-        info = tritonprocess.start(engine, directory, ports, options=options, timeout_s=timeout_s)
+        info = tritonprocess.start(
+            engine, directory, ports, options=options, has_face=has_face, timeout_s=timeout_s
+        )
         _write_state(info)
         tritonprocess.release(info)  # not before: killed up to here, we leave nothing behind
         return info
@@ -93,6 +97,7 @@ def running(
     engine_dir: str | Path | None = None,
     *,
     options: Mapping[str, Any] | None = None,
+    has_face: bool = False,
     is_shared: bool = True,
     timeout_s: float = 60.0,
 ) -> Iterator[ServerInfo]:
@@ -102,13 +107,15 @@ def running(
     ends with the block, and with this process however that ends.
     """
     engine = _checked_engine(engine_dir)
-    if is_shared and (found := _fitting(engine, options)) is not None:
+    if is_shared and (found := _fitting(engine, options, has_face)) is not None:
         yield found
         return
     paths.run_dir().mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="owned-", dir=paths.run_dir()))
     try:
-        info = tritonprocess.start(engine, directory, Ports(), options=options, timeout_s=timeout_s)
+        info = tritonprocess.start(
+            engine, directory, Ports(), options=options, has_face=has_face, timeout_s=timeout_s
+        )
         try:
             yield info
         finally:
@@ -117,17 +124,21 @@ def running(
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _fitting(engine: Path, options: Mapping[str, Any] | None) -> ServerInfo | None:
+def _fitting(engine: Path, options: Mapping[str, Any] | None, has_face: bool) -> ServerInfo | None:
     with contextlib.suppress(ServerError):
         info = status()
         if info is not None and _is_current(info, engine):
-            _check_same(info, engine, Ports(), options)
+            _check_same(info, engine, Ports(), options, has_face)
             return info
     return None
 
 
 def _check_same(
-    info: ServerInfo, engine: Path, ports: Ports, options: Mapping[str, Any] | None
+    info: ServerInfo,
+    engine: Path,
+    ports: Ports,
+    options: Mapping[str, Any] | None,
+    has_face: bool,
 ) -> None:
     """Raises ServerError unless the live server is the one asked for: somebody may be using it."""
     differs = None
@@ -135,6 +146,8 @@ def _check_same(
         differs = f"the engine {info.engine_dir}"
     elif options is not None and json.loads(info.options) != json.loads(json.dumps(dict(options))):
         differs = f"the options {info.options}"
+    elif has_face and not info.has_face:
+        differs = f"no model {FACE_MODEL}"
     actual = info.ports.names()
     for name, wanted in ports.names().items():
         if wanted is not None and wanted != actual[name]:

@@ -1,0 +1,279 @@
+"""The `comp_llm` model without Triton: hand it tensors and a sender, it runs the path.
+
+Three threads meet here. Triton's calls `start` and must not be held up. The path lives on an event
+loop of its own. All that is said to or asked of Triton's senders goes through one thread, in the
+order it was asked for: Triton crashes when a sender is asked anything during or after its final
+response, and the loop must not wait for the 0.1 ms that each call takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+import threading
+import traceback
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
+from uuid import uuid4
+
+from compllm.catalogue import load_catalogue
+from compllm.config import LimitsConfig, load_config
+from compllm.embed import SentenceEncoder
+from compllm.errors import (
+    BackendRejected,
+    BackendUnavailable,
+    CompllmError,
+    DeadlineExceeded,
+    PlanError,
+    QueryError,
+)
+from compllm.face.contract import FaceRequest, FaceResponse, Tensors, outputs, parse, respond
+from compllm.face.late import LateBackend
+from compllm.face.usage import MeteredBackend
+from compllm.paths import encoder_dir
+from compllm.pipeline import CompLLM
+from compllm.triton import TritonBackend
+from compllm.types import Query
+
+T = TypeVar("T")
+
+# Names of Triton's own error codes.
+ErrorCode = Literal["INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"]
+
+_CHECK_PERIOD_S = 0.02
+_CHECK_ALL_S = 0.2  # within which each live request is asked whether its client is gone
+
+_CODES: tuple[tuple[type[CompllmError], ErrorCode], ...] = (
+    (QueryError, "INVALID_ARG"),
+    (PlanError, "INVALID_ARG"),
+    (BackendRejected, "INVALID_ARG"),
+    (BackendUnavailable, "UNAVAILABLE"),
+    (DeadlineExceeded, "UNAVAILABLE"),
+)
+
+
+class Sender(Protocol):
+    """The way back to one client: Triton's response sender."""
+
+    def send(self, tensors: dict[str, Any], *, is_final: bool) -> None: ...
+    def fail(self, message: str, code: ErrorCode) -> None: ...
+    def is_cancelled(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The path, and the two Backends through which it sees the engine."""
+
+    llm: CompLLM
+    engine: LateBackend
+    meter: MeteredBackend
+
+
+Load = Callable[[], Awaitable[Runtime]]
+
+
+async def load(server_url: str = "", config_file: str = "") -> Runtime:
+    """Everything but the engine, which is connected to later. An empty argument leaves the setting
+    to the environment. Raises ConfigError, RouteError."""
+    config = load_config(
+        Path(config_file) if config_file else None, {"server.url": server_url or None}
+    )
+    server = config.server
+
+    def connect() -> Awaitable[TritonBackend]:
+        return TritonBackend.connect(
+            server.url or "127.0.0.1:8001",
+            server.tokenizer or None,
+            timeout_s=server.ready_timeout_s,
+        )
+
+    engine = LateBackend(connect)
+    meter = MeteredBackend(engine)
+    catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
+    encoder = await SentenceEncoder.load(encoder_dir())
+    return Runtime(CompLLM(meter, encoder, catalogue, config), engine, meter)
+
+
+class FaceModel:
+    """Serves until it is closed. Raises, when it is made, what `load` raises."""
+
+    def __init__(self, load: Load = load) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="compllm-loop")
+        self._thread.start()
+        try:
+            self._desk = self._wait_for(_Desk.open(load))
+        except BaseException:
+            self._end_loop()
+            raise
+
+    def start(self, tensors: Tensors, parameters: Mapping[str, object], sender: Sender) -> None:
+        """Begin a request. Every outcome reaches the sender."""
+        try:
+            # A client's own id may be anything, and anybody else's too.
+            request = parse(tensors, parameters, self._desk.limits, uuid4().hex)
+        except QueryError as error:
+            sender.fail(str(error), "INVALID_ARG")
+            return
+        self._loop.call_soon_threadsafe(self._desk.begin, _Live(sender), request)
+
+    def close(self) -> None:
+        """Cancel what runs, and answer everybody who still waits."""
+        self._wait_for(self._desk.aclose())
+        self._end_loop()
+
+    def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _end_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@dataclass(slots=True, eq=False)
+class _Live:
+    """A request that is not answered to its end. Its methods are for the senders' thread alone."""
+
+    sender: Sender
+    is_over: bool = False
+
+    def send(self, response: FaceResponse) -> None:
+        if not self.is_over:
+            self.is_over = response.is_final
+            self.sender.send(outputs(response), is_final=response.is_final)
+
+    def fail(self, message: str, code: ErrorCode) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self.sender.fail(message, code)
+
+    def is_gone(self) -> bool:
+        return not self.is_over and self.sender.is_cancelled()
+
+
+class _Desk:
+    """What runs on the event loop: a task for each live request, and one that looks for clients who
+    left."""
+
+    def __init__(self, runtime: Runtime, closing: AsyncExitStack) -> None:
+        self._runtime = runtime
+        self._closing = closing
+        self._live: dict[_Live, asyncio.Task[None]] = {}  # who waits longest to be asked is first
+        self._has_live = asyncio.Event()
+        self._senders = ThreadPoolExecutor(1, thread_name_prefix="compllm-senders")
+        self._watcher = asyncio.create_task(self._watch(), name="compllm-watch")
+        self._warm_up = asyncio.create_task(self._connect_early(), name="compllm-warm-up")
+
+    @classmethod
+    async def open(cls, load: Load) -> _Desk:
+        async with AsyncExitStack() as stack:
+            runtime = await load()
+            await stack.enter_async_context(runtime.llm)
+            return cls(runtime, stack.pop_all())
+        raise AssertionError("unreachable")
+
+    @property
+    def limits(self) -> LimitsConfig:
+        return self._runtime.llm.config.limits
+
+    def begin(self, live: _Live, request: FaceRequest) -> None:
+        self._live[live] = asyncio.create_task(self._serve(live, request))
+        self._has_live.set()
+
+    async def aclose(self) -> None:
+        tasks = [*self._live.values(), self._watcher, self._warm_up]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._closing.aclose()
+        await asyncio.to_thread(self._senders.shutdown)
+
+    async def _connect_early(self) -> None:
+        """So that the first question does not pay for it. What fails here fails there again."""
+        with suppress(CompllmError):
+            await self._runtime.engine.ready()
+
+    # One request
+
+    async def _serve(self, live: _Live, request: FaceRequest) -> None:
+        try:
+            async with aclosing(self._answer(request)) as responses:
+                async for response in responses:
+                    await self._ask_senders(partial(live.send, response))
+        except asyncio.CancelledError:
+            # Not awaited: a cancelled task waits for nothing more. The thread keeps the order.
+            self._senders.submit(live.fail, "the request was cancelled", "CANCELLED")
+            raise
+        except CompllmError as error:
+            self._senders.submit(live.fail, str(error), _code(error))
+        except Exception as error:  # our fault, but whoever asked must not wait for ever
+            print(traceback.format_exc(), file=sys.stderr)
+            self._senders.submit(live.fail, f"the query failed: {error!r}", "INTERNAL")
+        finally:
+            del self._live[live]
+
+    async def _answer(self, request: FaceRequest) -> AsyncGenerator[FaceResponse, None]:
+        runtime = self._runtime
+        query = await self._until_ready(request)
+        with runtime.meter.watch(query.id) as usage:
+            async with (
+                aclosing(runtime.llm.stream(query)) as events,
+                aclosing(respond(events, request, usage)) as responses,
+            ):
+                async for response in responses:
+                    yield response
+
+    async def _until_ready(self, request: FaceRequest) -> Query:
+        """The query, with the time that is left of its deadline once the engine is there."""
+        query, engine = request.query, self._runtime.engine
+        if engine.is_ready:
+            return query
+        loop = asyncio.get_running_loop()
+        deadline_s = query.deadline_s or self._runtime.llm.config.timeouts.query_s
+        end_s = loop.time() + deadline_s
+        try:
+            async with asyncio.timeout_at(end_s):
+                await engine.ready()
+        except TimeoutError:
+            message = f"the deadline of {deadline_s:g} s is over, and the engine is not ready yet"
+            raise DeadlineExceeded(message, query_id=query.id) from None
+        return replace(query, deadline_s=max(end_s - loop.time(), 0.001))
+
+    # Clients who left
+
+    async def _watch(self) -> None:
+        """Cancel the requests of clients who left. Each is asked in turn: asking costs 0.1 ms of
+        two processes' time."""
+        while True:
+            if not self._live:
+                self._has_live.clear()
+                await self._has_live.wait()
+            await asyncio.sleep(_CHECK_PERIOD_S)
+            count = math.ceil(len(self._live) * _CHECK_PERIOD_S / _CHECK_ALL_S)
+            asked = list(self._live)[:count]
+            for live in asked:  # to the end of the queue
+                self._live[live] = self._live.pop(live)
+            if await self._cancel_gone(asked):
+                # Mostly a whole stream was closed: its other requests are asked at once.
+                await self._cancel_gone(list(self._live))
+
+    async def _cancel_gone(self, asked: Sequence[_Live]) -> bool:
+        gone = await self._ask_senders(lambda: [live for live in asked if live.is_gone()])
+        for live in gone:
+            if (task := self._live.get(live)) is not None:
+                task.cancel()
+        return bool(gone)
+
+    async def _ask_senders(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._senders, call)
+
+
+def _code(error: CompllmError) -> ErrorCode:
+    return next((code for kind, code in _CODES if isinstance(error, kind)), "INTERNAL")

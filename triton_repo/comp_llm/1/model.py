@@ -1,0 +1,53 @@
+"""Triton's `comp_llm` model: Python-backend objects in, `FaceModel` calls out.
+
+Runs inside Triton's Python stub. Everything that can be thought about without Triton is in
+`compllm.face`.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from compllm.face.serving import ErrorCode, FaceModel, load
+
+_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class _Sender:
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+
+    def send(self, tensors: dict[str, Any], *, is_final: bool) -> None:
+        arrays = [pb_utils.Tensor(name, array) for name, array in tensors.items()]
+        self._sender.send(pb_utils.InferenceResponse(arrays), flags=_FINAL if is_final else 0)
+
+    def fail(self, message: str, code: ErrorCode) -> None:
+        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+        self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
+
+    def is_cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+
+class TritonPythonModel:
+    def initialize(self, args: Mapping[str, str]) -> None:
+        parameters = json.loads(args["model_config"])["parameters"]
+        settings = {key: each["string_value"].strip() for key, each in parameters.items()}
+        self._model = FaceModel(partial(load, settings["server_url"], settings["config_file"]))
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            sender = _Sender(request.get_response_sender())
+            try:
+                tensors = {each.name(): each.as_numpy() for each in request.inputs()}
+                parameters = json.loads(request.parameters() or "{}")
+            except Exception as error:  # malformed bytes of a string tensor, for one
+                sender.fail(f"cannot read the inputs: {error}", "INVALID_ARG")
+                continue
+            self._model.start(tensors, parameters, sender)
+
+    def finalize(self) -> None:
+        self._model.close()
