@@ -1,0 +1,130 @@
+"""Seconds a question and what is resident: the other side of every accuracy.
+
+One question at a time on an otherwise idle engine, nothing taken from the cache of answers. The
+contestants take turns on each question, in rotating order, since the engine reuses the prompt
+blocks of whoever asked the same before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.evaluation.contestants import MONOLITHIC, Ask, Contestant, query_of
+from benchmarks.evaluation.engine import LocalEngine
+from benchmarks.evaluation.lab import Lab
+from benchmarks.evaluation.records import Composite
+from benchmarks.evaluation.runner import Outcome
+from benchmarks.report import Row, percentiles
+from compllm.pipeline import CompLLM
+
+SEQUENTIAL = "compllm-3, one request at a time"
+
+
+async def latency_rows(
+    lab: Lab, engine: LocalEngine, chosen: Sequence[Contestant], records: Sequence[Composite]
+) -> list[Row]:
+    """`records`: the first of them warms up and is not counted."""
+    live = replace(lab, backend=engine.backend())
+    seconds: dict[str, list[float]] = {}
+    async with AsyncExitStack() as stack:
+        asks: dict[str, Ask] = {}
+        for contestant in chosen:
+            asks[contestant.name] = await stack.enter_async_context(contestant.open(live))
+        if "compllm-3" in asks:
+            asks[SEQUENTIAL] = await _sequential(live, stack)
+        for turn, record in enumerate(records):
+            names = [*asks]
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                start = time.perf_counter()
+                await asks[name](record)
+                if turn:
+                    seconds.setdefault(name, []).append(time.perf_counter() - start)
+    return [
+        {
+            "contestant": name,
+            "questions": len(times),
+            "mean_s": round(statistics.fmean(times), 3),
+            **{f"{key}_s": round(value, 3) for key, value in percentiles(times).items()},
+        }
+        for name, times in seconds.items()
+        if times
+    ]
+
+
+async def _sequential(lab: Lab, stack: AsyncExitStack) -> Ask:
+    """Comp-LLM with a single request in flight: the plan, then node after node, then the answer."""
+    limits = replace(lab.config.limits, max_in_flight=1)
+    config = replace(lab.config, limits=limits)
+    llm = CompLLM(lab.backend, lab.encoder, lab.catalogue, config)
+    opened = await stack.enter_async_context(llm)
+
+    async def ask(record: Composite) -> Outcome:
+        await opened.ask(query_of(record))
+        return {}
+
+    return ask
+
+
+def size_rows(lab: Lab, engine: LocalEngine, encoder: Path) -> list[Row]:
+    """Parameters that a contestant needs resident: the base once, and its adapters."""
+    catalogue, config = lab.catalogue, lab.config
+    experts = [expert.adapter for expert in catalogue.experts if expert.adapter]
+    roles = [name for name in (config.generator.adapter, config.compose.adapter) if name]
+    adapters: dict[str, list[str]] = {"base": [], "compllm-3": [*experts, *roles]}
+    if MONOLITHIC in lab.adapters:
+        adapters[MONOLITHIC] = [MONOLITHIC]
+    base, sizes = base_parameters(engine), engine.num_adapter_parameters
+    routing = {"compllm-3": encoder_parameters(encoder)}
+    rows: list[Row] = []
+    for name, needed in adapters.items():
+        num_adapters = sum(sizes[each] for each in needed)
+        num_encoder = routing.get(name, 0)
+        rows.append(
+            {
+                "contestant": name,
+                "adapters": len(needed),
+                "base_parameters": base,
+                "adapter_parameters": num_adapters,
+                "encoder_parameters": num_encoder,
+                "parameters": base + num_adapters + num_encoder,
+            }
+        )
+    return rows
+
+
+def base_parameters(engine: LocalEngine) -> int:
+    """Of the decoder, its norms and its embedding, which most small models use at both ends."""
+    shape = engine.shape
+    config = json.loads((engine.executor.engine_dir / "config.json").read_text(encoding="utf-8"))
+    num_tables = 1 if config.get("tie_word_embeddings") else 2
+    linear = sum(rows * columns for rows, columns in shape.module_shapes().values())
+    layers = shape.num_layers * (linear + 2 * shape.hidden)
+    return layers + shape.hidden + num_tables * shape.hidden * shape.vocab
+
+
+def encoder_parameters(path: Path) -> int:
+    """From the header of its weights; 0 where they are in another format."""
+    weights = path / "model.safetensors"
+    if not weights.is_file():
+        return 0
+    with weights.open("rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+    return sum(
+        math.prod(tensor["shape"])
+        for name, tensor in header.items()
+        if name != "__metadata__" and tensor["dtype"].startswith(("F", "BF"))
+    )
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in use now."""
+    import psutil
+
+    return round(float(psutil.Process().memory_info().rss) / 2**20, 1)
