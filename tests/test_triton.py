@@ -16,10 +16,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from compllm import wire
 from compllm.backend import GenerateRequest, Guide, Segment, collect
+from compllm.client_stats import RequestStats
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
-from compllm.stream import error_from, error_from_text
+from compllm.stream import AdapterMissing, CacheFull, error_from, error_from_text
 from compllm.tokenizer import SpecialIds, Tokenizer
-from compllm.triton import TritonBackend
+from compllm.triton import ClientOptions, TritonBackend
 from compllm.types import SamplingParams
 
 END, PAD = 2, 2
@@ -315,7 +316,22 @@ async def test_stop_string_ends_the_text_and_the_request(
     assert last.usage.num_output_tokens == 9
 
 
-async def test_missing_adapter_is_sent_with_the_second_attempt(
+async def test_first_use_of_an_adapter_brings_its_weights_and_later_ones_its_id(
+    loopback: Loopback, tokenizer: Tokenizer
+) -> None:
+    tensors = np.ones((1, 2), np.float16), np.array([[1, 0, 1, 0]], np.int32)
+    backend = TritonBackend(loopback.url, tokenizer, lambda task_id: tensors)
+    for _ in range(2):
+        await collect(backend, _request(adapter_id=7))
+    await backend.aclose()
+    first, second = (inputs(message) for message in loopback.messages)
+    assert first["lora_weights"] == [[[1.0, 1.0]]]
+    assert first["lora_config"] == [[[1, 0, 1, 0]]]
+    assert second["lora_task_id"] == [[7]]
+    assert not {"lora_weights", "lora_config"} & second.keys()
+
+
+async def test_adapter_that_the_engine_should_have_is_sent_where_it_is_missing(
     loopback: Loopback, tokenizer: Tokenizer
 ) -> None:
     async def handler(message: Any, respond: Respond) -> None:
@@ -326,11 +342,19 @@ async def test_missing_adapter_is_sent_with_the_second_attempt(
 
     loopback.handler = handler
     tensors = np.ones((1, 2), np.float16), np.array([[1, 0, 1, 0]], np.int32)
-    backend = TritonBackend(loopback.url, tokenizer, lambda task_id: tensors)
+    seen: list[RequestStats] = []
+    backend = TritonBackend(
+        loopback.url, tokenizer, lambda _: tensors, is_prefetched=True, on_request=seen.append
+    )
     text, _ = await collect(backend, _request(adapter_id=7))
     await backend.aclose()
     assert text == "hello world"
     assert inputs(loopback.messages[1])["lora_config"] == [[[1, 0, 1, 0]]]
+    assert (seen[0].num_attempts, seen[0].lora.num_misses, seen[0].lora.num_weight_sends) == (
+        2,
+        1,
+        1,
+    )
 
 
 @pytest.mark.parametrize("has_weights", [False, True])
@@ -346,7 +370,7 @@ async def test_adapter_that_stays_missing_is_refused(
     with pytest.raises(BackendRejected, match="LoRA task 7 not found"):
         await collect(backend, _request(adapter_id=7))
     await backend.aclose()
-    assert len(loopback.messages) == 1 + has_weights
+    assert len(loopback.messages) == 1
 
 
 @pytest.mark.parametrize(
@@ -354,7 +378,9 @@ async def test_adapter_that_stays_missing_is_refused(
     [
         ("Request for unknown model: 'x' is not found", BackendRejected),
         ("unexpected inference input 'X' for model 'tensorrt_llm'", BackendRejected),
-        (MISSING, BackendRejected),
+        (MISSING, AdapterMissing),
+        ("Cache is full. There are no done tasks to evict", CacheFull),
+        ("PEFT Cache is full. Could not store taskId=7", CacheFull),
         ("Exceeds maximum queue size", BackendUnavailable),
         ("the engine's queue is full (1024 requests): try again later", BackendUnavailable),
         ("Stub process 'tensorrt_llm_0_0' is not healthy.", BackendUnavailable),
@@ -436,6 +462,86 @@ async def test_nobody_at_the_address(tokenizer: Tokenizer) -> None:
     with pytest.raises(BackendUnavailable, match=r"no ready server at 127\.0\.0\.1:1 within"):
         await backend.wait_ready(0.01)
     await backend.aclose()
+
+
+async def test_lost_connection_is_tried_again_before_any_output(
+    loopback: Loopback, tokenizer: Tokenizer
+) -> None:
+    seen: list[RequestStats] = []
+    options = ClientOptions(backoff_s=0.001, max_backoff_s=0.002)
+    backend = TritonBackend(loopback.url, tokenizer, options=options, on_request=seen.append)
+    num_lost = 0
+
+    async def handler(message: Any, respond: Respond) -> None:
+        nonlocal num_lost
+        num_lost += 1
+        if num_lost < 3:
+            await respond(error="the engine is shut down", is_final=True)
+        else:
+            await answer_hello(message, respond)
+
+    loopback.handler = handler
+    assert (await collect(backend, _request()))[0] == "hello world"
+    await backend.aclose()
+    assert (seen[0].num_retries, seen[0].num_attempts, seen[0].outcome) == (2, 3, "done")
+    assert backend.stats.num_retries == 2
+
+
+async def test_what_a_refused_request_asked_for_is_not_tried_again(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        await respond(error="unexpected inference input", is_final=True)
+
+    loopback.handler = handler
+    with pytest.raises(BackendRejected):
+        await collect(backend, _request())
+    assert len(loopback.messages) == 1
+    assert (backend.stats.num_failed, backend.stats.num_requests) == (1, 1)
+
+
+async def test_silent_server_is_given_up_and_told_so(
+    loopback: Loopback, tokenizer: Tokenizer
+) -> None:
+    loopback.handler = never
+    options = ClientOptions(response_timeout_s=0.05, max_attempts=1)
+    backend = TritonBackend(loopback.url, tokenizer, options=options)
+    with pytest.raises(BackendUnavailable, match=r"silent for 0\.05 s"):
+        await collect(backend, _request())
+    assert await loopback.stopped.get() == loopback.messages[0].id
+    await backend.aclose()
+
+
+async def test_statistics_tell_of_a_cancelled_request(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    loopback.handler = never
+    async with aclosing(backend.generate(_request(is_streamed=True))) as chunks:
+        await anext(chunks)
+    assert backend.stats.num_cancelled == backend.stats.num_requests == 1
+    assert backend.stats.num_output_tokens == 1
+
+
+async def test_warm_up_brings_every_adapter_and_names_those_that_do_not_fit(
+    loopback: Loopback, tokenizer: Tokenizer
+) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        given = inputs(message)
+        assert given["request_output_len"] == [[1]]
+        assert "lora_weights" in given
+        if given["lora_task_id"] == [[8]]:
+            await respond(error="Invalid low_rank (99)", is_final=True)
+        else:
+            await answer_hello(message, respond)
+
+    loopback.handler = handler
+    tensors = np.ones((1, 2), np.float16), np.ones((1, 4), np.int32)
+    backend = TritonBackend(loopback.url, tokenizer, lambda _: tensors)
+    errors = await backend.warm_up([7, 8, 7])
+    await backend.aclose()
+    assert list(errors) == [7, 8]
+    assert errors[7] is None
+    assert "low_rank" in (errors[8] or "")
 
 
 async def test_broken_stream_is_replaced(loopback: Loopback, backend: TritonBackend) -> None:

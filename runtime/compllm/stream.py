@@ -48,10 +48,16 @@ _TEXTS: tuple[tuple[re.Pattern[str], type[BackendError]], ...] = tuple(
     )
 )
 _ADAPTER_MISSING = re.compile(r"LoRA task \d+ not found in cache", re.IGNORECASE)
+# "Cache is full. There are no done tasks to evict", "PEFT Cache is full. Could not store taskId=7"
+_CACHE_FULL = re.compile(r"Cache is full\b.*(no done tasks|could not store)", re.IGNORECASE)
 
 
 class AdapterMissing(BackendRejected):
     """The engine has not, or no longer, the weights of the request's adapter."""
+
+
+class CacheFull(BackendUnavailable):
+    """Every adapter in the engine's LoRA cache is in use."""
 
 
 def error_from(foreign: Exception) -> BackendError:
@@ -70,6 +76,8 @@ def error_from_text(message: str) -> BackendError:
     """Ours for what a response on the stream says."""
     if _ADAPTER_MISSING.search(message):
         return AdapterMissing(f"the server refused the request: {message}")
+    if _CACHE_FULL.search(message):
+        return CacheFull(f"the server failed: {message}")
     for pattern, kind in _TEXTS:
         if pattern.search(message):
             return kind(f"the server failed: {message}")
@@ -149,9 +157,18 @@ class Exchange:
         self.is_over = False
         self._stream.send(message)
 
-    async def receive(self) -> wire.Tensors:
-        """The next response. Raises our errors; each of them is the end."""
-        answer = await self._inbox.get()
+    async def receive(self, timeout_s: float | None = None) -> wire.Tensors:
+        """The next response. Raises our errors; each of them is the end.
+
+        timeout_s: of silence, after which leaving the block stops the request.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._inbox.get()
+        except TimeoutError as error:
+            raise BackendUnavailable(
+                f"no answer from the server: it was silent for {timeout_s:g} s"
+            ) from error
         if isinstance(answer, Exception):
             self.is_over = True
             ours = answer if isinstance(answer, BackendError) else error_from(answer)

@@ -1,57 +1,74 @@
 """The Backend over gRPC: text in and out, TensorRT-LLM's core model behind Triton underneath.
 
-With `stream.py` and `wire.py` below it the only module that knows tritonclient.
+With `stream.py` and `wire.py` below it, `lora_client.py` beside it. What goes wrong before the
+first response (a lost connection, an adapter that is not in the cache) is tried again here; after
+it, a request ends with its error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from dataclasses import replace
+import json
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from compllm import wire
-from compllm.backend import Chunk, GenerateRequest, Prompt
-from compllm.errors import BackendUnavailable, ConfigError
-from compllm.stream import AdapterMissing, Stream, error_from
+from compllm.adapter_files import is_embedded_engine, weights_in
+from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
+from compllm.channel import CORE_MODEL, is_live, model_config, open_channel, stub_of, wait_ready
+from compllm.client_stats import ClientStats, RequestStats
+from compllm.errors import BackendUnavailable, CompllmError, ConfigError
+from compllm.lora_client import AdapterUse, AdapterWeights, LoraClient
+from compllm.stream import AdapterMissing, CacheFull, Exchange, Stream
 from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
-from compllm.types import Usage
+from compllm.types import SamplingParams, Usage
 
-AdapterWeights = Callable[[int], wire.AdapterTensors | None]
-
-_CORE_MODEL = "tensorrt_llm"
 _LONG_TEXT = 4000  # characters; tokenising more takes over 1 ms and leaves the event loop
-_POLL_S = 0.05  # between questions to a server that is up but not yet ready
 
-_CHANNEL_OPTIONS = [
-    ("grpc.max_send_message_length", -1),  # an adapter's weights are megabytes
-    ("grpc.max_receive_message_length", -1),
-    # A server that comes back is found at once, not after a pause that grew while it was away.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """How long a request waits for what."""
+
+    response_timeout_s: float = 300.0  # of silence; a whole answer comes as one response
+    max_attempts: int = 4  # at a server that is away or overloaded, before any output
+    backoff_s: float = 0.05  # before the second attempt at most; doubles, drawn at random
+    max_backoff_s: float = 1.0
+    adapter_wait_s: float = 60.0  # for a place in the engine's LoRA cache
 
 
 class TritonBackend:
     """Generates through Triton at `url` (host:port). One per event loop; any number of requests.
 
-    adapter_weights: gives an adapter's tensors by task id, for an engine that has lost them. It is
-    called once a request at most, and never again for the same refusal.
+    adapter_weights: gives an adapter's tensors by task id. is_prefetched: the engine has loaded its
+    adapters itself. on_request: is told of every request when it has ended.
     """
 
     def __init__(
-        self, url: str, tokenizer: Tokenizer, adapter_weights: AdapterWeights | None = None
+        self,
+        url: str,
+        tokenizer: Tokenizer,
+        adapter_weights: AdapterWeights | None = None,
+        *,
+        is_prefetched: bool = False,
+        options: ClientOptions | None = None,
+        on_request: Callable[[RequestStats], None] = lambda stats: None,
     ) -> None:
         self.url = url
         self.tokenizer = tokenizer
-        self._adapter_weights = adapter_weights
+        self.options = options = options or ClientOptions()
+        self.stats = ClientStats()
+        self.lora = LoraClient(
+            adapter_weights, is_prefetched=is_prefetched, max_wait_s=options.adapter_wait_s
+        )
+        self._on_request = on_request
         self._channel: grpc.aio.Channel | None = None
         self._stream: Stream | None = None
         self._serial = itertools.count(1)
@@ -59,62 +76,126 @@ class TritonBackend:
 
     @classmethod
     async def connect(
-        cls, url: str, tokenizer_dir: str | Path | None = None, *, timeout_s: float = 10.0
+        cls,
+        url: str,
+        tokenizer_dir: str | Path | None = None,
+        *,
+        adapters_dir: str | Path | None = None,
+        options: ClientOptions | None = None,
+        timeout_s: float = 10.0,
     ) -> TritonBackend:
-        """A backend whose server is ready. The tokenizer is read from `tokenizer_dir`, else from
-        the directory that the model's configuration names, where that is on this machine.
+        """A backend whose server is ready. The tokenizer and the adapters' weights are read from
+        these directories, else from those that the model's configuration names, where they are on
+        this machine.
 
         Raises BackendUnavailable, and ConfigError where there is no tokenizer.
         """
-        async with _open_channel(url) as channel:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            await _wait_ready(stub, url, timeout_s)
-            try:
-                question = service_pb2.ModelConfigRequest(name=_CORE_MODEL)
-                answer = await stub.ModelConfig(question, timeout=timeout_s)
-            except grpc.RpcError as foreign:
-                raise error_from(foreign) from foreign
-        parameters = answer.config.parameters
-        named = tokenizer_dir or parameters["tokenizer_dir"].string_value
+        config = await model_config(url, timeout_s)
+        return await cls.for_model(
+            url, config, tokenizer_dir, adapters_dir=adapters_dir, options=options
+        )
+
+    @classmethod
+    async def for_model(
+        cls,
+        url: str,
+        config: Any,
+        tokenizer_dir: str | Path | None = None,
+        *,
+        adapters_dir: str | Path | None = None,
+        options: ClientOptions | None = None,
+    ) -> TritonBackend:
+        """`connect` for a server whose model's configuration (the protobuf) is at hand."""
+        parameters = {key: each.string_value for key, each in config.parameters.items()}
+        named = tokenizer_dir or parameters.get("tokenizer_dir")
         if not named:
             raise ConfigError(
                 f"the model at {url} names no tokenizer: give the directory of its tokenizer.json"
             )
-        engine_dir = Path(parameters["gpt_model_path"].string_value)
         tokenizer = await asyncio.to_thread(Tokenizer.from_dir, named)
-        return cls(url, tokenizer, await asyncio.to_thread(_weights_of, engine_dir))
+        weights, is_prefetched = await asyncio.to_thread(
+            _adapters, parameters, Path(adapters_dir) if adapters_dir else None
+        )
+        return cls(url, tokenizer, weights, is_prefetched=is_prefetched, options=options)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """See `Backend.generate`. An adapter the engine does not know is sent to it once."""
-        input_ids = await self._encode(request.prompt)
-        weights = None
-        while True:
+        """See `Backend.generate`."""
+        stats = RequestStats(request.id, request.model, request.adapter_id)
+        try:
+            input_ids = await self._encode(request.prompt)
+            stats.num_input_tokens = len(input_ids)
+            async with self.lora.use(request.adapter_id, stats.lora) as use:
+                exchange, tensors, ending = await self._begin(request, input_ids, use, stats)
+                with ending:
+                    use.accepted()
+                    text = _Text(self.tokenizer, request.sampling.stop)
+                    new_text, num_new = "", 0
+                    while True:
+                        ids = wire.read_ids(tensors)
+                        new_text += text.push(ids)
+                        num_new += len(ids)
+                        stats.num_output_tokens += len(ids)
+                        if text.is_stopped or exchange.is_over:
+                            break
+                        if request.is_streamed and new_text:
+                            yield Chunk(new_text, num_new)
+                            new_text, num_new = "", 0
+                        tensors = await exchange.receive(self.options.response_timeout_s)
+                    if not exchange.is_over:
+                        tensors = await exchange.stop()
+            stats.usage = _usage(tensors, len(input_ids), stats.num_output_tokens)
+            last = Chunk(
+                new_text + text.flush(),
+                num_new,
+                "stop" if text.is_stopped or self._is_ended(request, ids, stats) else "length",
+                stats.usage,
+            )
+            stats.ended("done")
+            yield last
+        except CompllmError as error:
+            stats.ended("failed", error)
+            raise
+        finally:
+            if not stats.total_s:
+                stats.ended("cancelled")
+            self.stats.add(stats)
+            self._on_request(stats)
+
+    async def warm_up(
+        self, adapter_ids: Iterable[int], model: str = CORE_MODEL
+    ) -> dict[int, str | None]:
+        """Have each adapter answer one token, so that no user's request has to bring it. Gives the
+        error of each, None where it went well; adapters beyond the cache's size evict earlier ones.
+        """
+
+        async def one(adapter_id: int) -> str | None:
+            request = GenerateRequest(
+                f"warm-up-{adapter_id}",
+                (Segment("Hello"),),
+                SamplingParams(max_tokens=1),
+                model,
+                adapter_id,
+            )
             try:
-                async with aclosing(self._attempt(request, input_ids, weights)) as chunks:
-                    async for chunk in chunks:
-                        yield chunk
-                return
-            except AdapterMissing:
-                if weights is not None:
-                    raise
-                weights = await self._weights(request)
-                if weights is None:
-                    raise
+                await collect(self, request)
+            except CompllmError as error:
+                return str(error)
+            return None
+
+        ids = tuple(dict.fromkeys(adapter_ids))
+        return dict(zip(ids, await asyncio.gather(*map(one, ids)), strict=True))
 
     async def server_live(self) -> bool:
         """Whether anybody answers at all."""
-        try:
-            answer = await self._stub().ServerLive(service_pb2.ServerLiveRequest(), timeout=2.0)
-        except grpc.RpcError:
-            return False
-        return bool(answer.live)
+        return await is_live(self._stub())
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when the core model can be asked. Raises BackendUnavailable when time is up."""
-        await _wait_ready(self._stub(), self.url, timeout_s)
+        await wait_ready(self._stub(), self.url, timeout_s)
 
     async def aclose(self) -> None:
-        """Requests in flight fail with BackendUnavailable. Idempotent."""
+        """Requests in flight fail with BackendUnavailable, and the server sees their stream go.
+        Idempotent."""
         self._is_closed = True
         if self._stream is not None:
             await self._stream.aclose()
@@ -126,63 +207,85 @@ class TritonBackend:
             return await asyncio.to_thread(self.tokenizer.encode, prompt)
         return self.tokenizer.encode(prompt)
 
-    async def _weights(self, request: GenerateRequest) -> wire.AdapterTensors | None:
-        if self._adapter_weights is None or request.adapter_id is None:
-            return None
-        return await asyncio.to_thread(self._adapter_weights, request.adapter_id)
+    async def _begin(
+        self, request: GenerateRequest, input_ids: list[int], use: AdapterUse, stats: RequestStats
+    ) -> tuple[Exchange, wire.Tensors, ExitStack]:
+        """The exchange with its first response, and what ends it. Nothing of the answer has been
+        used up to here, so all of it may be tried again."""
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self.options.max_attempts),
+            # Drawn at random: those whom one lost server sent away do not come back as one.
+            wait=wait_random_exponential(self.options.backoff_s, self.options.max_backoff_s),
+            retry=retry_if_exception(self._can_retry),
+            reraise=True,
+        )
+        begun: tuple[Exchange, wire.Tensors, ExitStack] = await retrying(
+            self._attempt, request, input_ids, use, stats
+        )
+        stats.num_retries = retrying.statistics["attempt_number"] - 1
+        return begun
+
+    def _can_retry(self, error: BaseException) -> bool:
+        is_away = isinstance(error, BackendUnavailable) and not isinstance(error, CacheFull)
+        return is_away and not self._is_closed
 
     async def _attempt(
-        self, request: GenerateRequest, input_ids: list[int], weights: wire.AdapterTensors | None
-    ) -> AsyncGenerator[Chunk, None]:
-        special = self.tokenizer.special
-        # Unique in the process even where a caller uses an id again while its stop is under way.
-        wire_id = f"{request.id}#{next(self._serial)}"
-        message = wire.inference_message(
+        self, request: GenerateRequest, input_ids: list[int], use: AdapterUse, stats: RequestStats
+    ) -> tuple[Exchange, wire.Tensors, ExitStack]:
+        while True:
+            # Unique in the process even where a caller uses an id again while its stop is under
+            # way.
+            wire_id = f"{request.id}#{next(self._serial)}"
+            try:
+                with ExitStack() as ending:
+                    exchange = self._live_stream().exchange(request.model, wire_id)
+                    ending.enter_context(exchange)
+                    async with use.weights() as weights:
+                        exchange.send(self._message(request, wire_id, input_ids, weights))
+                        stats.num_attempts += 1
+                    tensors = await exchange.receive(self.options.response_timeout_s)
+                    stats.answered()
+                    return exchange, tensors, ending.pop_all()
+            except AdapterMissing as error:
+                use.missing(error)
+            except CacheFull as error:
+                await use.full(error)
+
+    def _message(
+        self,
+        request: GenerateRequest,
+        wire_id: str,
+        input_ids: list[int],
+        weights: wire.AdapterTensors | None,
+    ) -> Any:
+        return wire.inference_message(
             request,
             wire_id,
             input_ids,
-            special,
+            self.tokenizer.special,
             # A stop string can be seen only while tokens arrive, and saves the rest of them.
             is_streamed=request.is_streamed or bool(request.sampling.stop),
             weights=weights,
         )
-        text = _Text(self.tokenizer, request.sampling.stop)
-        new_text, num_new, num_tokens = "", 0, 0
-        with self._live_stream().exchange(request.model, wire_id) as exchange:
-            exchange.send(message)
-            while True:
-                tensors = await exchange.receive()
-                ids = wire.read_ids(tensors)
-                new_text += text.push(ids)
-                num_new += len(ids)
-                num_tokens += len(ids)
-                if text.is_stopped or exchange.is_over:
-                    break
-                if request.is_streamed and new_text:
-                    yield Chunk(new_text, num_new)
-                    new_text, num_new = "", 0
-            if not exchange.is_over:
-                tensors = await exchange.stop()
-        is_ended = bool(ids) and ids[-1] in (special.end_id, *special.more_end_ids)
-        is_short = num_tokens < request.sampling.max_tokens
-        yield Chunk(
-            new_text + text.flush(),
-            num_new,
-            "stop" if text.is_stopped or is_ended or is_short else "length",
-            _usage(tensors, len(input_ids), num_tokens),
-        )
+
+    def _is_ended(self, request: GenerateRequest, ids: list[int], stats: RequestStats) -> bool:
+        """Whether the text ended by itself."""
+        special = self.tokenizer.special
+        is_end = bool(ids) and ids[-1] in (special.end_id, *special.more_end_ids)
+        return is_end or stats.num_output_tokens < request.sampling.max_tokens
 
     def _live_stream(self) -> Stream:
         if self._stream is None or self._stream.is_broken:
             self._stream = Stream(self._stub())
+            self.stats.num_streams += 1
         return self._stream
 
     def _stub(self) -> Any:
         if self._is_closed:
             raise BackendUnavailable(f"the connection to {self.url} is closed")
         if self._channel is None:
-            self._channel = _open_channel(self.url)
-        return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+            self._channel = open_channel(self.url)
+        return stub_of(self._channel)
 
 
 class _Text:
@@ -213,36 +316,24 @@ def _usage(tensors: wire.Tensors, num_input_tokens: int, num_output_tokens: int)
     )
 
 
-def _open_channel(url: str) -> grpc.aio.Channel:
-    options = list(_CHANNEL_OPTIONS)
-    if url.startswith(("127.", "localhost:", "[::1]")):
-        options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot mean this machine
-    return grpc.aio.insecure_channel(url, options=options)
-
-
-async def _wait_ready(stub: Any, url: str, timeout_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout_s
-    while True:
-        cause: grpc.RpcError | None = None
-        question = service_pb2.ModelReadyRequest(name=_CORE_MODEL)
-        try:
-            answer = await stub.ModelReady(question, timeout=max(0.05, deadline - loop.time()))
-            if answer.ready:
-                return
-            why = f"{_CORE_MODEL} is not loaded"
-        except grpc.aio.AioRpcError as foreign:
-            cause, why = foreign, str(foreign.details())
-        if loop.time() + _POLL_S > deadline:
-            message = f"no ready server at {url} within {timeout_s:g} s: {why}"
-            raise BackendUnavailable(message) from cause
-        await asyncio.sleep(_POLL_S)
-
-
-def _weights_of(engine_dir: Path) -> AdapterWeights | None:
-    """Adapters of an embedded engine on this machine, by task id; None for any other engine."""
-    if not (engine_dir / "manifest.json").is_file():
-        return None
-    from compllm.embedded.lora_tensors import read_engine_adapter
-
-    return lambda task_id: read_engine_adapter(engine_dir, task_id)
+def _adapters(
+    parameters: dict[str, str], directory: Path | None
+) -> tuple[AdapterWeights | None, bool]:
+    """Where the weights are, and whether the engine says that it has loaded them itself."""
+    engine = Path(parameters.get("gpt_model_path", ""))
+    prefetched = parameters.get("lora_prefetch_dir", "")
+    try:
+        options = json.loads(parameters.get("executor_options") or "{}")
+    except ValueError:
+        options = {}
+    if is_embedded_engine(engine) and not options.get("is_lora_cache"):
+        prefetched = prefetched or str(engine)
+    for place in (directory, Path(prefetched) if prefetched else None, engine):
+        if place is not None and (weights := weights_in(place)) is not None:
+            return weights, bool(prefetched)
+    if directory is not None:
+        raise ConfigError(
+            f"no adapters in {directory}: it is neither an embedded engine nor holds folders "
+            "<task id>/model.lora_weights.npy"
+        )
+    return None, bool(prefetched)

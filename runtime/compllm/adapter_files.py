@@ -1,0 +1,81 @@
+"""Where a client finds the weights of adapters that an engine asks for.
+
+Stands behind `lora_client.py`. Two kinds of directories hold them: an embedded engine, and the
+folders that TensorRT-LLM's hf_lora_convert.py writes, named by task id (its `lora_prefetch_dir`).
+A task id is of an adapter's name and content (`embedded.adapters.Adapter.task_id`), so that a
+changed adapter never meets an old one's cache entry.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compllm.errors import ConfigError
+from compllm.lora_client import AdapterWeights
+from compllm.wire import AdapterTensors
+
+WEIGHTS_FILE, CONFIG_FILE = "model.lora_weights.npy", "model.lora_config.npy"
+
+
+def weights_in(directory: Path) -> AdapterWeights | None:
+    """The adapters of this directory by task id; None where it holds none of either kind."""
+    if is_embedded_engine(directory):
+        from compllm.embedded.lora_tensors import read_engine_adapter
+
+        return lambda task_id: read_engine_adapter(directory, task_id)
+    if any(directory.glob(f"[0-9]*/{WEIGHTS_FILE}")):
+        return lambda task_id: read_converted(directory / str(task_id))
+    return None
+
+
+def is_embedded_engine(directory: Path) -> bool:
+    """Engines of other kinds have a manifest.json too: its format tells them apart."""
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    form = manifest.get("format") if isinstance(manifest, dict) else None
+    return isinstance(form, str) and form.startswith("compllm-engine/")
+
+
+def read_converted(directory: Path) -> AdapterTensors | None:
+    """What hf_lora_convert.py wrote: float16 [rows, width], int32 [rows, 4]; None if not there.
+
+    Raises ConfigError for other shapes or types. Configurations of three columns (before DoRA) get
+    the fourth.
+    """
+    if not (directory / WEIGHTS_FILE).is_file():
+        return None
+    weights = _squeezed(_read(directory / WEIGHTS_FILE))
+    config = _squeezed(_read(directory / CONFIG_FILE))
+    if config.ndim == 2 and config.shape[1] == 3:
+        config = np.pad(config, ((0, 0), (0, 1)))
+    if weights.dtype != np.float16 or weights.ndim != 2:
+        raise ConfigError(
+            f"{directory / WEIGHTS_FILE} is {weights.dtype} {list(weights.shape)}: the tensor is "
+            "float16 [rows, width]; convert with --storage-type float16"
+        )
+    if config.dtype != np.int32 or config.shape != (len(weights), 4):
+        raise ConfigError(
+            f"{directory / CONFIG_FILE} is {config.dtype} {list(config.shape)}: beside "
+            f"{len(weights)} rows of weights the tensor is int32 [{len(weights)}, 4]"
+        )
+    return np.ascontiguousarray(weights), np.ascontiguousarray(config)
+
+
+def _squeezed(array: NDArray[Any]) -> NDArray[Any]:
+    """Without the batch dimension that the converter adds."""
+    return array[0] if array.ndim == 3 and array.shape[0] == 1 else array
+
+
+def _read(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ConfigError(f"{path} is not readable ({error}): convert the adapter again") from error
+    return array
