@@ -7,6 +7,7 @@
 // to 16 tokens (docs/ENGINE.md compares).
 #include <tbb/parallel_for.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -102,10 +103,16 @@ struct Step {
         }
     }
 
-    // Calls f(first, last) over the tokens, each thread some of them.
+    // Calls f(first, last) over the tokens, each thread some of them: at once where they have
+    // adapters, whose products are the most of what is done here.
     template <class F>
     void each_token(long width, F&& f) const {
-        share(num_tokens, 1, num_tokens * width >= kShare, f);
+        share(num_tokens, 1, num_tokens * width >= kShare || has_adapters(), f);
+    }
+
+    bool has_adapters() const {
+        return slots != nullptr &&
+               std::any_of(slots, slots + num_tokens, [](std::int32_t slot) { return slot > 0; });
     }
 
     // normed input of a layer's attention -> q and k, rotated, and v
