@@ -1,0 +1,143 @@
+"""The biology kinds: the genetic code, amino acids and short strands, from Biopython.
+
+Bases are spelled apart ("A U G"), so that each is a token of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable
+
+from compllm.build_scripts.datasets.kinds import Kind, Operands
+from compllm.build_scripts.datasets.wordings import read_wordings
+
+# IUPAC names of the twenty standard amino acids; Biopython has only their codes.
+AMINO_NAMES = {
+    "A": "alanine", "C": "cysteine", "D": "aspartic acid", "E": "glutamic acid",
+    "F": "phenylalanine", "G": "glycine", "H": "histidine", "I": "isoleucine", "K": "lysine",
+    "L": "leucine", "M": "methionine", "N": "asparagine", "P": "proline", "Q": "glutamine",
+    "R": "arginine", "S": "serine", "T": "threonine", "V": "valine", "W": "tryptophan",
+    "Y": "tyrosine",
+}  # fmt: skip
+_BASES = "ACGT"
+_NEUTRAL_PH = 7.0
+
+
+def biology_kinds() -> tuple[Kind, ...]:
+    from Bio.Data import CodonTable, IUPACData
+    from Bio.Seq import Seq
+    from Bio.SeqUtils import IsoelectricPoint, ProtParamData, gc_fraction
+
+    wordings = read_wordings("biology")
+    code = CodonTable.unambiguous_rna_by_name["Standard"]
+    to_amino = {
+        spell(codon): AMINO_NAMES[letter] for codon, letter in sorted(code.forward_table.items())
+    }
+    codons = [spell("".join(bases)) for bases in itertools.product("ACGU", repeat=3)]
+    stops = {spell(codon) for codon in code.stop_codons}
+    triplets = [spell("".join(bases)) for bases in itertools.product(_BASES, repeat=3)]
+    strands = _strands(range(4, 7), 1500)
+
+    def kind(
+        name: str,
+        takes: str,
+        gives: str,
+        asked: Iterable[str],
+        solve: Callable[[str], str],
+        exposures: float = 12,
+        *,
+        dependent: float = 0.25,
+        weight: float = 1.0,
+        is_open: bool = False,  # any strand is an item, those of validation and test are unseen
+    ) -> Kind:
+        items: tuple[Operands, ...] = tuple((each,) for each in asked)
+        return Kind(
+            name, "biology", (takes,), gives, items, solve, wordings[name], is_split=is_open,
+            exposures=exposures, dependent=dependent, weight=weight,
+            accepts_more=_is_strand if is_open else None,
+        )  # fmt: skip
+
+    letters = {name: letter for letter, name in AMINO_NAMES.items()}
+    three = {name: IUPACData.protein_letters_1to3[letter] for name, letter in letters.items()}
+    from_three = {code: name for name, code in three.items()}
+    names = tuple(letters)
+    num_codons = {name: str(sum(each == name for each in to_amino.values())) for name in names}
+
+    def is_hydrophobic(name: str) -> str:
+        return "yes" if ProtParamData.kd[letters[name]] > 0 else "no"
+
+    def charge(name: str) -> str:
+        letter = letters[name]
+        if IsoelectricPoint.positive_pKs.get(letter, 0) > _NEUTRAL_PH:
+            return "positive"
+        is_acid = IsoelectricPoint.negative_pKs.get(letter, 14) < _NEUTRAL_PH
+        return "negative" if is_acid else "neutral"
+
+    def gc_count(strand: str) -> str:
+        bases = strand.replace(" ", "")
+        return str(round(gc_fraction(bases) * len(bases)))
+
+    return (
+        kind("codon_amino", "codon", "amino", to_amino, to_amino.__getitem__, 24, weight=3),
+        kind("num_codons", "amino", "number", names, num_codons.__getitem__, 30, weight=4),
+        kind("one_letter", "amino", "letter", names, letters.__getitem__, 16, weight=2),
+        kind("three_letter", "amino", "three", names, three.__getitem__, 14),
+        kind("from_letter", "letter", "amino", AMINO_NAMES, AMINO_NAMES.__getitem__, 18, weight=2),
+        kind("from_three", "three", "amino", from_three, from_three.__getitem__, 14),
+        kind(
+            "complement", "dna", "dna", strands,
+            lambda strand: spell(str(Seq(strand.replace(" ", "")).complement())),
+            0.7, is_open=True, weight=1.5,
+        ),
+        kind(
+            "transcribe", "dna", "rna", strands,
+            lambda strand: spell(str(Seq(strand.replace(" ", "")).transcribe())),
+            0.5, dependent=0, is_open=True,
+        ),
+        kind(
+            "codon_of_triplet", "triplet", "codon", triplets,
+            lambda triplet: spell(str(Seq(triplet.replace(" ", "")).transcribe())), 6,
+        ),
+        kind(
+            "anticodon", "codon", "anticodon", codons,
+            lambda codon: spell(str(Seq(codon.replace(" ", "")).complement_rna())), 8,
+        ),
+        # Three of 64 are stop codons: asked as often as a dozen others, or "no" is always right.
+        kind(
+            "stop_codon", "codon", "yes/no",
+            [*codons, *(each for each in codons if each in stops for _ in range(9))],
+            lambda codon: "yes" if codon in stops else "no", 6,
+        ),
+        kind("gc_count", "dna", "number", strands, gc_count, 0.8, is_open=True, weight=1.5),
+        kind(
+            "length", "dna", "number", _strands(range(3, 9), 600),
+            lambda strand: str(len(strand.split())), 0.8, is_open=True,
+        ),
+        kind("hydrophobic", "amino", "yes/no", names, is_hydrophobic, 16),
+        kind("charge", "amino", "charge", names, charge, 16),
+        kind(
+            "weight", "amino", "number", names,
+            lambda name: str(round(IUPACData.protein_weights[letters[name]])), 24,
+        ),
+    )  # fmt: skip
+
+
+def spell(bases: str) -> str:
+    return " ".join(bases)
+
+
+def _is_strand(operands: Operands) -> bool:
+    bases = operands[0].split()
+    return 3 <= len(bases) <= 8 and all(base in _BASES for base in bases)
+
+
+def _strands(lengths: range, count: int) -> list[str]:
+    """Different random strands, the same on every run."""
+    rng = random.Random(f"strands {lengths} {count}")
+    found: dict[str, None] = {}
+    for index in itertools.cycle(lengths):
+        if len(found) == count:
+            return list(found)
+        found[spell("".join(rng.choices(_BASES, k=index)))] = None
+    raise AssertionError("unreachable")

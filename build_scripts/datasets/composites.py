@@ -1,0 +1,303 @@
+"""The -P and -All sets: composite questions with gold plan, gold sub-answers and gold answer.
+
+-P joins 2 to 4 independent sub-questions of different domains. Every -All question has at least one
+dependent sub-question: chains, joins, diamonds, forks, and these beside independent ones. A
+composition (which kinds, in which shape) belongs to one split, and so does every wording.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from compllm.build_scripts.datasets.bank import DOMAINS, Bank
+from compllm.build_scripts.datasets.expressions import Expression, Flattener, Node, leaves
+from compllm.build_scripts.datasets.kinds import Kind, Split, choose, pick_split
+from compllm.build_scripts.datasets.wordings import read_joiners
+
+MAX_QUESTION_CHARS = 400
+MAX_TEXT_CHARS = 150  # of a sub-query; the runtime's guide allows 160
+_ENTITIES = ("element", "amino", "codon")
+
+
+class _Misfit(Exception):
+    """A draw that cannot become a composite: drawn again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Composite:
+    text: str
+    nodes: tuple[Node, ...]
+    composition: str
+
+    def record(self, name: str, split: Split, index: int) -> dict[str, Any]:
+        parents = [list(node.parents) for node in self.nodes]
+        answers = [node.answer for node in self.nodes]
+        return {
+            "id": f"{name}-{split}-{index:04d}",
+            "set": name,
+            "question": self.text,
+            "steps": [node.text for node in self.nodes],
+            "parents": parents,
+            "experts": [node.kind.domain for node in self.nodes],
+            "kinds": [node.kind.name for node in self.nodes],
+            "wordings": [node.wording.id for node in self.nodes],
+            "composition": self.composition,
+            "answers": answers,
+            "answer": "; ".join(answers[leaf] for leaf in leaves(parents)),
+        }
+
+
+class Composer:
+    """Draws composites of one split."""
+
+    def __init__(self, bank: Bank, split: Split, rng: random.Random) -> None:
+        self._bank = bank
+        self._split: Split = split
+        self._rng = rng
+        self._joiners = read_joiners(split)
+        self._shapes: list[tuple[Callable[[], tuple[str, list[Expression]]], float]] = [
+            (self._chain, 3),
+            (self._long_chain, 1.5),
+            (self._count, 3),
+            (self._join, 5),
+            (self._wide_join, 1.5),
+            (self._deep_join, 1.5),
+            (self._beside, 2),
+            (self._fork, 1.5),
+            (self._diamond, 2),
+        ]
+
+    def parallel(self, count: int) -> list[Composite]:
+        return self._many(count, lambda: self._parallel)
+
+    def dependent(self, count: int) -> list[Composite]:
+        shapes = self._rng.choices(*zip(*self._shapes, strict=True), k=count)
+        remaining: Iterator[Callable[[], tuple[str, list[Expression]]]] = iter(shapes)
+        return self._many(count, lambda: next(remaining))
+
+    def _many(
+        self, count: int, next_shape: Callable[[], Callable[[], tuple[str, list[Expression]]]]
+    ) -> list[Composite]:
+        """Different questions, each of the shape asked for: misfits do not change the mixture."""
+        found: dict[str, Composite] = {}
+        while len(found) < count:
+            shape = next_shape()
+            size = len(found)
+            while len(found) == size:
+                try:
+                    composite = self._finish(*shape())
+                except _Misfit:
+                    continue
+                found.setdefault(composite.text, composite)
+        return list(found.values())
+
+    def _finish(self, text: str, parts: Sequence[Expression]) -> Composite:
+        composition = " + ".join(sorted(part.shape() for part in parts))
+        if pick_split(composition) != self._split:
+            raise _Misfit
+        flattener = Flattener(self._split)
+        for part in parts:
+            if flattener.add(part) is None:
+                raise _Misfit
+        nodes = flattener.nodes
+        if len({(node.kind.name, node.operands) for node in nodes}) < len(nodes):
+            raise _Misfit  # the same thing asked twice
+        if len(text) > MAX_QUESTION_CHARS or any(len(n.text) > MAX_TEXT_CHARS for n in nodes):
+            raise _Misfit
+        return Composite(text, tuple(nodes), composition)
+
+    # -P
+
+    def _parallel(self) -> tuple[str, list[Expression]]:
+        rng = self._rng
+        count = rng.choices((2, 3, 4), (5, 4, 2))[0]
+        domains = rng.sample(DOMAINS, min(count, 3))
+        if count == 4:
+            domains.insert(rng.randrange(3), rng.choice(DOMAINS))
+        are_nouns = rng.random() < 0.35
+        parts = [self._leaf(self._kind(self._bank.of(d), are_nouns), are_nouns) for d in domains]
+        return self._ask_all(parts, are_nouns), parts
+
+    # -All
+
+    def _chain(self) -> tuple[str, list[Expression]]:
+        """f(g(x)) over entities."""
+        inner = self._entity()
+        return self._ask_one(self._over(inner, self._takers(inner)))
+
+    def _long_chain(self) -> tuple[str, list[Expression]]:
+        """f(g(h(x))): entities, or a count of an entity that is then reckoned with."""
+        inner = self._entity()
+        middle = self._over(inner, self._takers(inner), is_noun=True)
+        return self._ask_one(self._over(middle, self._takers(middle)))
+
+    def _count(self) -> tuple[str, list[Expression]]:
+        """One count, reckoned with: even, doubled, seven more."""
+        inner = self._leaf(self._kind(self._counting(), True), True)
+        return self._ask_one(self._over(inner, self._takers(inner, ("mathematics",))))
+
+    def _join(self) -> tuple[str, list[Expression]]:
+        return self._ask_one(self._reckon(self._counts(2)))
+
+    def _wide_join(self) -> tuple[str, list[Expression]]:
+        return self._ask_one(self._reckon(self._counts(3)))
+
+    def _deep_join(self) -> tuple[str, list[Expression]]:
+        """A join with a chain below it, or with one more operation on top of it."""
+        if self._rng.random() < 0.5:
+            entity = self._entity()
+            chain = self._over(entity, self._takers(entity, gives="number"), is_noun=True)
+            pair = [chain, *self._counts(1)]
+            self._rng.shuffle(pair)
+            return self._ask_one(self._reckon(pair))
+        joined = self._reckon(self._counts(2), gives="number", is_noun=True)
+        return self._ask_one(self._over(joined, self._takers(joined, ("mathematics",))))
+
+    def _beside(self) -> tuple[str, list[Expression]]:
+        """A dependent question beside independent ones."""
+        inner = self._entity() if self._rng.random() < 0.4 else None
+        if inner is not None:
+            dependent = self._over(inner, self._takers(inner))
+        elif self._rng.random() < 0.5:
+            dependent = self._reckon(self._counts(2))
+        else:
+            count = self._counts(1)[0]
+            dependent = self._over(count, self._takers(count, ("mathematics",)))
+        parts = [dependent]
+        for _ in range(self._rng.choices((1, 2), (3, 1))[0]):
+            domain = self._rng.choice(DOMAINS)
+            parts.append(self._leaf(choose(self._rng, self._bank.of(domain))))
+        self._rng.shuffle(parts)
+        return self._ask_all(parts, are_nouns=False), parts
+
+    def _fork(self) -> tuple[str, list[Expression]]:
+        """Two questions about one thing that has to be found first."""
+        shared = self._entity()
+        takers = self._takers(shared)
+        parts = [self._over(shared, takers), self._over(shared, takers)]
+        return self._introduce(shared, parts), parts
+
+    def _diamond(self) -> tuple[str, list[Expression]]:
+        """Two counts of one thing, reckoned with."""
+        shared = self._entity()
+        takers = self._takers(shared, gives="number")
+        counts = [self._over(shared, takers, is_noun=True) for _ in range(2)]
+        whole = self._reckon(counts)
+        return self._introduce(shared, [whole]), [whole]
+
+    # Parts
+
+    def _kind(self, kinds: Sequence[Kind], is_noun: bool | None) -> Kind:
+        usable = [kind for kind in kinds if kind.in_split(self._split, is_noun=is_noun)]
+        if not usable:
+            raise _Misfit
+        return choose(self._rng, usable)
+
+    def _leaf(self, kind: Kind, is_noun: bool | None = None) -> Expression:
+        operands = self._rng.choice(kind.items)
+        wording = self._rng.choice(kind.in_split(self._split, is_noun=is_noun))
+        return Expression(kind, wording, operands)
+
+    def _entity(self) -> Expression:
+        """A noun phrase that stands for an element, an amino acid, a codon or a strand."""
+        wanted = self._rng.choices((*_ENTITIES, "dna"), (4, 4, 1.5, 1))[0]
+        kind = self._kind(self._bank.givers(wanted), True)
+        return self._leaf(kind, True)
+
+    def _counting(self) -> list[Kind]:
+        return [kind for kind in self._bank.givers("number") if kind.domain != "mathematics"]
+
+    def _counts(self, count: int) -> list[Expression]:
+        """Numbers to find: of different domains where there are several, a sum now and then."""
+        kinds = self._counting()
+        found: list[Expression] = []
+        for domain in self._rng.sample(("chemistry", "biology", "chemistry", "biology"), count):
+            near = [kind for kind in kinds if kind.domain == domain]
+            found.append(self._leaf(self._kind(near, True), True))
+        return found
+
+    def _takers(
+        self, inner: Expression, domains: Sequence[str] = DOMAINS, gives: str | None = None
+    ) -> list[Kind]:
+        """What can be asked of it, without going back to where it came from."""
+        given = inner.kind
+        return [
+            kind
+            for kind in self._bank.kinds
+            if kind.takes[0] == given.gives
+            and kind.domain in domains
+            and gives in (None, kind.gives)
+            and kind.in_split(self._split, can_nest=True)
+            and (kind.domain == "mathematics" or kind.gives not in given.takes)
+            and kind.name != given.name
+            and len(kind.takes) < 3
+        ]
+
+    def _over(
+        self, inner: Expression, kinds: Sequence[Kind], *, is_noun: bool | None = None
+    ) -> Expression:
+        """Ask one of the kinds of it; a second operand is a plain number."""
+        usable = [kind for kind in kinds if self._wordings(kind, [inner], is_noun)]
+        if not usable:
+            raise _Misfit
+        kind = choose(self._rng, usable)
+        operands: list[str | Expression] = [inner]
+        if len(kind.takes) == 2:
+            operands.append(self._rng.choice(kind.items)[1])
+            if kind.takes[1] == "number" and self._rng.random() < 0.3:
+                operands.reverse()
+        wording = self._rng.choice(self._wordings(kind, [inner], is_noun))
+        return Expression(kind, wording, tuple(operands))
+
+    def _reckon(
+        self,
+        operands: Sequence[Expression],
+        gives: str | None = None,
+        *,
+        is_noun: bool | None = None,
+    ) -> Expression:
+        kinds = [
+            kind
+            for kind in self._bank.of("mathematics")
+            if kind.takes == ("number",) * len(operands)
+            and gives in (None, kind.gives)
+            and self._wordings(kind, operands, is_noun)
+        ]
+        kind = choose(self._rng, kinds)
+        wording = self._rng.choice(self._wordings(kind, operands, is_noun))
+        return Expression(kind, wording, tuple(operands))
+
+    def _wordings(self, kind: Kind, inner: Sequence[Expression], is_noun: bool | None) -> list[Any]:
+        """Those that stay clear: "the sum of 3 plus 4 and 5" would not."""
+        found = kind.in_split(self._split, is_noun=is_noun, can_nest=True)
+        if any(each.wording.is_infix for each in inner):
+            found = [wording for wording in found if not wording.is_noun]
+        return found
+
+    # The whole
+
+    def _ask_one(self, expression: Expression) -> tuple[str, list[Expression]]:
+        text = expression.text({})
+        if expression.wording.is_noun:
+            text = self._rng.choice(self._joiners.ask).format(a=text)
+        return text, [expression]
+
+    def _ask_all(self, parts: Sequence[Expression], are_nouns: bool) -> str:
+        joiner = self._rng.choice(self._joiners.nouns if are_nouns else self._joiners.questions)
+        texts = [part.text({}) if are_nouns else part.question({}) for part in parts]
+        return joiner.join(texts, are_nouns=are_nouns)
+
+    def _introduce(self, shared: Expression, parts: Sequence[Expression]) -> str:
+        introduction, name = self._rng.choice(self._joiners.shared)
+        names = {shared: name}
+        if len(parts) == 1 and parts[0].wording.is_noun:
+            asked = self._rng.choice(self._joiners.ask).format(a=parts[0].text(names))
+        elif len(parts) == 1:
+            asked = parts[0].text(names)
+        else:
+            joiner = self._rng.choice(self._joiners.questions[:6])
+            asked = joiner.join([part.question(names) for part in parts], are_nouns=False)
+        return introduction.format(a=shared.text({})) + asked
