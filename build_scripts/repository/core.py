@@ -84,7 +84,7 @@ class CoreModel:
     gpu_ids: tuple[int, ...]
     kv_fraction: float  # of the memory that is free when the model loads
     kv_tokens: int | None = None  # a fixed budget, where engines share a GPU
-    is_chunked_context: bool = True  # needs paged context FMHA in the engine
+    has_paged_context: bool = True  # paged context FMHA: for KV reuse and chunked context
     lora: LoraCache | None = None
     guided: GuidedDecoding | None = None
     cancellation_check_period_ms: int = 10
@@ -148,8 +148,8 @@ def _gpu_parameters(model: CoreModel) -> dict[str, str]:
         "max_beam_width": "1",
         "batch_scheduler_policy": "guaranteed_no_evict",
         "kv_cache_free_gpu_mem_fraction": f"{model.kv_fraction:g}",
-        "enable_kv_cache_reuse": "true",
-        "enable_chunked_context": "true" if model.is_chunked_context else "false",
+        "enable_kv_cache_reuse": "true" if model.has_paged_context else "false",
+        "enable_chunked_context": "true" if model.has_paged_context else "false",
         "exclude_input_in_output": "false",  # as upstream; the runtime asks for it by request
         "cancellation_check_period_ms": str(model.cancellation_check_period_ms),
         "stats_check_period_ms": "100",

@@ -1,0 +1,136 @@
+"""A deployable repository under the real tritonserver of this machine, which has no GPU."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from repositories import engine_entry, write_catalogue, write_engines
+
+from compllm.build_scripts.make_triton_repo import Inputs, make_repository
+from compllm.build_scripts.repository import core
+from compllm.build_scripts.repository.contract import differences
+from compllm.build_scripts.trtllm.record import AdapterEntry
+from compllm.embed import encoder_id
+from compllm.embedded import tritonfiles
+from compllm.embedded.checkpoint import validate_checkpoint
+
+pytestmark = pytest.mark.triton
+
+WAIT_S = 120.0
+
+
+@pytest.fixture
+def repository(tiny_checkpoint: Path, encoder_dir: Path, tmp_path: Path) -> Path:
+    """The base with its adapters, and a full fine-tune beside it on the same GPU."""
+    shape = validate_checkpoint(tiny_checkpoint)
+    entries = [
+        engine_entry(shape, max_lora_rank=16),
+        engine_entry(shape, "tensorrt_llm_chemistry", "chemistry"),
+    ]
+    adapters = [AdapterEntry("biology", 12, 16, "b")]
+    write_engines(tmp_path / "engines", tiny_checkpoint, entries, adapters)
+    catalogue = write_catalogue(tmp_path)
+    text = catalogue.read_text().replace("sha256:0", encoder_id(encoder_dir))
+    catalogue.write_text(text)
+    return make_repository(Inputs(tmp_path / "engines", catalogue), tmp_path / "repository")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def _served(models: Path, scratch: Path) -> Iterator[int]:
+    """Triton with the options of launch.sh that this machine can take, its HTTP port."""
+    binary = tritonfiles.find_tritonserver()
+    backends = tritonfiles.make_backends(binary, scratch / "backends")
+    port, prefix = _free_port(), f"repository-{scratch.name}-"
+    command = [
+        binary,
+        f"--model-repository={models}",
+        f"--backend-directory={backends}",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        "--disable-auto-complete-config",
+        "--exit-on-error=false",
+        "--http-address=127.0.0.1",
+        f"--http-port={port}",
+        "--allow-grpc=false",
+        "--allow-metrics=false",
+        "--exit-timeout-secs=5",
+    ]
+    with open(scratch / "log", "wb") as log:
+        server = subprocess.Popen(
+            command, env=tritonfiles.environment(binary), stdout=log, stderr=log
+        )
+        try:
+            yield port
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+def _ask(port: int, method: str, path: str) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request(method, path)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def _loaded(port: int) -> dict[str, dict[str, str]]:
+    """State and reason of every model, once none is loading any more."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            found = {each["name"]: each for each in _ask(port, "POST", "/v2/repository/index")}
+        except OSError:
+            found = {}
+        # A model whose configuration is refused has no state at all; the face takes longest.
+        states = {name: each.get("state") for name, each in found.items()}
+        if states.get("comp_llm") in ("READY", "UNAVAILABLE") and "LOADING" not in states.values():
+            return found
+        time.sleep(0.2)
+    pytest.fail("the server did not finish loading")
+
+
+def test_everything_that_needs_no_gpu_loads_and_the_rest_lacks_only_its_backend(
+    repository: Path, tmp_path: Path
+) -> None:
+    with _served(repository / "models", tmp_path) as port:
+        models = _loaded(port)
+        served = _ask(port, "GET", "/v2/models/comp_llm/config")
+    assert set(models) == {"comp_llm", "tensorrt_llm", "tensorrt_llm_chemistry"}
+    assert models["comp_llm"]["state"] == "READY"
+    assert served["model_transaction_policy"]["decoupled"] is True
+    for name in ("tensorrt_llm", "tensorrt_llm_chemistry"):
+        assert models[name]["state"] == "UNAVAILABLE"
+        assert "unable to find backend library for backend 'tensorrtllm'" in models[name]["reason"]
+
+
+def test_a_configuration_that_triton_refuses_does_not_get_as_far_as_its_backend(
+    repository: Path, tmp_path: Path
+) -> None:
+    """Else the test above would prove nothing."""
+    config = repository / "models" / "tensorrt_llm" / "config.pbtxt"
+    parsed = core.parse(config.read_text())
+    parsed.input[0].data_type = 0
+    config.write_text(core.render(parsed))
+    assert len(differences(parsed)) == 1
+    with _served(repository / "models", tmp_path) as port:
+        models = _loaded(port)
+    assert "state" not in models["tensorrt_llm"]
+    assert "must specify 'data_type'" in (tmp_path / "log").read_text()
+    assert "backend library" in models["tensorrt_llm_chemistry"]["reason"]
