@@ -15,6 +15,8 @@ from compllm.errors import BackendUnavailable, CompllmError
 
 Connect = Callable[[], Awaitable[Backend]]
 
+_CLOSED = "the connection to the engine is closed"
+
 
 class LateBackend:
     """Connects once for all who wait; after a failure, again for the next who asks."""
@@ -31,13 +33,19 @@ class LateBackend:
     async def ready(self) -> Backend:
         """The connected one. Raises what connecting does: BackendUnavailable, ConfigError."""
         if self._is_closed:
-            raise BackendUnavailable("the connection to the engine is closed")
+            raise BackendUnavailable(_CLOSED)
         if (backend := self._backend_now()) is not None:
             return backend
         if self._attempt is None or self._attempt.done():
             self._attempt = asyncio.ensure_future(self._connect())
-        # Shielded: one caller's deadline must not end the attempt of all.
-        return await asyncio.shield(self._attempt)
+        attempt = self._attempt
+        try:
+            # Shielded: one caller's deadline must not end the attempt of all.
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            if attempt.cancelled():  # by `aclose`: the caller itself is not
+                raise BackendUnavailable(_CLOSED) from None
+            raise
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         async with open_chunks(await self.ready(), request) as chunks:

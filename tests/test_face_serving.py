@@ -1,0 +1,256 @@
+"""Requests, responses and ends between a Triton model and the path on a scripted engine."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from path_parts import CATALOGUE, DIAMOND, node_reply, plan_reply, settings
+
+from compllm.backend import Backend
+from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
+from compllm.face.late import LateBackend
+from compllm.face.serving import FaceModel, Runtime
+from compllm.face.usage import MeteredBackend
+from compllm.pipeline import CompLLM
+from compllm.testing import HashingEncoder, Reply, ScriptedBackend
+
+WAIT_S = 10.0
+QUESTION = "What is the atomic number of iron?"
+TWO = "What are the atomic numbers of iron and neon?"
+PLAN = plan_reply(f"1 | {QUESTION}")
+
+
+@dataclass
+class FakeSender:
+    answers: queue.SimpleQueue[tuple[Any, ...]] = field(default_factory=queue.SimpleQueue)
+    is_gone: bool = False
+    is_over: bool = False
+    was_used_too_late: bool = False
+    threads: set[str] = field(default_factory=set)
+    is_broken: bool = False
+
+    def send(self, tensors: dict[str, Any], *, is_final: bool) -> None:
+        self._use(is_final)
+        if self.is_broken:
+            raise RuntimeError("no memory is left")
+        self.answers.put(({name: each[0, 0].decode() for name, each in tensors.items()}, is_final))
+
+    def fail(self, message: str, code: str) -> None:
+        self._use(True)
+        self.answers.put((message, code))
+
+    def is_cancelled(self) -> bool:
+        self._use(self.is_over)
+        return self.is_gone
+
+    def next(self) -> tuple[Any, ...]:
+        return self.answers.get(timeout=WAIT_S)
+
+    def _use(self, is_over: bool) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.was_used_too_late |= self.is_over
+        self.is_over = is_over
+
+
+class Face:
+    """A model on this script, which also tells the thread of its loop what to do."""
+
+    def __init__(self, *replies: Reply, connect: Callable[[], Awaitable[Backend]] | None = None):
+        self.scripted = ScriptedBackend(*replies)
+        self._connect = connect
+        self.model = FaceModel(self._load)
+
+    async def _load(self) -> Runtime:
+        self._loop = asyncio.get_running_loop()
+        engine = LateBackend(self._connect or self._connected)
+        meter = MeteredBackend(engine)
+        return Runtime(CompLLM(meter, HashingEncoder(), CATALOGUE, settings()), engine, meter)
+
+    async def _connected(self) -> Backend:
+        return self.scripted
+
+    def ask(self, sender: FakeSender | None = None, text: str = QUESTION, **more: Any) -> Any:
+        sender = sender or FakeSender()
+        scalars = {name: np.array([[value]]) for name, value in more.items()}
+        tensors = {"text_input": np.array([[text.encode()]], np.object_), **scalars}
+        self.model.start(tensors, {}, sender)
+        return sender
+
+    def wait_for(self, contains: str, count: int = 1) -> None:
+        arrived = self.scripted.wait_for(contains, count)
+        asyncio.run_coroutine_threadsafe(arrived, self._loop).result(WAIT_S)
+
+    def set(self, event: asyncio.Event) -> None:
+        self._loop.call_soon_threadsafe(event.set)
+
+    def outcomes(self) -> list[str]:
+        """Of all requests, once each has ended."""
+        for each in self.scripted.requests:
+            asyncio.run_coroutine_threadsafe(each.ended.wait(), self._loop).result(WAIT_S)
+        return [each.outcome for each in self.scripted.requests]
+
+
+@contextmanager
+def opened(*replies: Reply, **more: Any) -> Iterator[Face]:
+    face = Face(*replies, **more)
+    try:
+        yield face
+    finally:
+        face.model.close()
+
+
+def test_answer_is_one_response_unless_streamed() -> None:
+    with opened(PLAN, node_reply(QUESTION, "26")) as face:
+        tensors, is_final = face.ask().next()
+        assert (tensors["text_output"], tensors["finish_reason"]) == ("26", "stop")
+        assert set(tensors) == {"text_output", "finish_reason", "plan_json", "stats_json"}
+        assert is_final
+
+
+def test_streamed_answer_comes_piece_by_piece() -> None:
+    nodes = [
+        node_reply(f"What is the atomic number of {name}?", number)
+        for name, number in (("iron", "26"), ("neon", "10"))
+    ]
+    answer = Reply(("36", " it is"), contains=f"{TWO}\n\nKnown facts")
+    with opened(plan_reply(*DIAMOND[:2]), answer, *nodes) as face:
+        sender = face.ask(text=TWO, stream=True)
+        responses = [sender.next() for _ in range(4)]
+    assert [each["text_output"] for each, _ in responses] == ["", "36", " it is", ""]
+    assert "plan_json" in responses[0][0]
+    assert [is_final for _, is_final in responses] == [False, False, False, True]
+
+
+def test_many_questions_are_answered_side_by_side() -> None:
+    with opened(PLAN, node_reply(QUESTION, "26")) as face:
+        senders = [face.ask() for _ in range(64)]
+        assert {sender.next()[0]["text_output"] for sender in senders} == {"26"}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"text": " \n"}, "the question is empty"),
+        ({"text": "x" * 9000}, "the question has 9000 characters, at most 8000 are allowed"),
+    ],
+)
+def test_bad_question_is_the_clients_error(more: dict[str, Any], said: str) -> None:
+    with opened() as face:
+        message, code = face.ask(**more).next()
+    assert said in message
+    assert code == "INVALID_ARG"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BackendUnavailable("nobody is there"), "UNAVAILABLE"),
+        (BackendRejected("too long"), "INVALID_ARG"),
+    ],
+)
+def test_engines_error_has_its_code(error: Any, code: str) -> None:
+    with opened(PLAN, Reply(error=error)) as face:
+        assert face.ask().next() == (str(error), code)
+
+
+def test_our_own_defect_is_answered_and_the_next_question_too(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    broken = Reply(contains="defect", match=lambda request: 1 / 0 > 0)
+    with opened(broken, PLAN, node_reply(QUESTION, "26")) as face:
+        message, code = face.ask(text="a defect?").next()
+        assert "ZeroDivisionError" in message
+        assert code == "INTERNAL"
+        assert face.ask().next()[0]["text_output"] == "26"
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_client_who_left_cancels_the_engines_request() -> None:
+    gate = asyncio.Event()
+    with opened(PLAN, node_reply(QUESTION, "26", gate=gate)) as face:
+        sender = face.ask()
+        face.wait_for(f"user\n{QUESTION}")
+        sender.is_gone = True
+        assert sender.next() == ("the request was cancelled", "CANCELLED")
+        assert face.outcomes() == ["done", "cancelled"]
+
+
+def test_client_who_left_disturbs_no_other() -> None:
+    gate = asyncio.Event()
+    with opened(PLAN, node_reply(QUESTION, "26", gate=gate)) as face:
+        senders = [face.ask() for _ in range(3)]
+        face.wait_for(f"user\n{QUESTION}", 3)
+        senders[1].is_gone = True
+        assert senders[1].next()[1] == "CANCELLED"
+        face.set(gate)
+        assert [senders[k].next()[0]["text_output"] for k in (0, 2)] == ["26", "26"]
+
+
+def test_deadline_reaches_the_engine() -> None:
+    with opened(plan_reply(gate=asyncio.Event())) as face:
+        message, code = face.ask(deadline_ms=20).next()
+        assert (message, code) == ("the deadline of 0.02 s is over", "UNAVAILABLE")
+        assert face.outcomes() == ["cancelled"]
+
+
+def test_deadline_holds_while_the_engine_is_not_ready() -> None:
+    async def never() -> Backend:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    with opened(connect=never) as face:
+        message, code = face.ask(deadline_ms=20).next()
+    assert "0.02 s is over, and the engine is not ready yet" in message
+    assert code == "UNAVAILABLE"
+
+
+def test_engine_that_is_not_there_is_named() -> None:
+    async def away() -> Backend:
+        raise BackendUnavailable("no ready server at 127.0.0.1:8001 within 10 s: refused")
+
+    with opened(connect=away) as face:
+        assert "no ready server at" in face.ask().next()[0]
+
+
+def test_sender_is_asked_nothing_after_its_final_response() -> None:
+    # Triton's Python backend reads freed memory then, and takes the server down.
+    with opened(PLAN, node_reply(QUESTION, "26")) as face:
+        senders = [face.ask() for _ in range(200)]
+        for sender in senders:
+            sender.next()
+    assert not any(sender.was_used_too_late for sender in senders)
+    assert {len(sender.threads) for sender in senders} == {1}
+
+
+def test_broken_channel_ends_its_own_request_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    with opened(PLAN, node_reply(QUESTION, "26")) as face:
+        face.ask(FakeSender(is_broken=True), stream=True)
+        assert face.ask().next()[0]["text_output"] == "26"
+    assert "no memory is left" in capfd.readouterr().err
+
+
+def test_closing_answers_everybody_who_still_waits() -> None:
+    with opened(PLAN, node_reply(QUESTION, gate=asyncio.Event())) as face:
+        senders = [face.ask() for _ in range(3)]
+        face.wait_for(f"user\n{QUESTION}", 3)
+    assert {sender.next() for sender in senders} == {("the request was cancelled", "CANCELLED")}
+    assert face.scripted.is_closed
+
+
+def test_model_that_cannot_load_says_why_and_leaves_no_thread() -> None:
+    async def load() -> Runtime:
+        raise ConfigError("no sentence encoder")
+
+    before = threading.active_count()
+    with pytest.raises(ConfigError, match="no sentence encoder"):
+        FaceModel(load)
+    assert threading.active_count() == before
