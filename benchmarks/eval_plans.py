@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+    from benchmarks.evaluation.intervals import Estimate
     from benchmarks.evaluation.plans import Graph
     from benchmarks.evaluation.records import PlanItem
     from benchmarks.evaluation.runner import Outcome
+    from compllm.types import Plan
 
-GRAPHS, TEXTS, CONSTANTS = "graphs", "texts", "the best constant plans"
+SHAPES = "how many sub-queries"
+GRAPHS = "graphs, beside the best constant plan"
+TEXTS = "texts of sub-queries"
+BY_SIZE = "by number of gold sub-queries"
 COMPOSITES = ("p", "all")
 QUICK = 4
 NOTE = (
@@ -100,86 +106,115 @@ def read_sources(data: Path, split: str, limit: int | None) -> dict[str, list[Pl
 def add_rows(
     report: Report, source: str, items: Sequence[PlanItem], outcomes: Sequence[Outcome], seed: int
 ) -> None:
-    from benchmarks.evaluation.intervals import mean, pooled_f1
+    from benchmarks.evaluation.intervals import mean
     from benchmarks.evaluation.planning import plan_of_outcome
-    from benchmarks.evaluation.plans import (
-        Graph,
-        is_same_meaning,
-        is_same_text,
-        num_common_texts,
-        score_graph,
-    )
+    from benchmarks.evaluation.plans import Graph, is_same_meaning, is_same_text
     from benchmarks.evaluation.tables import interval_cells
 
     pairs = [(plan_of_outcome(o), item.plan) for o, item in zip(outcomes, items, strict=True)]
     graphs = [(Graph.of(plan), Graph.of(gold)) for plan, gold in pairs]
-    scores = [score_graph(graph, gold) for graph, gold in graphs]
-    nodes = [score.num_nodes for score in scores]
-    gold_nodes = [score.num_gold_nodes for score in scores]
-    sizes = list(zip(nodes, gold_nodes, strict=True))
-    node_f1 = pooled_f1([score.num_common_nodes for score in scores], nodes, gold_nodes, seed)
-    edge_f1 = pooled_f1(
-        [score.num_common_edges for score in scores],
-        [score.num_edges for score in scores],
-        [score.num_gold_edges for score in scores],
-        seed,
-    )
-    text_f1 = pooled_f1([num_common_texts(*pair) for pair in pairs], nodes, gold_nodes, seed)
+    sizes = [(graph.num_nodes, gold.num_nodes) for graph, gold in graphs]
+    is_right = [is_same_meaning(*pair) for pair in pairs]
     report.add(
-        GRAPHS,
+        SHAPES,
         source=source,
         questions=len(pairs),
-        **{"parsed_%": _percent(not outcome["is_fallback"] for outcome in outcomes)},
-        **interval_cells("graph_exact", mean([score.is_exact for score in scores], seed)),
-        **interval_cells("node_count", mean([ours == gold for ours, gold in sizes], seed)),
-        **interval_cells("node_F1", node_f1),
-        **interval_cells("edge_F1", edge_f1),
-        **{"over_%": _percent(ours > gold for ours, gold in sizes)},
-        **{"under_%": _percent(ours < gold for ours, gold in sizes)},
+        **{
+            "parsed_%": _percent(not outcome["is_fallback"] for outcome in outcomes),
+            "over-decomposed_%": _percent(ours > gold for ours, gold in sizes),
+            "under-decomposed_%": _percent(ours < gold for ours, gold in sizes),
+        },
+        mean_nodes=round(statistics.fmean(ours for ours, _ in sizes), 2),
+        mean_gold_nodes=round(statistics.fmean(gold for _, gold in sizes), 2),
     )
-    add_constant(report, source, [gold for _, gold in graphs])
+    _add_graphs(report, source, graphs, seed)
     report.add(
         TEXTS,
         source=source,
         questions=len(pairs),
-        **interval_cells("text_exact", mean([is_same_text(*pair) for pair in pairs], seed)),
-        **interval_cells("meaning", mean([is_same_meaning(*pair) for pair in pairs], seed)),
-        **interval_cells("text_F1", text_f1),
+        **interval_cells("exact", mean([is_same_text(*pair) for pair in pairs], seed)),
+        **interval_cells("meaning", mean(is_right, seed)),
+        **interval_cells("node_F1", _text_f1(pairs, seed)),
+    )
+    for count in sorted({gold for _, gold in sizes}):
+        places = [at for at, (_, gold) in enumerate(sizes) if gold == count]
+        report.add(
+            BY_SIZE,
+            source=source,
+            gold_nodes=count,
+            questions=len(places),
+            **{
+                "graph_exact_%": _percent(graphs[at][0] == graphs[at][1] for at in places),
+                "meaning_%": _percent(is_right[at] for at in places),
+            },
+        )
+
+
+def _add_graphs(
+    report: Report, source: str, graphs: Sequence[tuple[Graph, Graph]], seed: int
+) -> None:
+    """Each structural measure, beside the best that any one graph reaches in it."""
+    from benchmarks.evaluation import plans
+    from benchmarks.evaluation.intervals import mean, pooled_f1
+    from benchmarks.evaluation.tables import interval_cells
+
+    scores = [plans.score_graph(*pair) for pair in graphs]
+    ours = {
+        "graph exact": mean([score.is_exact for score in scores], seed),
+        "node count": mean([score.num_nodes == score.num_gold_nodes for score in scores], seed),
+        "node F1": pooled_f1(
+            [score.num_common_nodes for score in scores],
+            [score.num_nodes for score in scores],
+            [score.num_gold_nodes for score in scores],
+            seed,
+        ),
+        "edge F1": pooled_f1(
+            [score.num_common_edges for score in scores],
+            [score.num_edges for score in scores],
+            [score.num_gold_edges for score in scores],
+            seed,
+        ),
+    }
+    best = plans.best_constants([gold for _, gold in graphs])
+    for name, estimate in ours.items():
+        value, constant = best[name]
+        report.add(
+            GRAPHS,
+            source=source,
+            questions=len(graphs),
+            measure=name,
+            **interval_cells("ours", estimate),
+            **{"best_constant_%": round(100 * value, 1)},
+            constant_plan=str(constant),
+        )
+
+
+def _text_f1(pairs: Sequence[tuple[Plan, Plan]], seed: int) -> Estimate:
+    from benchmarks.evaluation.intervals import pooled_f1
+    from benchmarks.evaluation.plans import num_common_texts
+
+    return pooled_f1(
+        [num_common_texts(*pair) for pair in pairs],
+        [len(plan.sub_queries) for plan, _ in pairs],
+        [len(gold.sub_queries) for _, gold in pairs],
+        seed,
     )
 
 
-def add_constant(report: Report, source: str, golds: Sequence[Graph]) -> None:
-    """The best that any one graph reaches in each column, and which graph that is."""
-    from benchmarks.evaluation import plans
-
-    scored = [
-        (constant, [plans.score_graph(constant, gold) for gold in golds])
-        for constant in plans.constant_graphs()
-    ]
-    row: Row = {}
-    for name, measure in plans.MEASURES.items():
-        value, best = max(
-            ((measure(scores), constant) for constant, scores in scored), key=lambda pair: pair[0]
-        )
-        row[f"{name}_%"] = round(100 * value, 1)
-        report.add(CONSTANTS, source=source, measure=name, plan=str(best), best=row[f"{name}_%"])
-    report.add(GRAPHS, source=f"{source}, best constant", questions=len(golds), **row)
-
-
 def plot(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
-    """Structural scores by source, beside the best constant plan's."""
-    rows = [row for row in tables[GRAPHS] if "parsed_%" in row]
-    names = [str(row["source"]) for row in rows]
-    constants = {str(row["source"]): row for row in tables[GRAPHS] if "parsed_%" not in row}
-    measures = ("graph_exact", "node_count", "edge_F1")
+    """Structural measures by source; a mark where the best constant plan stands."""
+    rows = tables[GRAPHS]
+    sources, measures = (
+        list(dict.fromkeys(str(row[column]) for row in rows)) for column in ("source", "measure")
+    )
     height = 0.8 / len(measures)
     for at, measure in enumerate(measures):
-        places = [place + at * height for place in range(len(names))]
-        axes.barh(places, [float(row[f"{measure}_%"] or 0) for row in rows], height, label=measure)
-        best = [float(constants[f"{n}, best constant"][f"{measure}_%"] or 0) for n in names]
-        label = "best constant plan" if not at else None
-        axes.plot(best, places, "k|", markersize=9, label=label)
-    axes.set_yticks([at + height for at in range(len(names))], names)
+        chosen = [row for row in rows if row["measure"] == measure]
+        places = [place + at * height for place in range(len(sources))]
+        axes.barh(places, [float(row["ours_%"] or 0) for row in chosen], height, label=measure)
+        best = [float(row["best_constant_%"] or 0) for row in chosen]
+        axes.plot(best, places, "k|", markersize=9, label=None if at else "best constant plan")
+    axes.set_yticks([at + 0.4 - height / 2 for at in range(len(sources))], sources)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("%")

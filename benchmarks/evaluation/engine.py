@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.evaluation.store import source_hash
 from compllm.backend import Chunk, GenerateRequest
 from compllm.errors import BackendError, BackendRejected, ConfigError, EngineError
 from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
@@ -149,10 +150,21 @@ def open_engine(directory: Path, adapters: Sequence[str] = ()) -> LocalEngine:
     except BaseException:
         executor.close()
         raise
-    facts = (manifest.base_key, manifest.dtype, dict(manifest.versions))
+    facts = (manifest.base_key, manifest.dtype, dict(manifest.versions), _code_hash())
     identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     tokenizer = Tokenizer.from_dir(directory)
     return LocalEngine(executor, tokenizer, shape, ids, sizes, identity)
+
+
+def _code_hash() -> str:
+    """Of what computes tokens: a change of the arithmetic may change them."""
+    import compllm.embedded
+    from compllm.embedded.ops import library_path
+
+    names = ("executor", "guide", "lora", "model", "network", "ops", "runner", "sampling")
+    folder = Path(compllm.embedded.__file__).parent
+    library = library_path()
+    return source_hash([folder / f"{name}.py" for name in names] + ([library] if library else []))
 
 
 def num_parameters(modules: Mapping[tuple[int, str], LoraWeights]) -> int:

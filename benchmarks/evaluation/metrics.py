@@ -24,12 +24,12 @@ def words(text: str) -> tuple[str, ...]:
     text = unicodedata.normalize("NFKC", text).translate(_DASHES).lower()
     text = _THOUSANDS.sub("", text)
     bare = [_WHOLE.sub(r"\1", word) for raw in text.split() if (word := _bare(raw))]
-    follows = [*bare[1:], ""]
-    return tuple(
-        word
-        for word, following in zip(bare, follows, strict=True)
-        if not (word in _ARTICLES and len(following) >= 3 and following.isalpha())
-    )
+    kept = []
+    for at, word in enumerate(bare):
+        following = bare[at + 1] if at + 1 < len(bare) else ""
+        if not (word in _ARTICLES and len(following) >= 3 and following.isalpha()):
+            kept.append(word)
+    return tuple(kept)
 
 
 def parts(text: str) -> tuple[tuple[str, ...], ...]:
@@ -50,12 +50,13 @@ def is_verbatim(answer: str, gold: str) -> bool:
 def contains_all(answer: str, gold: str) -> bool:
     """Every part of the gold answer stands in the answer as a run of whole words, each in a place
     of its own. Laxer than exact: a sentence counts, and so does one that says more than asked."""
-    left = list(words(answer.replace(";", " ; ")))
+    # The empty word between two parts matches nothing, and neither does what is used up.
+    left = [word for part in parts(answer) for word in (*part, "")]
     for part in sorted(parts(gold), key=len, reverse=True):
         at = _find(left, part)
         if at is None:
             return False
-        left[at : at + len(part)] = [""]  # used up, and nothing may match across it
+        left[at : at + len(part)] = [""]
     return bool(parts(gold))
 
 

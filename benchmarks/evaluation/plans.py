@@ -170,8 +170,22 @@ def same_graph(scores: Sequence[GraphScore]) -> float:
 
 
 MEASURES: Mapping[str, Callable[[Sequence[GraphScore]], float]] = {
-    "graph_exact": same_graph,
-    "node_count": same_count,
-    "node_F1": node_f1,
-    "edge_F1": edge_f1,
+    "graph exact": same_graph,
+    "node count": same_count,
+    "node F1": node_f1,
+    "edge F1": edge_f1,
 }
+
+
+def best_constants(golds: Sequence[Graph]) -> dict[str, tuple[float, Graph]]:
+    """For each measure the highest value that one graph for all questions reaches, and the graph;
+    of equal ones the smallest."""
+    scored = [
+        (constant, [score_graph(constant, gold) for gold in golds])
+        for constant in constant_graphs()
+    ]
+    best: dict[str, tuple[float, Graph]] = {}
+    for name, measure in MEASURES.items():
+        values = [(measure(scores), constant) for constant, scores in scored]
+        best[name] = max(values, key=lambda pair: pair[0])
+    return best

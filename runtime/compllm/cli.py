@@ -1,4 +1,5 @@
-"""The `compllm` command: ask, plan, experts, up, down, status, doctor. The path's face for people.
+"""The `compllm` command: ask, plan, experts, up, down, status, doctor, eval. The path's face for
+people.
 
 stdout carries results alone (the answer, or one JSON object), stderr the picture and the errors. An
 error is one line and exit status 2 (bad input or configuration) or 1 (a failure at run time); with
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from compllm import eval_cli, route_cli
 from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
 from compllm.errors import ConfigError, ServerError
 
@@ -40,6 +42,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(eval_cli.app, name="eval")
+app.command()(route_cli.route)
 _INTERRUPTED = 130  # exit status, as shells have it
 
 
@@ -141,19 +145,37 @@ def make_plan(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: stdout.")
     ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Plan each line, {'question': ...}; '-' is standard input."
+        ),
+    ] = None,
+    json_output: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="OUT", help="Of --questions; goes on behind what it holds."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Of --questions: at a time.")] = 32,
     url: UrlOption = None,
     deadline: DeadlineOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Plan a question without answering it.
 
-    With --plan, check and draw a plan file instead; that needs no server.
+    With --plan, check and draw a plan file instead; that needs no server. With --questions, plan a
+    file of them: its lines come out with "steps", "parents" (from 0) and "is_fallback".
     """
     from compllm.types import Query
 
     if format is PlanFormat.png and output is None and sys.stdout.isatty():
         raise ConfigError("a picture is not for a terminal: give --output FILE or redirect stdout")
     settings = _settings(config, url)
+    if questions is not None:
+        if query is not None or plan is not None:
+            raise ConfigError("give a question, --plan FILE or --questions FILE, not two of them")
+        return _run(_plan_file(questions, json_output, concurrency, settings))
+    if json_output is not None:
+        raise ConfigError("--json OUT goes with --questions FILE; a single plan: --format json")
     routes: tuple[Route, ...] = ()
     if plan is not None:
         if query is not None:
@@ -172,6 +194,19 @@ async def _plan(query: Query, settings: Config) -> tuple[Plan, tuple[Route, ...]
 
     async with await _connect(settings, Console(stderr=True)) as llm:
         return await llm.plan(query)
+
+
+async def _plan_file(questions: Path, out: Path | None, concurrency: int, settings: Config) -> None:
+    from rich.console import Console
+
+    from compllm import plan_cli
+
+    total = plan_cli.check_questions(questions, settings.limits.max_query_chars)
+    patient = plan_cli.patient(_with_server(settings))
+    async with await _connect(patient, Console(stderr=True)) as llm:
+        out = None if out == STDIN else out
+        num_planned = await plan_cli.plan_questions(llm, questions, out, concurrency, total)
+    say(f"{num_planned} planned, {llm.num_fallbacks} of them by the fall-back")
 
 
 def _render(

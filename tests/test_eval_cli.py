@@ -1,0 +1,39 @@
+"""`compllm eval` hands everything on to the scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benchmarks import eval_plans
+
+from compllm import eval_cli
+from compllm.cli import run
+
+
+def test_arguments_and_status_are_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(eval_plans, "main", lambda arguments: seen.append(arguments) or 3)
+    assert run(["eval", "plans", "--limit", "5", "--source", "p", "all"]) == 3
+    assert seen == [["--limit", "5", "--source", "p", "all"]]
+
+
+def test_help_is_the_scripts_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["eval", "accuracy", "--help"])
+    assert ended.value.code == 0
+    assert "--contestants" in capsys.readouterr().out
+
+
+def test_an_installed_package_says_where_the_scripts_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def missing(name: str) -> Path:
+        raise FileNotFoundError(name)
+
+    monkeypatch.setattr(eval_cli, "resource_dir", missing)
+    assert run(["eval", "plans"]) == 2
+    assert "source checkout" in capsys.readouterr().err
+    monkeypatch.setattr(eval_cli, "resource_dir", lambda name: tmp_path)
+    assert run(["eval", "router"]) == 2
+    assert "no eval_router.py" in capsys.readouterr().err

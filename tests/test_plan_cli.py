@@ -1,0 +1,204 @@
+"""A file of questions through `compllm plan --questions`, on the scripted backend."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compllm.catalogue import load_catalogue
+from compllm.cli import run
+from compllm.config import Config, load_config
+from compllm.errors import BackendUnavailable, ConfigError, ServerError
+from compllm.pipeline import CompLLM
+from compllm.plan_cli import check_questions, plan_questions
+from compllm.testing import HashingEncoder, Reply, ScriptedBackend
+
+CATALOGUE = """
+[base]
+system = "Answer."
+[router]
+threshold = 0.3
+encoder = "hashing-64"
+[[experts]]
+name = "chemistry"
+domain = "elements"
+system = "You know elements."
+examples = ["What is the atomic number of iron?"]
+"""
+JOIN = "1 | How many legs?\n2 | How many arms?\n3 <1,2> | What is #1 plus #2?\n"
+ONE = "1 | Who wrote it?\n"
+REPLIES = (Reply(JOIN, contains="sum"), Reply(ONE, contains="book"), Reply("nonsense"))
+
+
+@pytest.fixture(autouse=True)
+def _settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = tmp_path / "experts.toml"
+    catalogue.write_text(CATALOGUE)
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    monkeypatch.setenv("COMPLLM_CATALOGUE", str(catalogue))
+
+
+@pytest.fixture
+async def address() -> AsyncIterator[str]:
+    """Somebody listens here: the server is there."""
+    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    yield f"{host}:{port}"
+    server.close()
+    await server.wait_closed()
+
+
+def opened(backend: ScriptedBackend, address: str) -> CompLLM:
+    config = load_config(overrides={"server.url": address})
+    return CompLLM(backend, HashingEncoder(), load_catalogue(Path(config.catalogue)), config)
+
+
+def write_questions(path: Path, *questions: str) -> Path:
+    path.write_text("".join(json.dumps({"question": text}) + "\n" for text in questions))
+    return path
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def plan_all(backend: ScriptedBackend, address: str, tmp_path: Path, n: int = 4) -> int:
+    async with opened(backend, address) as llm:
+        return await plan_questions(llm, tmp_path / "in.jsonl", tmp_path / "out.jsonl", n)
+
+
+async def test_every_line_comes_out_with_its_plan_in_order(tmp_path: Path, address: str) -> None:
+    lines = [{"question": "sum?", "id": 7}, {"question": "book?"}, {"question": "odd?"}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert await plan_all(ScriptedBackend(*REPLIES), address, tmp_path) == 3
+    first, second, third = read_lines(tmp_path / "out.jsonl")
+    assert first == {
+        "question": "sum?",
+        "id": 7,
+        "steps": ["How many legs?", "How many arms?", "What is #1 plus #2?"],
+        "parents": [[], [], [0, 1]],
+        "is_fallback": False,
+    }
+    assert second["steps"] == ["Who wrote it?"]
+    assert third == {
+        "question": "odd?",
+        "steps": ["odd?"],
+        "parents": [[]],
+        "is_fallback": True,
+    }
+
+
+async def test_at_most_so_many_questions_are_at_the_engine(tmp_path: Path, address: str) -> None:
+    write_questions(tmp_path / "in.jsonl", *(f"book {number}?" for number in range(20)))
+    backend = ScriptedBackend(Reply(ONE, delay_s=0.001))
+    assert await plan_all(backend, address, tmp_path, n=3) == 20
+    assert backend.max_running == 3
+
+
+async def test_a_stopped_run_goes_on_behind_its_last_whole_line(
+    tmp_path: Path, address: str
+) -> None:
+    write_questions(tmp_path / "in.jsonl", "sum 1?", "sum 2?", "book?")
+    whole = ScriptedBackend(*REPLIES)
+    await plan_all(whole, address, tmp_path)
+    expected = (tmp_path / "out.jsonl").read_bytes()
+    first = expected.index(b"\n") + 1
+    (tmp_path / "out.jsonl").write_bytes(expected[: first + 10])
+    rest = ScriptedBackend(*REPLIES)
+    assert await plan_all(rest, address, tmp_path) == 2
+    assert not rest.find("sum 1?")
+    assert (tmp_path / "out.jsonl").read_bytes() == expected
+    assert await plan_all(ScriptedBackend(), address, tmp_path) == 0
+
+
+async def test_an_output_of_other_questions_is_refused(tmp_path: Path, address: str) -> None:
+    write_questions(tmp_path / "in.jsonl", "book?")
+    write_questions(tmp_path / "out.jsonl", "another?")
+    with pytest.raises(ConfigError, match="belongs to other questions"):
+        await plan_all(ScriptedBackend(*REPLIES), address, tmp_path)
+    write_questions(tmp_path / "out.jsonl", "book?", "one more?")
+    with pytest.raises(ConfigError, match="1 lines more"):
+        await plan_all(ScriptedBackend(*REPLIES), address, tmp_path)
+
+
+async def test_a_server_that_goes_away_is_no_fall_back(tmp_path: Path, address: str) -> None:
+    write_questions(tmp_path / "in.jsonl", "book?", "gone?", "gone again?")
+    away = Reply(contains="gone", error=BackendUnavailable("no answer from the server"))
+    backend = ScriptedBackend(REPLIES[1], away)
+    with pytest.raises(ServerError, match="at line 2"):
+        await plan_all(backend, "127.0.0.1:1", tmp_path, n=1)
+    assert [line["question"] for line in read_lines(tmp_path / "out.jsonl")] == ["book?"]
+
+
+BAD = [
+    ("[1, 2]", "line 2 has no question"),
+    ('{"question": ""}', "line 2 has no question"),
+    ('{"question": 3}', "line 2 has no question"),
+    ('{"question": "a', "line 2 is not JSON"),
+    ('{"question": "\\ud800"}', "line 2 is not text"),
+    (json.dumps({"question": "x" * 50}), "line 2 has 50 characters, at most 40"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD)
+def test_bad_lines_are_named_before_anything_is_planned(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(f'{{"question": "fine?"}}\n{line}\n')
+    with pytest.raises(ConfigError, match=message):
+        check_questions(path, max_chars=40)
+
+
+def test_many_bad_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text("no\n" * 8)
+    with pytest.raises(ConfigError, match=r"line 5 .*\(and 3 more\)"):
+        check_questions(path, max_chars=40)
+
+
+def connect_to(monkeypatch: pytest.MonkeyPatch, replies: Iterable[Reply]) -> None:
+    async def connect(config: Config) -> CompLLM:
+        catalogue = load_catalogue(Path(config.catalogue))
+        return CompLLM(ScriptedBackend(*replies), HashingEncoder(), catalogue, config)
+
+    monkeypatch.setattr(CompLLM, "connect", connect)
+    monkeypatch.setenv("COMPLLM_SERVER_URL", "127.0.0.1:1")
+
+
+def test_the_command_writes_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect_to(monkeypatch, REPLIES)
+    questions = str(write_questions(tmp_path / "in.jsonl", "sum?", "book?"))
+    out = tmp_path / "out.jsonl"
+    assert run(["plan", "--questions", questions, "--json", str(out)]) == 0
+    assert [line["is_fallback"] for line in read_lines(out)] == [False, False]
+    assert "2 planned, 0 of them by the fall-back" in capsys.readouterr().err
+
+
+def test_a_bad_line_of_standard_input_ends_the_run_behind_those_before_it(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    connect_to(monkeypatch, REPLIES)
+    content = b'{"question": "sum?"}\nnonsense\n{"question": "book?"}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert run(["plan", "--questions", "-"]) == 2
+    printed = capsysbinary.readouterr()
+    assert json.loads(printed.out)["question"] == "sum?"
+    assert b"line 2 is not JSON" in printed.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--questions", "a", "a question"], ["--questions", "a", "--plan", "b"], ["q", "--json", "c"]],
+)
+def test_options_that_do_not_go_together_are_refused(arguments: list[str]) -> None:
+    assert run(["plan", *arguments]) == 2
