@@ -19,7 +19,7 @@ from compllm.build_scripts.make_triton_repo import Inputs, make_repository
 from compllm.build_scripts.repository import core
 from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.trtllm.record import AdapterEntry
-from compllm.embed import encoder_id
+from compllm.embed import SentenceEncoder
 from compllm.embedded import tritonfiles
 from compllm.embedded.checkpoint import validate_checkpoint
 
@@ -29,7 +29,7 @@ WAIT_S = 120.0
 
 
 @pytest.fixture
-def repository(tiny_checkpoint: Path, encoder_dir: Path, tmp_path: Path) -> Path:
+async def repository(tiny_checkpoint: Path, encoder_dir: Path, tmp_path: Path) -> Path:
     """The base with its adapters, and a full fine-tune beside it on the same GPU."""
     shape = validate_checkpoint(tiny_checkpoint)
     entries = [
@@ -39,8 +39,8 @@ def repository(tiny_checkpoint: Path, encoder_dir: Path, tmp_path: Path) -> Path
     adapters = [AdapterEntry("biology", 12, 16, "b")]
     write_engines(tmp_path / "engines", tiny_checkpoint, entries, adapters)
     catalogue = write_catalogue(tmp_path)
-    text = catalogue.read_text().replace("sha256:0", encoder_id(encoder_dir))
-    catalogue.write_text(text)
+    encoder = await SentenceEncoder.load(encoder_dir)  # whose id the router insists on
+    catalogue.write_text(catalogue.read_text().replace("sha256:0", encoder.id))
     return make_repository(Inputs(tmp_path / "engines", catalogue), tmp_path / "repository")
 
 
