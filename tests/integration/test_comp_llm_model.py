@@ -11,6 +11,8 @@ import random
 import re
 import shutil
 import subprocess
+import sys
+import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -190,13 +192,43 @@ def test_callback_client_of_tritonclient_streams(face: ServerInfo) -> None:
     assert texts["a"] == texts["b"]
 
 
-def test_curl_gets_an_answer(face: ServerInfo) -> None:
+def _examples(start: str) -> list[str]:
+    """The indented blocks of the README's section on Triton clients that begin so."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Any Triton client\n")[1].split("\n## ")[0]
+    # A block ends at the next line that is neither indented nor empty.
+    blocks = re.findall(r"(?:^(?:    .*)?\n)+", section, re.MULTILINE)
+    code = [textwrap.dedent(block).strip() for block in blocks]
+    return [block for block in code if block.startswith(start)]
+
+
+def test_readmes_curl_commands_run(face: ServerInfo) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
-    url = f"{face.http_url}/v2/models/{MODEL}/generate"
-    body = json.dumps({"text_input": QUESTION, "max_tokens": 8})
-    done = subprocess.run(["curl", "-sS", "-d", body, url], capture_output=True, check=True)
-    assert json.loads(done.stdout)["text_output"]
+    commands = [each for block in _examples("curl") for each in block.split("\n\n")]
+    assert len(commands) == 2
+    whole, streamed = (
+        subprocess.run(
+            command.replace("localhost:8000", f"127.0.0.1:{face.http_port}"),
+            shell=True,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for command in commands
+    )
+    assert json.loads(whole)["text_output"]
+    last = streamed.strip().splitlines()[-1].removeprefix("data: ")
+    assert json.loads(last)["finish_reason"] in ("stop", "length")
+
+
+def test_readmes_python_client_runs(face: ServerInfo) -> None:
+    (program,) = _examples("import queue")
+    program = program.replace("localhost:8001", face.grpc_url)
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert done.stdout
 
 
 def test_settings_may_stand_under_parameters_as_the_generate_extension_has_them(
