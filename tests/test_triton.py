@@ -17,10 +17,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from compllm import wire
 from compllm.backend import GenerateRequest, Guide, Segment, collect
 from compllm.client_stats import RequestStats
+from compllm.connection import ClientOptions
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
 from compllm.stream import AdapterMissing, CacheFull, error_from, error_from_text
 from compllm.tokenizer import SpecialIds, Tokenizer
-from compllm.triton import ClientOptions, TritonBackend
+from compllm.triton import TritonBackend
 from compllm.types import SamplingParams
 
 END, PAD = 2, 2

@@ -34,6 +34,10 @@ class RequestStats:
     num_output_tokens: int = 0
     usage: Usage | None = None  # the engine's own report
 
+    @property
+    def is_ended(self) -> bool:
+        return self.total_s > 0
+
     def answered(self) -> None:
         """A response has come."""
         self.first_response_s = self.first_response_s or time.monotonic() - self.started_s

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Any
 
@@ -94,8 +94,9 @@ class Stream:
         self._call = stub.ModelStreamInfer(self._messages())
         self._reader = asyncio.create_task(self._read(), name="compllm-triton-stream")
 
-    def exchange(self, model: str, wire_id: str) -> Exchange:
-        return Exchange(self, model, wire_id)
+    def exchange(self, wire_id: str, make_stop: Callable[[], Any]) -> Exchange:
+        """make_stop: makes the message that stops this request."""
+        return Exchange(self, wire_id, make_stop)
 
     def send(self, message: Any) -> None:
         self._outbox.put_nowait(message)
@@ -132,11 +133,11 @@ class Stream:
 class Exchange:
     """One request on the stream. Leaving the block before its end stops it there and then."""
 
-    def __init__(self, stream: Stream, model: str, wire_id: str) -> None:
+    def __init__(self, stream: Stream, wire_id: str, make_stop: Callable[[], Any]) -> None:
         self.is_over = True  # nothing is under way: not yet, or no longer
         self._stream = stream
-        self._model = model
         self._wire_id = wire_id
+        self._make_stop = make_stop
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
 
     def __enter__(self) -> Exchange:
@@ -151,7 +152,7 @@ class Exchange:
     ) -> None:
         del self._stream.inboxes[self._wire_id]
         if not self.is_over:
-            self._stream.send(wire.stop_message(self._model, self._wire_id))
+            self._stream.send(self._make_stop())
 
     def send(self, message: Any) -> None:
         self.is_over = False
@@ -183,7 +184,7 @@ class Exchange:
     async def stop(self) -> wire.Tensors:
         """Stop the engine's work on a text that has ended for us. Gives the last response's
         tensors, or none where they do not come at once."""
-        self._stream.send(wire.stop_message(self._model, self._wire_id))
+        self._stream.send(self._make_stop())
         self.is_over = True
         num_ends = 0
         try:

@@ -37,6 +37,10 @@ class Tokenizer:
         self._template = tokenizers.Tokenizer.from_str(serialized)
         self._data = tokenizers.Tokenizer.from_str(_all_added_special(serialized))
         self._data.encode_special_tokens = True
+        added = self._data.get_added_tokens_decoder().values()
+        self._spellings = tuple(
+            each.content for each in added if each.special and len(each.content) > 1
+        )
         for each in (self._template, self._data):
             each.no_truncation()  # a checkpoint's training-time settings are not ours
             each.no_padding()
@@ -75,6 +79,28 @@ class Tokenizer:
             text = segment.text.encode("utf-8", "replace").decode("utf-8")
             ids += which.encode(text, add_special_tokens=False).ids
         return ids
+
+    def text(self, prompt: Prompt) -> str:
+        """All segments as one text, for a server that tokenises it itself: a special token's
+        spelling in data gets a blank after its first character, and so is none any more."""
+        return "".join(
+            segment.text if segment.is_template else self._broken(segment.text)
+            for segment in prompt
+        )
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text in which special tokens count as such."""
+        ids: list[int] = self._template.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _broken(self, text: str) -> str:
+        for _ in self._spellings:  # breaking one may complete another, but hardly ever
+            found = [spelling for spelling in self._spellings if spelling in text]
+            if not found:
+                break
+            for spelling in found:
+                text = text.replace(spelling, f"{spelling[0]} {spelling[1:]}")
+        return text
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""

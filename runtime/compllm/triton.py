@@ -1,47 +1,34 @@
 """The Backend over gRPC: text in and out, TensorRT-LLM's core model behind Triton underneath.
 
-With `stream.py` and `wire.py` below it, `lora_client.py` beside it. What goes wrong before the
-first response (a lost connection, an adapter that is not in the cache) is tried again here; after
-it, a request ends with its error.
+`connection.py`, `stream.py` and `wire.py` are below it, `lora_client.py` beside it. What goes wrong
+before the first response (a lost connection, an adapter that is not in the cache) is tried again;
+after it, a request ends with its error.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import grpc
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from compllm import wire
 from compllm.adapter_files import is_embedded_engine, weights_in
 from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
-from compllm.channel import CORE_MODEL, is_live, model_config, open_channel, stub_of, wait_ready
+from compllm.channel import CORE_MODEL, model_config
 from compllm.client_stats import ClientStats, RequestStats
-from compllm.errors import BackendUnavailable, CompllmError, ConfigError
+from compllm.connection import ClientOptions, Connection, OnRequest
+from compllm.errors import CompllmError, ConfigError
 from compllm.lora_client import AdapterUse, AdapterWeights, LoraClient
-from compllm.stream import AdapterMissing, CacheFull, Exchange, Stream
+from compllm.stream import AdapterMissing, CacheFull, Exchange
 from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
-from compllm.types import SamplingParams, Usage
+from compllm.types import FinishReason, SamplingParams, Usage
 
 _LONG_TEXT = 4000  # characters; tokenising more takes over 1 ms and leaves the event loop
-
-
-@dataclass(frozen=True, slots=True)
-class ClientOptions:
-    """How long a request waits for what."""
-
-    response_timeout_s: float = 300.0  # of silence; a whole answer comes as one response
-    max_attempts: int = 4  # at a server that is away or overloaded, before any output
-    backoff_s: float = 0.05  # before the second attempt at most; doubles, drawn at random
-    max_backoff_s: float = 1.0
-    adapter_wait_s: float = 60.0  # for a place in the engine's LoRA cache
 
 
 class TritonBackend:
@@ -59,20 +46,20 @@ class TritonBackend:
         *,
         is_prefetched: bool = False,
         options: ClientOptions | None = None,
-        on_request: Callable[[RequestStats], None] = lambda stats: None,
+        on_request: OnRequest | None = None,
     ) -> None:
-        self.url = url
         self.tokenizer = tokenizer
-        self.options = options = options or ClientOptions()
-        self.stats = ClientStats()
+        self.connection = Connection(url, options, on_request)
         self.lora = LoraClient(
-            adapter_weights, is_prefetched=is_prefetched, max_wait_s=options.adapter_wait_s
+            adapter_weights,
+            is_prefetched=is_prefetched,
+            max_wait_s=self.connection.options.adapter_wait_s,
         )
-        self._on_request = on_request
-        self._channel: grpc.aio.Channel | None = None
-        self._stream: Stream | None = None
-        self._serial = itertools.count(1)
-        self._is_closed = False
+
+    @property
+    def stats(self) -> ClientStats:
+        """Sums over all requests that have ended."""
+        return self.connection.stats
 
     @classmethod
     async def connect(
@@ -120,12 +107,14 @@ class TritonBackend:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`."""
-        stats = RequestStats(request.id, request.model, request.adapter_id)
-        try:
+        timeout_s = self.connection.options.response_timeout_s
+        with self.connection.recorded(request) as stats:
             input_ids = await self._encode(request.prompt)
             stats.num_input_tokens = len(input_ids)
             async with self.lora.use(request.adapter_id, stats.lora) as use:
-                exchange, tensors, ending = await self._begin(request, input_ids, use, stats)
+                exchange, tensors, ending = await self.connection.begun(
+                    partial(self._attempt, request, input_ids, use, stats), stats
+                )
                 with ending:
                     use.accepted()
                     text = _Text(self.tokenizer, request.sampling.stop)
@@ -140,26 +129,14 @@ class TritonBackend:
                         if request.is_streamed and new_text:
                             yield Chunk(new_text, num_new)
                             new_text, num_new = "", 0
-                        tensors = await exchange.receive(self.options.response_timeout_s)
+                        tensors = await exchange.receive(timeout_s)
                     if not exchange.is_over:
                         tensors = await exchange.stop()
             stats.usage = _usage(tensors, len(input_ids), stats.num_output_tokens)
-            last = Chunk(
-                new_text + text.flush(),
-                num_new,
-                "stop" if text.is_stopped or self._is_ended(request, ids, stats) else "length",
-                stats.usage,
-            )
+            is_stopped = text.is_stopped or self._is_ended(request, ids, stats)
+            reason: FinishReason = "stop" if is_stopped else "length"
             stats.ended("done")
-            yield last
-        except CompllmError as error:
-            stats.ended("failed", error)
-            raise
-        finally:
-            if not stats.total_s:
-                stats.ended("cancelled")
-            self.stats.add(stats)
-            self._on_request(stats)
+            yield Chunk(new_text + text.flush(), num_new, reason, stats.usage)
 
     async def warm_up(
         self, adapter_ids: Iterable[int], model: str = CORE_MODEL
@@ -187,63 +164,36 @@ class TritonBackend:
 
     async def server_live(self) -> bool:
         """Whether anybody answers at all."""
-        return await is_live(self._stub())
+        return await self.connection.server_live()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when the core model can be asked. Raises BackendUnavailable when time is up."""
-        await wait_ready(self._stub(), self.url, timeout_s)
+        await self.connection.wait_ready(timeout_s)
 
     async def aclose(self) -> None:
-        """Requests in flight fail with BackendUnavailable, and the server sees their stream go.
-        Idempotent."""
-        self._is_closed = True
-        if self._stream is not None:
-            await self._stream.aclose()
-        if self._channel is not None:
-            await self._channel.close()
+        """Requests in flight fail with BackendUnavailable. Idempotent."""
+        await self.connection.aclose()
 
     async def _encode(self, prompt: Prompt) -> list[int]:
         if sum(len(segment.text) for segment in prompt) > _LONG_TEXT:
             return await asyncio.to_thread(self.tokenizer.encode, prompt)
         return self.tokenizer.encode(prompt)
 
-    async def _begin(
-        self, request: GenerateRequest, input_ids: list[int], use: AdapterUse, stats: RequestStats
-    ) -> tuple[Exchange, wire.Tensors, ExitStack]:
-        """The exchange with its first response, and what ends it. Nothing of the answer has been
-        used up to here, so all of it may be tried again."""
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(self.options.max_attempts),
-            # Drawn at random: those whom one lost server sent away do not come back as one.
-            wait=wait_random_exponential(self.options.backoff_s, self.options.max_backoff_s),
-            retry=retry_if_exception(self._can_retry),
-            reraise=True,
-        )
-        begun: tuple[Exchange, wire.Tensors, ExitStack] = await retrying(
-            self._attempt, request, input_ids, use, stats
-        )
-        stats.num_retries = retrying.statistics["attempt_number"] - 1
-        return begun
-
-    def _can_retry(self, error: BaseException) -> bool:
-        is_away = isinstance(error, BackendUnavailable) and not isinstance(error, CacheFull)
-        return is_away and not self._is_closed
-
     async def _attempt(
         self, request: GenerateRequest, input_ids: list[int], use: AdapterUse, stats: RequestStats
     ) -> tuple[Exchange, wire.Tensors, ExitStack]:
+        """The exchange with its first response, and what ends it."""
         while True:
-            # Unique in the process even where a caller uses an id again while its stop is under
-            # way.
-            wire_id = f"{request.id}#{next(self._serial)}"
+            wire_id = self.connection.wire_id(request)
+            make_stop = partial(wire.stop_message, request.model, wire_id)
             try:
                 with ExitStack() as ending:
-                    exchange = self._live_stream().exchange(request.model, wire_id)
+                    exchange = self.connection.exchange(wire_id, make_stop)
                     ending.enter_context(exchange)
                     async with use.weights() as weights:
                         exchange.send(self._message(request, wire_id, input_ids, weights))
                         stats.num_attempts += 1
-                    tensors = await exchange.receive(self.options.response_timeout_s)
+                    tensors = await exchange.receive(self.connection.options.response_timeout_s)
                     stats.answered()
                     return exchange, tensors, ending.pop_all()
             except AdapterMissing as error:
@@ -273,19 +223,6 @@ class TritonBackend:
         special = self.tokenizer.special
         is_end = bool(ids) and ids[-1] in (special.end_id, *special.more_end_ids)
         return is_end or stats.num_output_tokens < request.sampling.max_tokens
-
-    def _live_stream(self) -> Stream:
-        if self._stream is None or self._stream.is_broken:
-            self._stream = Stream(self._stub())
-            self.stats.num_streams += 1
-        return self._stream
-
-    def _stub(self) -> Any:
-        if self._is_closed:
-            raise BackendUnavailable(f"the connection to {self.url} is closed")
-        if self._channel is None:
-            self._channel = open_channel(self.url)
-        return stub_of(self._channel)
 
 
 class _Text:

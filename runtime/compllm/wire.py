@@ -40,35 +40,35 @@ def inference_message(
 ) -> Any:
     """The message that asks for this generation; `weights`: of its adapter, where it lacks them."""
     message = _message(request.model, wire_id, input_ids, request.sampling.max_tokens)
-    _add(message, "end_id", [[special.end_id]], np.int32)
-    _add(message, "pad_id", [[special.pad_id]], np.int32)
+    add_array(message, "end_id", [[special.end_id]], np.int32)
+    add_array(message, "pad_id", [[special.pad_id]], np.int32)
     if special.more_end_ids:
         words = [(end,) for end in special.more_end_ids]
-        _add(message, "stop_words_list", [_flat_words(words)], np.int32)
+        add_array(message, "stop_words_list", [_flat_words(words)], np.int32)
     for name in (
         "exclude_input_in_output",
         "return_perf_metrics",
         "return_num_input_tokens",
         "return_num_output_tokens",
     ):
-        _add(message, name, [[True]], np.bool_)
-    _add(message, "streaming", [[is_streamed]], np.bool_)
+        add_array(message, name, [[True]], np.bool_)
+    add_array(message, "streaming", [[is_streamed]], np.bool_)
     _add_sampling(message, request.sampling)
     if request.guide is not None:
-        _add_text(message, "guided_decoding_guide_type", request.guide.type)
-        _add_text(message, "guided_decoding_guide", request.guide.text)
+        add_texts(message, "guided_decoding_guide_type", [request.guide.type], (1, 1))
+        add_texts(message, "guided_decoding_guide", [request.guide.text], (1, 1))
     if request.adapter_id is not None:
-        _add(message, "lora_task_id", [[request.adapter_id]], np.uint64)
+        add_array(message, "lora_task_id", [[request.adapter_id]], np.uint64)
         if weights is not None:
-            _add(message, "lora_weights", weights[0][None], np.float16)
-            _add(message, "lora_config", weights[1][None], np.int32)
+            add_array(message, "lora_weights", weights[0][None], np.float16)
+            add_array(message, "lora_config", weights[1][None], np.int32)
     return message
 
 
 def stop_message(model: str, wire_id: str) -> Any:
     """The message that cancels the request of this id. Required inputs must be there, unused."""
     message = _message(model, wire_id, [0], 1)
-    _add(message, "stop", [[True]], np.bool_)
+    add_array(message, "stop", [[True]], np.bool_)
     return message
 
 
@@ -81,13 +81,14 @@ def read_ids(tensors: Tensors) -> list[int]:
 
 
 def read_tensors(response: Any) -> Tensors:
-    """Numeric outputs of a ModelInferResponse by name; others are left out."""
-    pairs = zip(response.outputs, response.raw_output_contents, strict=False)
-    return {
-        output.name: np.frombuffer(raw, _READ[output.datatype])
-        for output, raw in pairs
-        if output.datatype in _READ
-    }
+    """Outputs of a ModelInferResponse by name; texts are bytes. Other types are left out."""
+    found: dict[str, NDArray[Any]] = {}
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):
+        if output.datatype == "BYTES":
+            found[output.name] = np.array(_read_texts(raw), np.object_)
+        elif output.datatype in _READ:
+            found[output.name] = np.frombuffer(raw, _READ[output.datatype])
+    return found
 
 
 def is_final(response: Any) -> bool:
@@ -118,27 +119,37 @@ def read_usage(tensors: Tensors) -> Usage:
     )
 
 
+def _read_texts(raw: bytes) -> list[bytes]:
+    """Each with its length before it, in four bytes."""
+    texts, at = [], 0
+    while at < len(raw):
+        end = at + 4 + int.from_bytes(raw[at : at + 4], "little")
+        texts.append(raw[at + 4 : end])
+        at = end
+    return texts
+
+
 def _message(model: str, wire_id: str, input_ids: Sequence[int], max_tokens: int) -> Any:
     message = service_pb2.ModelInferRequest(model_name=model, id=wire_id)
     # Else a final response without tensors, such as a stopped request's, would not be sent at all.
     message.parameters["triton_enable_empty_final_response"].bool_param = True
-    _add(message, "input_ids", [input_ids], np.int32)
-    _add(message, "input_lengths", [[len(input_ids)]], np.int32)
-    _add(message, "request_output_len", [[max_tokens]], np.int32)
+    add_array(message, "input_ids", [input_ids], np.int32)
+    add_array(message, "input_lengths", [[len(input_ids)]], np.int32)
+    add_array(message, "request_output_len", [[max_tokens]], np.int32)
     return message
 
 
 def _add_sampling(message: Any, sampling: SamplingParams) -> None:
     """Greedy is top_k 1: TensorRT-LLM takes no temperature of 0. Neutral values are left out."""
     if sampling.temperature == 0:
-        _add(message, "runtime_top_k", [[1]], np.int32)
+        add_array(message, "runtime_top_k", [[1]], np.int32)
     else:
-        _add(message, "runtime_top_k", [[sampling.top_k]], np.int32)
-        _add(message, "runtime_top_p", [[sampling.top_p]], np.float32)
-        _add(message, "temperature", [[sampling.temperature]], np.float32)
-        _add(message, "seed", [[sampling.seed % 2**64]], np.uint64)
+        add_array(message, "runtime_top_k", [[sampling.top_k]], np.int32)
+        add_array(message, "runtime_top_p", [[sampling.top_p]], np.float32)
+        add_array(message, "temperature", [[sampling.temperature]], np.float32)
+        add_array(message, "seed", [[sampling.seed % 2**64]], np.uint64)
     if sampling.repetition_penalty != 1:
-        _add(message, "repetition_penalty", [[sampling.repetition_penalty]], np.float32)
+        add_array(message, "repetition_penalty", [[sampling.repetition_penalty]], np.float32)
 
 
 def _flat_words(words: Sequence[Sequence[int]]) -> NDArray[np.int32]:
@@ -151,13 +162,15 @@ def _flat_words(words: Sequence[Sequence[int]]) -> NDArray[np.int32]:
     return flat
 
 
-def _add(message: Any, name: str, values: Any, dtype: type[np.generic]) -> None:
+def add_array(message: Any, name: str, values: Any, dtype: type[np.generic]) -> None:
     array = np.ascontiguousarray(values, dtype)
     message.inputs.add(name=name, datatype=_DTYPES[array.dtype], shape=array.shape)
     message.raw_input_contents.append(array.tobytes())
 
 
-def _add_text(message: Any, name: str, text: str) -> None:
-    data = text.encode("utf-8")
-    message.inputs.add(name=name, datatype="BYTES", shape=(1, 1))
-    message.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
+def add_texts(message: Any, name: str, texts: Sequence[str], shape: Sequence[int]) -> None:
+    data = [text.encode("utf-8", "replace") for text in texts]
+    message.inputs.add(name=name, datatype="BYTES", shape=shape)
+    message.raw_input_contents.append(
+        b"".join(len(each).to_bytes(4, "little") + each for each in data)
+    )

@@ -1,0 +1,46 @@
+"""Which backend a Triton needs: the engine contract's, or that of the llmapi repository.
+
+Stands before `triton.py` and `llmapi.py`: the model's own configuration tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from compllm.channel import CORE_MODEL, model_config
+from compllm.connection import ClientOptions
+from compllm.errors import ConfigError
+from compllm.llmapi import LlmApiBackend, is_llmapi
+from compllm.llmapi_wire import ServerAdapter
+from compllm.triton import TritonBackend
+
+
+async def connect(
+    url: str,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    adapters_dir: str | Path | None = None,
+    server_adapters: Mapping[int, ServerAdapter] | None = None,
+    model: str = CORE_MODEL,
+    options: ClientOptions | None = None,
+    timeout_s: float = 10.0,
+) -> TritonBackend | LlmApiBackend:
+    """A backend for the `tensorrt_llm` model at `url`, which is ready.
+
+    adapters_dir: weights to send, where the engine's cache lacks them. server_adapters: for llmapi,
+    which reads them itself. Raises BackendUnavailable, ConfigError.
+    """
+    config = await model_config(url, timeout_s, model)
+    if not is_llmapi(config):
+        return await TritonBackend.for_model(
+            url, config, tokenizer_dir, adapters_dir=adapters_dir, options=options
+        )
+    if not tokenizer_dir:
+        raise ConfigError(
+            f"the llmapi model at {url} names no tokenizer: give the directory of its "
+            "tokenizer.json"
+        )
+    return await LlmApiBackend.for_model(
+        url, config, tokenizer_dir, server_adapters, options=options
+    )
