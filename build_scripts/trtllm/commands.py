@@ -32,6 +32,11 @@ class Command:
     tool: str  # in flags.json, or "merge", ours
     argv: tuple[str, ...]
 
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return "merge.py" if self.tool == "merge" else Path(flags.program(self.tool)).name
+
     def __str__(self) -> str:
         return shlex.join(self.argv)
 

@@ -6,6 +6,7 @@ estimates, kept on the large side. When it does not fit, the refusal names what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -179,8 +180,10 @@ def share_out(gpu: Gpu, memories: Sequence[EngineMemory], block: int) -> tuple[S
         tokens = pool // memory.kv_per_token // block * block
         kv = tokens * memory.kv_per_token
         free = total - (memory.fixed - memory.lora_gpu)  # once it has loaded, alone
-        lora_fraction = memory.lora_gpu / (free - kv) if memory.lora_gpu else 0.0
-        shares.append(Share(memory, tokens, round(kv / free, 4), round(lora_fraction, 4)))
+        lora = memory.lora_gpu / (free - kv)
+        # Rounded so that neither cache takes of the other.
+        fractions = math.floor(kv / free * 1e4) / 1e4, math.ceil(lora * 1e4) / 1e4
+        shares.append(Share(memory, tokens, *fractions))
     return tuple(shares)
 
 

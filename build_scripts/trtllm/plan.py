@@ -6,6 +6,7 @@ ranks, bases that do not match, settings that contradict each other, too little 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
 from compllm.paths import resource_dir
 from compllm.types import Expert
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # of a folder and a Triton model
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ def _drafts(
             )
     if settings.topology == "shared":
         return drafts, tuple(adapters.values())
-    merged = set()
+    taken = set()
     for expert in catalogue.experts:
         model = _model_name(expert, catalogue)
         if expert.name in settings.checkpoints:
@@ -134,9 +137,21 @@ def _drafts(
             drafts.append(_Draft(model, expert.name, source))
         elif expert.adapter is not None:
             drafts.append(_Draft(model, expert.name, base, adapters[expert.adapter]))
-            merged.add(expert.adapter)
+        taken.add(expert.adapter)
+    _check_names(drafts)
     # What no expert took, the generator's adapter for one, is served by the base's engine.
-    return drafts, tuple(each for name, each in adapters.items() if name not in merged)
+    return drafts, tuple(each for name, each in adapters.items() if name not in taken)
+
+
+def _check_names(drafts: Sequence[_Draft]) -> None:
+    seen: set[str] = set()
+    for draft in drafts:
+        if draft.name in seen or not _NAME.fullmatch(draft.name):
+            raise EngineError(
+                f"expert {draft.expert}: its model {draft.name!r} must be a name of letters, "
+                "digits, '.', '_' and '-' that no other engine has"
+            )
+        seen.add(draft.name)
 
 
 def _model_name(expert: Expert, catalogue: Catalogue) -> str:

@@ -40,7 +40,7 @@ def run(command: Command, log: Path, directory: Path) -> None:
             _end(process)
             raise
     if status != 0:
-        raise EngineError(f"{Path(command.argv[0]).name} failed: {_reason(status, log)}")
+        raise EngineError(f"{command.label} failed: {_reason(status, log)}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

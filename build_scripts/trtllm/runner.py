@@ -236,7 +236,7 @@ class _Run:
             say(f"{target.parent.name}/{target.name}: done already")
             return
         log = self.places.work / "logs" / f"{command.tool}-{target.name}.log"
-        say(f"{target.parent.name}/{target.name}: {Path(command.argv[0]).name}, log in {log}")
+        say(f"{target.parent.name}/{target.name}: {command.label}, log in {log}")
         with staged_directory(target) as made:
             run(command, log, self.places.work)
             check(made)

@@ -4,10 +4,10 @@ stand-ins (trtllm_tools.py): what is tested is what runs them."""
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,11 +68,13 @@ MakeBench = Callable[..., Bench]
 def bench(
     tmp_path: Path, tools: Tools, tiny_checkpoint: Path, folders: dict[str, tuple[Path, int]]
 ) -> MakeBench:
-    def make(topology: str = "shared", engine: str = "", num_gpus: int = 1) -> Bench:
+    def make(
+        topology: str = "shared", engine: str = "", num_gpus: int = 1, more: str = ""
+    ) -> Bench:
         catalogue = write_catalogue(tmp_path / "experts.toml", folders, "chem", "bio", "other")
         shipped = default_settings_path().read_text()
         settings = tmp_path / "gpu.toml"
-        settings.write_text(shipped.replace("[engine]\n", f"[engine]\n{engine}\n"))
+        settings.write_text(shipped.replace("[engine]\n", f"[engine]\n{engine}\n") + more)
         plan = make_plan(
             load_catalogue(catalogue),
             load_settings(settings, topology=topology, num_gpus=num_gpus),
@@ -111,15 +113,17 @@ def test_shared_base_builds_one_engine_and_its_adapters(bench: MakeBench) -> Non
     assert made.beside() == {"engines", ".engines.lock"}
 
 
-def test_every_expert_gets_an_engine_of_merged_weights(bench: MakeBench) -> None:
-    made = bench("per-expert")
+def test_every_expert_gets_an_engine_of_its_own_weights(
+    bench: MakeBench, tiny_checkpoint: Path
+) -> None:
+    made = bench("per-expert", more=f"[experts.bio]\ncheckpoint = '{tiny_checkpoint}'\n")
     manifest = made.build()
     assert [(entry.expert, entry.name) for entry in manifest.engines] == [
         ("base", "tensorrt_llm"),
         ("chem", "tensorrt_llm_chem"),
         ("bio", "tensorrt_llm_bio"),
     ]
-    assert manifest.adapters == ()
+    assert (manifest.adapters, manifest.engine("base").lora_modules) == ((), ())
     assert "merge.py" in manifest.engine("chem").commands[0]
     assert made.tools.calls() == ["convert_checkpoint.py", "trtllm-build"] * 3
 
@@ -150,7 +154,11 @@ def test_removed_adapter_leaves_the_engine_unbuilt_only_where_it_fits(bench: Mak
         ("trtllm-build", "disk-full", "trtllm-build failed: no space left on the disk"),
         ("trtllm-build", "killed", "trtllm-build failed: ended by SIGKILL"),
         ("trtllm-build", "half-built", "half-built: rank0.engine is missing"),
-        ("convert_checkpoint.py", "disk-full", "python3 failed: no space left on the disk"),
+        (
+            "convert_checkpoint.py",
+            "disk-full",
+            "convert_checkpoint.py failed: no space left on the disk",
+        ),
         ("hf_lora_convert.py", "other-numbers", "wrote other numbers than the adapter has"),
     ],
 )
@@ -249,16 +257,19 @@ def test_interrupted_build_takes_its_command_down(
     command = [sys.executable, str(script), "--out", str(made.out)]
     command += ["--checkpoint", str(tiny_checkpoint), "--examples", str(made.tools.examples)]
     command += ["--catalogue", str(tmp_path / "experts.toml")]
+    os.mkfifo(made.tools.calls_file.parent / "hanging")
+    pipe = os.open(made.tools.calls_file.parent / "hanging", os.O_RDWR)
     build = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    hanging = made.tools.calls_file.parent / "hanging"
-    while not hanging.exists() or not hanging.read_text():
-        assert build.poll() is None
-        time.sleep(0.05)
+    try:
+        assert select.select([pipe], [], [], 300)[0], "trtllm-build never started"
+        number = int(os.read(pipe, 100))
+    finally:
+        os.close(pipe)
     build.send_signal(signal.SIGTERM)
     _, err = build.communicate(timeout=120)
     assert build.returncode == 130
     assert err.splitlines()[-1].startswith("interrupted: nothing half-written was left")
     with pytest.raises(ProcessLookupError):
-        os.kill(int(hanging.read_text()), 0)
+        os.kill(number, 0)
     assert not made.out.exists()
     assert not list(made.out.parent.rglob("*.partial"))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 _COMMON = """
-import argparse, json, os, pathlib, signal, sys, time
+import argparse, json, os, pathlib, signal, sys
 calls = pathlib.Path(os.environ["TRTLLM_CALLS"])
 me = os.path.basename(sys.argv[0])
 with open(calls, "a") as sink:
@@ -35,8 +35,9 @@ if trouble == "killed":
 if trouble == "fails":
     sys.exit("ValueError: upstream's own words")
 if trouble == "hangs":
-    (calls.parent / "hanging").write_text(str(os.getpid()))
-    time.sleep(600)
+    with open(calls.parent / "hanging", "w") as pipe:  # tells the test that it may go on
+        pipe.write(str(os.getpid()))
+    signal.pause()
 (out / "half").unlink()
 """
 
