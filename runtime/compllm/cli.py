@@ -315,7 +315,16 @@ def status(is_json: JsonOption = False) -> None:
 
 
 @app.command()
-def doctor(is_json: JsonOption = False) -> None:
+def doctor(
+    is_json: JsonOption = False,
+    is_gpu: Annotated[
+        bool, typer.Option("--gpu", help="Look at what TensorRT-LLM engines need instead.")
+    ] = False,
+    engines: Annotated[
+        Path | None,
+        typer.Option("--engines", metavar="DIR", help="With --gpu: what build_trtllm.py made."),
+    ] = None,
+) -> None:
     """Tell what is installed, what is missing, what to do.
 
     Exit status 1 when something is missing.
@@ -324,7 +333,12 @@ def doctor(is_json: JsonOption = False) -> None:
 
     from compllm.doctor import examine, is_healthy
 
-    checks = examine()
+    if is_gpu or engines is not None:
+        from compllm.doctor_gpu import examine_gpu
+
+        checks = examine_gpu(engines)
+    else:
+        checks = examine()
     if is_json:
         print_json({"is_healthy": is_healthy(checks), "checks": [asdict(c) for c in checks]})
     else:
