@@ -54,7 +54,7 @@ class Sizes:
 @dataclass(frozen=True, slots=True)
 class Settings:
     seed: int = 0
-    num_elements: int = 40
+    num_elements: int = 36
     sizes: Sizes = Sizes()
     strategyqa: Path | None = None
     break_qdmr: Path | None = None
@@ -113,7 +113,11 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
             bank, split, rng("aggregator"), sizes.aggregator[place], [*p, *everything]
         )
     notes = {
-        source: {"dropped": each.num_dropped, "over_cap": each.num_over_cap}
+        source: {
+            "dropped": each.num_dropped,
+            "repeated": each.num_repeated,
+            "over_cap": each.num_over_cap,
+        }
         for source, each in human.items()
     }
     return files, notes

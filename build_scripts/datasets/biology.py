@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from compllm.build_scripts.datasets.kinds import Kind, Operands
 from compllm.build_scripts.datasets.wordings import read_wordings
@@ -74,9 +75,20 @@ def biology_kinds() -> tuple[Kind, ...]:
         is_acid = IsoelectricPoint.negative_pKs.get(letter, 14) < _NEUTRAL_PH
         return "negative" if is_acid else "neutral"
 
+    fraction: Callable[[str], float] = gc_fraction
+
     def gc_count(strand: str) -> str:
         bases = strand.replace(" ", "")
-        return str(round(gc_fraction(bases) * len(bases)))
+        return str(round(fraction(bases) * len(bases)))
+
+    def reads(method: str) -> Callable[[str], str]:
+        """A method of Biopython's Seq on bases spelled apart."""
+
+        def solve(strand: str) -> str:
+            sequence: Any = Seq(strand.replace(" ", ""))
+            return spell(str(getattr(sequence, method)()))
+
+        return solve
 
     return (
         kind("codon_amino", "codon", "amino", to_amino, to_amino.__getitem__, 24, weight=3),
@@ -87,21 +99,21 @@ def biology_kinds() -> tuple[Kind, ...]:
         kind("from_three", "three", "amino", from_three, from_three.__getitem__, 14),
         kind(
             "complement", "dna", "dna", strands,
-            lambda strand: spell(str(Seq(strand.replace(" ", "")).complement())),
+            reads("complement"),
             0.7, is_open=True, weight=1.5,
         ),
         kind(
             "transcribe", "dna", "rna", strands,
-            lambda strand: spell(str(Seq(strand.replace(" ", "")).transcribe())),
+            reads("transcribe"),
             0.5, dependent=0, is_open=True,
         ),
         kind(
             "codon_of_triplet", "triplet", "codon", triplets,
-            lambda triplet: spell(str(Seq(triplet.replace(" ", "")).transcribe())), 6,
+            reads("transcribe"), 6,
         ),
         kind(
             "anticodon", "codon", "anticodon", codons,
-            lambda codon: spell(str(Seq(codon.replace(" ", "")).complement_rna())), 8,
+            reads("complement_rna"), 8,
         ),
         # Three of 64 are stop codons: asked as often as a dozen others, or "no" is always right.
         kind(

@@ -14,7 +14,7 @@ from typing import Any
 
 from compllm.build_scripts.datasets.bank import DOMAINS, Bank
 from compllm.build_scripts.datasets.expressions import Expression, Flattener, Node, leaves
-from compllm.build_scripts.datasets.kinds import Kind, Split, choose, pick_split
+from compllm.build_scripts.datasets.kinds import Kind, Split, Wording, choose, pick_split
 from compllm.build_scripts.datasets.wordings import read_joiners
 
 MAX_QUESTION_CHARS = 400
@@ -270,11 +270,13 @@ class Composer:
         wording = self._rng.choice(self._wordings(kind, operands, is_noun))
         return Expression(kind, wording, tuple(operands))
 
-    def _wordings(self, kind: Kind, inner: Sequence[Expression], is_noun: bool | None) -> list[Any]:
+    def _wordings(
+        self, kind: Kind, inner: Sequence[Expression], is_noun: bool | None
+    ) -> tuple[Wording, ...]:
         """Those that stay clear: "the sum of 3 plus 4 and 5" would not."""
         found = kind.in_split(self._split, is_noun=is_noun, can_nest=True)
         if any(each.wording.is_infix for each in inner):
-            found = [wording for wording in found if not wording.is_noun]
+            found = tuple(wording for wording in found if not wording.is_noun)
         return found
 
     # The whole

@@ -30,6 +30,7 @@ class HumanSet:
         default_factory=lambda: {split: [] for split in SPLITS}
     )
     num_dropped: int = 0  # too long, or no plan
+    num_repeated: int = 0  # the question was there before: another split may hold it
     num_over_cap: int = 0  # left out of train
 
 
@@ -38,7 +39,7 @@ def read_human(path: Path, source: str, max_train: int | None = None) -> HumanSe
 
     max_train keeps as many of train, chosen by hash. Raises ConfigError.
     """
-    found = HumanSet()
+    found, seen = HumanSet(), set[str]()
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
@@ -52,10 +53,14 @@ def read_human(path: Path, source: str, max_train: int | None = None) -> HumanSe
                 f"{path}, line {number}: not a decomposition ({type(error).__name__}: {error}): "
                 'expected {"id", "question", "steps", "parents"}'
             ) from error
+        if question.casefold() in seen:
+            found.num_repeated += 1
+            continue
         plan = _plan(question, steps, parents)
         if plan is None:
             found.num_dropped += 1
             continue
+        seen.add(question.casefold())
         found.splits[pick_split(name, 0.1, 0.1)].append(
             {"id": f"generator-{name}", "source": source, "question": question, "plan": plan}
         )
@@ -69,7 +74,7 @@ def read_human(path: Path, source: str, max_train: int | None = None) -> HumanSe
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the decompositions in {path}: {error}") from error
 

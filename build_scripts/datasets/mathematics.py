@@ -15,7 +15,7 @@ from compllm.build_scripts.datasets.kinds import Kind, Operands
 from compllm.build_scripts.datasets.wordings import read_wordings
 
 _LARGEST = 210  # atomic masses and molecular weights stay below
-_DIVISORS = ("2", "5", "10")
+_DIVISORS = (2, 5, 10)
 
 
 def mathematics_kinds() -> tuple[Kind, ...]:
@@ -41,15 +41,14 @@ def mathematics_kinds() -> tuple[Kind, ...]:
         return Kind(
             name, "mathematics", (takes[0], "divisor") if has_divisor else takes, gives, written,
             lambda *operands: str(solve(*map(Integer, operands))), wordings[name],
-            is_split=is_split, exposures=exposures, dependent=0.45, weight=weight,
+            is_split=is_split, exposures=exposures, dependent=0.42, weight=weight,
             accepts_more=accepts_more,
         )  # fmt: skip
 
     upto = range(1, _LARGEST + 1)
-    by_divisor = [(x, int(y)) for x in upto for y in _DIVISORS]
     return (
         kind(
-            "addition", itertools.product(range(1, 61), repeat=2), lambda x, y: x + y, 1.2,
+            "addition", itertools.product(range(1, 61), repeat=2), lambda x, y: x + y, 1.1,
             weight=4,
         ),
         kind(
@@ -77,10 +76,12 @@ def mathematics_kinds() -> tuple[Kind, ...]:
             gives="parity",
         ),
         kind(
-            "divisible", by_divisor, lambda x, y: "yes" if Mod(x, y) == 0 else "no", 1.6,
-            gives="yes/no", has_divisor=True,
+            "divisible", _balanced(), lambda x, y: "yes" if Mod(x, y) == 0 else "no", 2.5,
+            gives="yes/no", has_divisor=True, accepts_more=_has_divisor,
         ),
-        kind("remainder", by_divisor, Mod, 2, has_divisor=True),
+        kind(
+            "remainder", itertools.product(upto, _DIVISORS), Mod, 1.6, has_divisor=True,
+        ),
         kind("next_number", ((x,) for x in upto), lambda x: x + 1, 2.5),
         kind("previous_number", ((x,) for x in upto), lambda x: x - 1, 2.5),
         kind("digit_sum", ((x,) for x in upto), lambda x: sum(digits(x, 10)[1:]), 5),
@@ -90,15 +91,33 @@ def mathematics_kinds() -> tuple[Kind, ...]:
 
 
 def _are_different(operands: Operands) -> bool:
-    are_numbers = all(each.isdecimal() and 1 <= int(each) <= _LARGEST for each in operands)
-    return are_numbers and len(set(operands)) == len(operands)
+    return all(map(_is_small, operands)) and len(set(operands)) == len(operands)
+
+
+def _has_divisor(operands: Operands) -> bool:
+    return _is_small(operands[0]) and operands[1] in map(str, _DIVISORS)
+
+
+def _is_small(operand: str) -> bool:
+    return operand.isdecimal() and 1 <= int(operand) <= _LARGEST
+
+
+def _balanced() -> Iterable[tuple[int, int]]:
+    """As many multiples as others, or "no" would nearly always be right for ten."""
+    for divisor in _DIVISORS:
+        for multiple in range(divisor, _LARGEST + 1, divisor):
+            yield multiple, divisor
+            # Walks through all other last digits.
+            yield multiple - 1 - (multiple // divisor) % (divisor - 1), divisor
 
 
 def _tuples(size: int, count: int) -> list[tuple[int, ...]]:
-    """Different numbers, mostly small as in composites, the same on every run."""
+    """Different numbers, small and large ones mixed as in composites, the same on every run."""
     rng = random.Random(f"tuples {size} {count}")
     found: dict[tuple[int, ...], None] = {}
     while len(found) < count:
-        top = rng.choice((10, 60, 60, _LARGEST))
-        found[tuple(rng.sample(range(1, top + 1), size))] = None
+        tops = [rng.choice((10, 60, 60, _LARGEST)) for _ in range(size)]
+        drawn = tuple(rng.randint(1, top) for top in tops)
+        if len(set(drawn)) == size:
+            found[drawn] = None
     return list(found)

@@ -20,6 +20,7 @@ class TokenCounter:
     def __init__(self, base: Path) -> None:
         """Raises ConfigError when there is no tokenizer."""
         self._tokenizer = Tokenizer.from_dir(base)
+        self._known: dict[Segment, int] = {}  # template and system segments repeat in every row
 
     def total(self, rows: Iterable[dict[str, Any]]) -> int:
         return sum(self.row(row) for row in rows)
@@ -28,10 +29,12 @@ class TokenCounter:
         """One example; a composite counts as the question and its final answer."""
         prompt, response = training_pair(row)
         ends_turn = 1
-        return len(self._tokenizer.encode(prompt)) + self._text(response) + ends_turn
+        return sum(map(self._segment, (*prompt, Segment(response)))) + ends_turn
 
-    def _text(self, text: str) -> int:
-        return len(self._tokenizer.encode((Segment(text),)))
+    def _segment(self, segment: Segment) -> int:
+        if segment not in self._known:
+            self._known[segment] = len(self._tokenizer.encode((segment,)))
+        return self._known[segment]
 
 
 def training_pair(row: dict[str, Any]) -> tuple[Prompt, str]:
