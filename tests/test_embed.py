@@ -18,6 +18,7 @@ from compllm.embed import (
     encoder_id,
     find_ir,
     ir_dir,
+    plain,
     sentence_transformer,
 )
 from compllm.errors import ConfigError
@@ -62,6 +63,26 @@ async def test_the_cache_forgets_the_least_recent() -> None:
     for text in ("a", "b", "a", "c", "a", "b"):
         await encoder.encode([text])
     assert model.batches == [["a"], ["b"], ["c"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What is iron?", "What is iron"),
+        ("  What\n is\tiron ?! ", "What is iron"),
+        ("Is it 3.5?", "Is it 3.5"),
+        ("?", "?"),
+        ("", ""),
+    ],
+)
+def test_what_does_not_change_the_meaning_is_not_encoded(text: str, expected: str) -> None:
+    assert plain(text) == expected
+
+
+async def test_texts_that_differ_by_nothing_share_a_row() -> None:
+    model = CountingModel()
+    await SentenceEncoder(model, "id").encode(["What is  iron", "What is iron?"])
+    assert model.batches == [["What is iron"]]
 
 
 async def test_no_texts_are_no_rows() -> None:
@@ -164,7 +185,7 @@ async def test_without_openvino_or_the_conversion_the_library_encodes(
         shutil.copytree(ir.parent, encoder_dir, ignore=shutil.ignore_patterns("openvino"))
     encoder = await SentenceEncoder.load(encoder_dir)
     assert type(encoder._model).__name__ == "SentenceTransformer"
-    assert encoder.id == encoder_id(ir.parent)
+    assert encoder.id == f"{encoder_id(ir.parent)}/plain1"
 
 
 @pytest.fixture

@@ -31,10 +31,11 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """A threshold belongs to the encoder it was calibrated with."""
+    """A threshold belongs to the encoder it was calibrated with, a head brings its own."""
 
-    threshold: float  # cosine below which the base answers
+    threshold: float  # cosine with the example questions below which the base answers
     encoder: str  # id of that encoder
+    head: Path | None = None  # a fitted router, instead of the example questions
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
             raise top.error("experts", name, "names used once; 'base' is the base model's")
     router = _Table(path, "router", top.take("router", dict))
     threshold = router.take_number("threshold", -1.0, 1.0)
-    settings = RouterSettings(threshold, router.take("encoder", str))
+    encoder, head = router.take("encoder", str), router.take("head", str, "")
+    settings = RouterSettings(threshold, encoder, path.parent / head if head else None)
     catalogue = Catalogue(
         path,
         base_expert,

@@ -3,6 +3,9 @@
 The real encoder is any sentence-transformers directory. OpenVINO runs what `convert_encoder.py`
 made of it, without torch; where that or OpenVINO is missing, sentence-transformers itself does,
 slower to load, with the same vectors. `testing.HashingEncoder` is the one without a model.
+
+A text is encoded without what does not change its meaning (`plain`): the same question with a blank
+more or without its question mark has the same vector, and with it the same route.
 """
 
 from __future__ import annotations
@@ -38,6 +41,10 @@ IR_RECORD = "converted.json"  # the encoder's id, OpenVINO's version, the size o
 IR_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # an encoder may lack the last
 _BATCH = 16
 
+# Part of an encoder's id: another form of the texts makes other vectors.
+_PLAIN_VERSION = "plain1"
+_CLOSING = " ?.!:;,"
+
 
 class Encoder(Protocol):
     """Texts to unit vectors. `id` names the vectors' space: a threshold belongs to one."""
@@ -59,7 +66,7 @@ class SentenceEncoder:
         self._lock = asyncio.Lock()  # one forward at a time: two only share the cores
         self._cache: OrderedDict[str, Array] = OrderedDict()
         self._cache_size = cache_size
-        self.id = encoder_id
+        self.id = f"{encoder_id}/{_PLAIN_VERSION}"
         self.dim = int(model.get_embedding_dimension())
 
     @classmethod
@@ -84,6 +91,7 @@ class SentenceEncoder:
 
     async def encode(self, texts: Sequence[str]) -> Array:
         """float32 [len(texts), dim], unit rows, in the order of the texts."""
+        texts = [plain(text) for text in texts]
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
         fresh: dict[str, Array] = {}
         if missing:
@@ -145,6 +153,12 @@ class OpenVINOEncoder:
         arrays = {name: np.array(columns[name], np.int64) for name in self._inputs}
         rows: Array = self._request.infer(arrays)[0]
         return rows
+
+
+def plain(text: str) -> str:
+    """The text with every run of white space as one blank, without closing punctuation."""
+    text = " ".join(text.split())
+    return text.rstrip(_CLOSING) or text
 
 
 def ir_dir(path: Path) -> Path:

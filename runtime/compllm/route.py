@@ -1,23 +1,26 @@
 """The expert router: vectors and experts in, routes out. Pure numpy; after embed, before the graph.
 
-An expert owns one or more vectors (those of its example questions in the catalogue). A sub-query
-goes to the owner of the nearest one; below the floor the base answers. A floor is calibrated with
-one encoder and refused with another: similarities of two encoders do not compare.
+A head scores the experts for each vector, the best one answers; below the floor the base does. The
+catalogue names a fitted head, or its example questions are the head: the owner of the nearest one
+answers. Head and floor belong to one encoder and are refused with another: scores of two encoders
+do not compare.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from compllm.catalogue import Catalogue
 from compllm.embed import Array, Encoder, encode_kept
 from compllm.errors import RouteError
+from compllm.routers.artefact import load
+from compllm.routers.heads import Head, Similarity
 from compllm.types import Route
-
-_UNIT_TOLERANCE = 1e-3
 
 
 def route(
@@ -27,8 +30,8 @@ def route(
 
     queries: float32 [n, dim], unit rows. vectors: float32 [len(owners), dim], unit rows; `owners`
     names the expert of each, in the same order. floor: similarity in [-1, 1] below which `default`
-    answers. Ties go to the earlier vector. Raises RouteError when there is no vector, the shapes do
-    not fit or a row is not of unit length.
+    answers. Ties go to the expert whose first vector is earlier. Raises RouteError when there is no
+    vector, the shapes do not fit or a row is not of unit length.
     """
     if not len(owners):
         raise RouteError("no expert to route to: the catalogue has no example questions")
@@ -37,57 +40,82 @@ def route(
             f"expected queries [n, dim] and vectors [{len(owners)}, dim], "
             f"saw {list(queries.shape)} and {list(vectors.shape)}"
         )
-    for name, rows in (("queries", queries), ("vectors", vectors)):
-        lengths = np.linalg.norm(rows, axis=1)
-        # Written so that a NaN is off as well.
-        off = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))
-        if off.size:
-            raise RouteError(f"row {off[0]} of {name} has length {lengths[off[0]]:.4g}, expected 1")
-    similarities = queries @ vectors.T
-    nearest = similarities.argmax(axis=1)
-    routes = []
-    for row, best in enumerate(nearest):
-        similarity = float(np.clip(similarities[row, best], -1, 1))
-        is_fallback = similarity < floor
-        routes.append(Route(default if is_fallback else owners[best], similarity, is_fallback))
-    return tuple(routes)
+    return Router(Similarity.of_owners(vectors, owners), floor, default).route(queries)
 
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """The vectors of a catalogue's experts under one encoder, ready to route."""
+    """A head under one encoder and the floor that belongs to it, ready to route."""
 
-    vectors: Array
-    owners: tuple[str, ...]
+    head: Head | None  # None: a catalogue without experts
     floor: float
     default: str = "base"
 
     @classmethod
     async def build(cls, catalogue: Catalogue, encoder: Encoder) -> Router:
-        """Embed the catalogue's example questions, or take their vectors from an earlier start. A
-        catalogue without experts routes all to the base.
+        """The router that the catalogue names, else the nearest of its example questions, whose
+        vectors are kept for the next start. A catalogue without experts routes all to the base.
 
-        Raises RouteError when its threshold was calibrated with another encoder.
+        Raises RouteError when it belongs to another encoder or to other experts, ConfigError when
+        the router's file cannot be read.
         """
-        owners = tuple(
+        if not catalogue.experts:
+            return cls(None, catalogue.router.threshold, catalogue.base.name)
+        if catalogue.router.head is not None:
+            return await cls.load(catalogue.router.head, catalogue, encoder)
+        return await cls.of_examples(catalogue, encoder)
+
+    @classmethod
+    async def of_examples(cls, catalogue: Catalogue, encoder: Encoder) -> Router:
+        """Similarity with the catalogue's example questions: needs no training. Raises
+        RouteError."""
+        owners = [
             expert.name
             for expert, texts in zip(catalogue.experts, catalogue.examples, strict=True)
             for _ in texts
-        )
-        if owners and catalogue.router.encoder != encoder.id:
+        ]
+        settings = catalogue.router
+        if settings.encoder != encoder.id:
             raise RouteError(
-                f"the threshold {catalogue.router.threshold} in {catalogue.path} was chosen for "
-                f"encoder {catalogue.router.encoder!r}, not {encoder.id!r}: calibrate it again"
+                f"the threshold {settings.threshold} in {catalogue.path} was chosen for "
+                f"encoder {settings.encoder!r}, not {encoder.id!r}: calibrate it again"
             )
         texts = [text for texts in catalogue.examples for text in texts]
         vectors = await encode_kept(encoder, texts)
-        return cls(vectors, owners, catalogue.router.threshold, catalogue.base.name)
+        head = Similarity.of_owners(vectors, owners)
+        return cls(head, settings.threshold, catalogue.base.name)
+
+    @classmethod
+    async def load(cls, path: Path, catalogue: Catalogue, encoder: Encoder) -> Router:
+        """A fitted router. Raises as `build` does."""
+        artefact = await asyncio.to_thread(load, path)
+        if artefact.encoder != encoder.id:
+            raise RouteError(
+                f"the router in {path} was fitted on vectors of encoder {artefact.encoder!r}, not "
+                f"{encoder.id!r}: fit it again with 'python build_scripts/train_router.py'"
+            )
+        names = tuple(expert.name for expert in catalogue.experts)
+        if set(names) != set(artefact.head.experts):
+            raise RouteError(
+                f"the router in {path} knows the experts {', '.join(artefact.head.experts)}, the "
+                f"catalogue {catalogue.path} has {', '.join(names)}: fit it again, or remove "
+                "'head' from [router] to go by the example questions"
+            )
+        return cls(artefact.head, artefact.floor, catalogue.base.name)
 
     def route(self, queries: Array) -> tuple[Route, ...]:
-        """A route for each unit row."""
-        if not self.owners:
+        """A route for each unit row. `similarity` is the head's score of the best expert. Ties go
+        to the earlier expert. Raises RouteError."""
+        if self.head is None:
             return tuple(Route(self.default, 0.0, is_fallback=True) for _ in queries)
-        return route(queries, self.vectors, self.owners, self.floor, self.default)
+        scores = self.head.scores(queries)
+        routes = []
+        for row, best in zip(scores, scores.argmax(axis=1), strict=True):
+            score = float(row[best])
+            is_fallback = score < self.floor
+            name = self.default if is_fallback else self.head.experts[best]
+            routes.append(Route(name, score, is_fallback))
+        return tuple(routes)
 
 
 @dataclass(frozen=True, slots=True)

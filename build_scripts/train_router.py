@@ -1,0 +1,156 @@
+"""Fit the expert router on labelled questions and choose its floor.
+
+    python build_scripts/train_router.py --subjects FILE [--datasets DIR] [--questions FILE]
+
+Writes engines/routers/NAME.npz for each of --routers: `logistic` (the default of the catalogue) and
+`similarity`; `neighbours`, `means`, `logistic-experts` and `logistic-topics` are there to compare.
+The floor is the loosest that keeps --risk on questions that the head was not fitted on. After
+fetch_base.py and convert_encoder.py, which `compllm up` runs; needs the extra `router`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import importlib.metadata
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compllm.build_scripts.routing.fit import FITS, out_of_fold
+from compllm.build_scripts.routing.questions import (
+    Question,
+    catalogue_questions,
+    read_datasets,
+    read_questions,
+    read_subjects,
+    thin_out,
+)
+from compllm.build_scripts.routing.thresholds import choose_floor
+from compllm.build_scripts.routing.vectors import kept_vectors, sentence_space
+from compllm.build_scripts.staging import run_script, say
+from compllm.catalogue import Catalogue, load_catalogue
+from compllm.embed import Array, SentenceEncoder
+from compllm.errors import ConfigError
+from compllm.paths import encoder_dir, home_dir, resource_dir
+from compllm.routers.artefact import Artefact, save
+
+SHIPPED = ("logistic", "similarity")
+_MIN_EACH = 10  # questions of an expert, and for none: fewer prove nothing
+
+
+def gather(arguments: argparse.Namespace, catalogue: Catalogue) -> list[Question]:
+    """All questions to fit on. Raises ConfigError when an expert has too few."""
+    experts = [expert.name for expert in catalogue.experts]
+    found: list[Question] = list(catalogue_questions(catalogue))
+    for path in arguments.subjects:
+        found += read_subjects(path)
+    for path in arguments.questions:
+        found += read_questions(path)
+    if arguments.datasets is not None:
+        drawn = read_datasets(arguments.datasets, experts, "train")
+        found += thin_out(drawn, arguments.max_each, arguments.seed)
+    strangers = {question.expert for question in found} - {*experts, None}
+    if strangers:
+        raise ConfigError(
+            f"questions for {', '.join(sorted(map(str, strangers)))}: the catalogue "
+            f"{catalogue.path} has the experts {', '.join(experts)}"
+        )
+    counts = Counter(question.expert for question in found)
+    for name in (*experts, None):
+        if counts[name] < _MIN_EACH:
+            raise ConfigError(
+                f"{counts[name]} questions for {name or 'no expert'}: at least {_MIN_EACH} are "
+                "needed, give more with --subjects, --datasets or --questions"
+            )
+    return found
+
+
+def train(
+    name: str, questions: Sequence[Question], vectors: Array, experts: tuple[str, ...], risk: float
+) -> tuple[Any, dict[str, Any]]:
+    """The head fitted on everything, and its floor from scores of heads that were fitted without
+    the question they score."""
+    labels = np.array([experts.index(q.expert) if q.expert else -1 for q in questions])
+    topics = np.array([question.topic for question in questions])
+    texts = [question.text for question in questions]
+    scores = out_of_fold(FITS[name], vectors, labels, topics, experts, groups=texts)
+    choice = choose_floor(scores, labels, risk)
+    return FITS[name](vectors, labels, topics, experts), asdict(choice)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    catalogue = load_catalogue(arguments.catalogue)
+    experts = tuple(expert.name for expert in catalogue.experts)
+    questions = gather(arguments, catalogue)
+    encoder = asyncio.run(SentenceEncoder.load(encoder_dir()))
+    say(f"embedding {len(questions)} questions (kept for the next run)")
+    vectors = kept_vectors(
+        sentence_space(encoder),
+        [question.text for question in questions],
+        progress=lambda done, total: say(f"  {done} of {total}"),
+    )
+    for name in arguments.routers:
+        say(f"fitting {name}")
+        head, choice = train(name, questions, vectors, experts, arguments.risk)
+        record = {
+            "router": name,
+            "risk": arguments.risk,
+            "choice": choice,
+            "questions": dict(Counter(q.expert or "none" for q in questions)),
+            "data": _hashes(arguments),
+            "seed": arguments.seed,
+            "scikit-learn": importlib.metadata.version("scikit-learn"),
+        }
+        path = arguments.out / f"{name}.npz"
+        save(path, Artefact(head, choice["floor"], encoder.id, record))
+        print(json.dumps({"path": str(path), **record}))
+
+
+def _hashes(arguments: argparse.Namespace) -> dict[str, str]:
+    paths = [*arguments.subjects, *arguments.questions]
+    if arguments.datasets is not None:
+        paths += sorted(arguments.datasets.glob("*/train.jsonl"))
+    return {
+        f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--subjects", type=Path, nargs="*", default=[], metavar="FILE", help="question, subject")
+    add("--questions", type=Path, nargs="*", default=[], metavar="FILE", help="question, expert")
+    default = home_dir() / "datasets"
+    add(
+        "--datasets",
+        type=Path,
+        default=default if default.is_dir() else None,
+        metavar="DIR",
+        help="of make_datasets.py; default: where it writes, if there",
+    )
+    add("--max-each", type=int, default=400, help="questions of a data set at most")
+    add("--routers", nargs="*", choices=list(FITS), default=list(SHIPPED), metavar="NAME")
+    add("--risk", type=float, default=0.1, help="wanted share of wrong ones among the routed")
+    add("--catalogue", type=Path, default=None, metavar="FILE")
+    add("--out", type=Path, default=None, metavar="DIR", help="default: engines/routers")
+    add("--seed", type=int, default=0)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = _parser().parse_args(arguments)
+    parsed.out = parsed.out or resource_dir("engines") / "routers"
+    return run_script(lambda: run(parsed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
