@@ -246,11 +246,16 @@ def test_closing_answers_everybody_who_still_waits() -> None:
     assert face.scripted.is_closed
 
 
+def test_closing_at_once_answers_even_who_was_not_begun() -> None:
+    with opened(PLAN, node_reply(QUESTION, "26")) as face:
+        sender = face.ask()
+    assert sender.next()
+
+
 def test_model_that_cannot_load_says_why_and_leaves_no_thread() -> None:
     async def load() -> Runtime:
         raise ConfigError("no sentence encoder")
 
-    before = threading.active_count()
     with pytest.raises(ConfigError, match="no sentence encoder"):
         FaceModel(load)
-    assert threading.active_count() == before
+    assert "compllm-loop" not in {thread.name for thread in threading.enumerate()}

@@ -132,6 +132,8 @@ class FaceModel:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _end_loop(self) -> None:
+        self._wait_for(self._loop.shutdown_asyncgens())
+        self._wait_for(self._loop.shutdown_default_executor())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -184,7 +186,10 @@ class _Desk:
         return self._runtime.llm.config.limits
 
     def begin(self, live: _Live, request: FaceRequest) -> None:
-        self._live[live] = asyncio.create_task(self._serve(live, request))
+        task = asyncio.create_task(self._serve(live, request))
+        # A callback, as a task that is cancelled before its first step runs nothing of its own.
+        task.add_done_callback(partial(self._end, live))
+        self._live[live] = task
         self._has_live.set()
 
     async def aclose(self) -> None:
@@ -207,17 +212,17 @@ class _Desk:
             async with aclosing(self._answer(request)) as responses:
                 async for response in responses:
                     await self._ask_senders(partial(live.send, response))
-        except asyncio.CancelledError:
-            # Not awaited: a cancelled task waits for nothing more. The thread keeps the order.
-            self._senders.submit(live.fail, "the request was cancelled", "CANCELLED")
-            raise
         except CompllmError as error:
-            self._senders.submit(live.fail, str(error), _code(error))
+            await self._ask_senders(partial(live.fail, str(error), _code(error)))
         except Exception as error:  # our fault, but whoever asked must not wait for ever
             print(traceback.format_exc(), file=sys.stderr)
-            self._senders.submit(live.fail, f"the query failed: {error!r}", "INTERNAL")
-        finally:
-            del self._live[live]
+            message = f"the query failed: {error!r}"
+            await self._ask_senders(partial(live.fail, message, "INTERNAL"))
+
+    def _end(self, live: _Live, task: asyncio.Task[None]) -> None:
+        del self._live[live]
+        if task.cancelled():
+            self._senders.submit(live.fail, "the request was cancelled", "CANCELLED")
 
     async def _answer(self, request: FaceRequest) -> AsyncGenerator[FaceResponse, None]:
         runtime = self._runtime
