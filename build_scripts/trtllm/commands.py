@@ -15,6 +15,7 @@ from pathlib import Path
 from compllm.build_scripts.trtllm import flags
 from compllm.build_scripts.trtllm.image import script_path
 from compllm.build_scripts.trtllm.plan import PlannedEngine
+from compllm.build_scripts.trtllm.rules import is_calibrated
 
 _QFORMATS = {
     "none": "full_prec",
@@ -55,7 +56,7 @@ def convert_command(engine: PlannedEngine, checkpoint: Path, out: Path, examples
     common = ["--model_dir", str(checkpoint), "--output_dir", str(out), "--dtype", settings.dtype]
     common += ["--tp_size", str(settings.tp), "--pp_size", str(settings.pp)]
     kv = settings.kv_cache_dtype
-    if settings.quantisation in ("fp8", "int4_awq") or kv != "auto":
+    if is_calibrated(settings):
         common += ["--qformat", _QFORMATS[settings.quantisation]]
         common += ["--calib_dataset", settings.calib_dataset]
         common += ["--calib_size", str(settings.calib_size)]

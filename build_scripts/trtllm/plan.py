@@ -15,7 +15,7 @@ from compllm import catalogue as catalogues
 from compllm.build_scripts.manifest import base_key, weights_sha256
 from compllm.build_scripts.trtllm.adapters import check_ranks, target_modules
 from compllm.build_scripts.trtllm.memory import Load, LoraNeed, Share, fit
-from compllm.build_scripts.trtllm.rules import check_rules
+from compllm.build_scripts.trtllm.rules import check_rules, is_calibrated
 from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings
 from compllm.catalogue import Catalogue
 from compllm.embedded.adapters import Adapter, read_peft
@@ -96,6 +96,7 @@ def make_plan(catalogue: Catalogue, settings: GpuSettings, checkpoint: Path) -> 
         )
     drafts[0] = replace(drafts[0], lora=_lora_need(settings, served))
     engine = _limit_length(settings, drafts)
+    _check_calibration(engine)
     for draft in drafts:
         check_rules(draft.source.shape, engine, settings.gpu, settings.num_gpus)
     if served and engine.kv_cache_type != "paged":
@@ -223,6 +224,16 @@ def _limit_length(settings: GpuSettings, drafts: Sequence[_Draft]) -> EngineSett
             f"for {shortest.max_positions} positions"
         )
     return replace(settings.engine, max_seq_len=shortest.max_positions)
+
+
+def _check_calibration(engine: EngineSettings) -> None:
+    """A folder is looked for now; a data set's name is the image's business, and its network's."""
+    folder = Path(engine.calib_dataset)
+    if is_calibrated(engine) and folder.is_absolute() and not folder.is_dir():
+        raise EngineError(
+            f"engine.calib_dataset = {engine.calib_dataset!r} is not a directory: give one with a "
+            "'train' split and a 'text' column, or the name of a data set"
+        )
 
 
 def _place(

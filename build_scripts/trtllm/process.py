@@ -6,6 +6,7 @@ Under the runner. An interrupted build takes the command, and what that started,
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from compllm.errors import EngineError
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _OUT_OF_MEMORY = ("CUDA out of memory", "OutOfMemory", "out of memory")
+_FULL_BYTES = 1 << 20  # with less than this left, a disk is full to every tool here
 _TAIL_BYTES = 65536
 
 
@@ -59,7 +61,9 @@ def _reason(status: int, log: Path) -> str:
         lines = handle.read().decode(errors="replace").splitlines()
     told = [line.strip() for line in lines if line.strip()]
     more = f"; all it said is in {log}"
-    if any(sign in line for line in told for sign in _FULL):
+    # A log on the disk that is full does not tell of it.
+    is_full = shutil.disk_usage(log).free < _FULL_BYTES
+    if is_full or any(sign in line for line in told for sign in _FULL):
         return f"no space left on the disk: free some, or choose another place with --out{more}"
     if any(sign in line for line in told for sign in _OUT_OF_MEMORY):
         return f"out of memory: {told[-1][:200]}{more}"

@@ -16,6 +16,11 @@ def check_rules(shape: BaseShape, settings: EngineSettings, gpu: Gpu, num_gpus: 
     _check_kv(settings)
 
 
+def is_calibrated(settings: EngineSettings) -> bool:
+    """These scales are measured on data, by quantize.py and not by convert_checkpoint.py."""
+    return settings.quantisation in ("fp8", "int4_awq") or settings.kv_cache_dtype != "auto"
+
+
 def _check_parallel(shape: BaseShape, settings: EngineSettings, num_gpus: int) -> None:
     if settings.world_size > num_gpus:
         raise EngineError(

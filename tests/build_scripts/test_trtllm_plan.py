@@ -189,6 +189,13 @@ def test_adapters_ask_for_a_float16_engine(plan: Plan) -> None:
     assert plan(engine="dtype = 'bfloat16'", adapters={}).engines[0].settings.dtype == "bfloat16"
 
 
+def test_missing_calibration_data_is_told_where_it_is_needed(plan: Plan) -> None:
+    engine = "calib_dataset = '/nowhere'\n"
+    plan(engine=engine)
+    said = refusal(plan, engine=engine + "quantisation = 'fp8'")
+    assert said.startswith("engine.calib_dataset = '/nowhere' is not a directory")
+
+
 def test_adapters_ask_for_pages(plan: Plan) -> None:
     engine = "kv_cache_type = 'continuous'\npaged_context_fmha = false"
     assert "adapters mix in an in-flight batch" in refusal(plan, engine=engine)

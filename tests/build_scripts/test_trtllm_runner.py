@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -233,19 +233,39 @@ def test_foreign_directory_is_not_replaced(bench: MakeBench) -> None:
     assert (made.out / "thesis.txt").read_text() == "mine"
 
 
-def test_too_little_disk_is_told_before_the_work(
-    bench: MakeBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 KiB."""
+    place = tmp_path / "place"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small disk can only be mounted by root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.usefixtures("small_disk")
+def test_too_little_disk_is_told_before_the_work(bench: MakeBench) -> None:
     made = bench()
-    monkeypatch.setattr("shutil.disk_usage", lambda _: _Usage())
-    with pytest.raises(ConfigError, match="building the engines: needs"):
+    with pytest.raises(ConfigError, match=r"building the engines: needs \d+ MB .* 0 MB are free"):
         made.build()
     assert made.tools.calls() == []
 
 
-@dataclass
-class _Usage:
-    free: int = 1000
+def test_disk_that_fills_up_midway_is_one_line(
+    bench: MakeBench, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else took the space that was there when the build began."""
+    made = bench()
+    monkeypatch.setattr(runner, "require_free_space", lambda *_: None)
+    (small_disk / "somebody").write_bytes(b"x" * 20_000)
+    with pytest.raises((ConfigError, OSError)) as caught:
+        made.build()
+    assert "o space left" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not made.out.exists()
+    assert not list(small_disk.rglob("*.partial"))
 
 
 def test_interrupted_build_takes_its_command_down(
