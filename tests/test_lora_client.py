@@ -227,7 +227,23 @@ async def test_an_adapter_in_constant_use_lets_others_in(monkeypatch: pytest.Mon
     assert 2 in cache.order
 
 
-@settings(max_examples=60, deadline=None)
+async def test_one_adapter_more_is_tried_at_a_time() -> None:
+    client, cache = LoraClient(tensors), Cache(1)
+    holder = asyncio.create_task(ask(client, cache, 1, 10_000))
+    await cache.until(lambda: cache.users == {1: 1})
+    waiting = [asyncio.create_task(ask(client, cache, each)) for each in range(2, 8)]
+    await cache.until(lambda: cache.num_refusals == 6)
+    while len(client._waiting) < 6:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    client._probe_at = 0.0
+    client._wake()
+    assert len(client._tenures) == 2
+    assert len(client._waiting) == 5
+    await asyncio.gather(holder, *waiting)
+    assert cache.num_refusals <= 8
+
+
+@settings(max_examples=40, deadline=None)
 @given(
     num_slots=st.integers(1, 5),
     num_adapters=st.integers(1, 8),

@@ -176,6 +176,8 @@ class LoraClient:
 
     def _open(self, task_id: int) -> _Tenure:
         is_probe = self._capacity is not None and len(self._tenures) >= self._capacity
+        if is_probe:  # one at a time
+            self._probe_at = asyncio.get_running_loop().time() + self._probe_wait_s
         tenure = self._tenures[task_id] = _Tenure(task_id, is_probe)
         return tenure
 

@@ -50,16 +50,24 @@ class TritonBackend:
     ) -> None:
         self.tokenizer = tokenizer
         self.connection = Connection(url, options, on_request)
-        self.lora = LoraClient(
+        self._make_lora = partial(
+            LoraClient,
             adapter_weights,
             is_prefetched=is_prefetched,
             max_wait_s=self.connection.options.adapter_wait_s,
         )
+        self._lora: dict[str, LoraClient] = {}
 
     @property
     def stats(self) -> ClientStats:
         """Sums over all requests that have ended."""
         return self.connection.stats
+
+    def lora(self, model: str = CORE_MODEL) -> LoraClient:
+        """What is known of this model's LoRA cache: every engine has its own."""
+        if model not in self._lora:
+            self._lora[model] = self._make_lora()
+        return self._lora[model]
 
     @classmethod
     async def connect(
@@ -111,7 +119,7 @@ class TritonBackend:
         with self.connection.recorded(request) as stats:
             input_ids = await self._encode(request.prompt)
             stats.num_input_tokens = len(input_ids)
-            async with self.lora.use(request.adapter_id, stats.lora) as use:
+            async with self.lora(request.model).use(request.adapter_id, stats.lora) as use:
                 exchange, tensors, ending = await self.connection.begun(
                     partial(self._attempt, request, input_ids, use, stats), stats
                 )
