@@ -294,10 +294,16 @@ def _shots(data: Path, seed: int) -> list[Composite]:
 
 def _models(lab: Lab) -> dict[str, object]:
     """Who is who in this run: a reader must see what was trained and what was not."""
+    from benchmarks.evaluation.lab import role_name
+
+    catalogue, untrained = lab.catalogue, "base with a few-shot prompt"
+    generator = role_name(lab.config.generator.adapter, catalogue.generator)
+    aggregator = role_name(lab.config.compose.adapter, catalogue.aggregator)
     return {
-        "experts": {e.name: e.adapter or "base with a system text" for e in lab.catalogue.experts},
-        "generator": lab.config.generator.adapter or "base with a few-shot prompt",
-        "aggregator": lab.config.compose.adapter or "base with a few-shot prompt",
+        "experts": {e.name: e.adapter or "base with a system text" for e in catalogue.experts},
+        "generator": generator or untrained,
+        "aggregator": aggregator or untrained,
+        "router": str(catalogue.router.head.name if catalogue.router.head else "examples"),
         "compose_policy": lab.config.compose.policy,
         "adapters_in_engine": sorted(lab.adapters),
     }

@@ -2,11 +2,11 @@
 
     python -m benchmarks.eval_plans [--limit 100] [--adapter generator=DIR] [--unguided]
 
-Plans the test questions of our composite sets, and those of the generator's set by source, among
-them the held-out parts of the two human sets, and compares them with the gold plans. Beside each
-row stands what the best plan that never reads the question reaches, out of all graphs of one to
-four nodes: only what beats it counts. Outcomes are kept in $COMPLLM_HOME/evaluation: a killed run
-goes on. Writes eval_plans.json, .md and .png.
+Plans the test questions of the generator's set, source by source: our composite sets, questions
+that need no plan, and the held-out parts of the two human sets; compares with the gold plans.
+Beside them stands what the best plan that never reads the question reaches, out of all graphs of
+one to four nodes: only what beats it counts. Outcomes are kept in $COMPLLM_HOME/evaluation: a
+killed run goes on. Writes eval_plans.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument("--source", nargs="+", metavar="NAME", help="these alone; default: all")
     parser.add_argument("--unguided", action="store_true", help="without guided decoding")
+    parser.add_argument("--max-nodes", type=int, metavar="N", help="of a plan; default: as set")
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.limit = min(arguments.limit or QUICK, QUICK)
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _evaluate(arguments: argparse.Namespace) -> None:
-    from benchmarks.evaluation.lab import data_dir, open_lab, work_of
+    from benchmarks.evaluation.lab import data_dir, open_lab, role_name, work_of
     from benchmarks.evaluation.planning import planner
     from benchmarks.evaluation.runner import run_records
     from benchmarks.evaluation.tables import write_markdown
@@ -74,11 +75,19 @@ async def _evaluate(arguments: argparse.Namespace) -> None:
     sources = read_sources(data_dir(arguments), arguments.split, arguments.limit)
     wanted = _choose(sources, arguments.source)
     async with open_lab(arguments) as (lab, _):
-        if arguments.unguided:
-            generator = replace(lab.config.generator, is_guided=False)
-            lab = replace(lab, config=replace(lab.config, generator=generator))
-        report.summary["generator"] = lab.config.generator.adapter or "base with a few-shot prompt"
-        report.summary["max_nodes"] = lab.config.generator.max_nodes
+        generator = lab.config.generator
+        generator = replace(
+            generator,
+            is_guided=generator.is_guided and not arguments.unguided,
+            max_nodes=arguments.max_nodes or generator.max_nodes,
+        )
+        lab = replace(lab, config=replace(lab.config, generator=generator))
+        report.summary["generator"] = {
+            "model": role_name(generator.adapter, lab.catalogue.generator)
+            or "base with a few-shot prompt",
+            "is_guided": generator.is_guided,
+            "max_nodes": generator.max_nodes,
+        }
         for source, items in wanted.items():
             store, work = lab.store(f"plans-{source}"), work_of(arguments)
             plan = planner(lab)
@@ -90,17 +99,18 @@ async def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def read_sources(data: Path, split: str, limit: int | None) -> dict[str, list[PlanItem]]:
-    """The composite sets, then the generator's records by their source."""
+    """The generator's records by their source; the composite sets too where it has none of them."""
     from benchmarks.evaluation.records import PlanItem, read_composites, read_plans
 
     file = f"{split}.jsonl"
     sources: dict[str, list[PlanItem]] = {}
-    for name in COMPOSITES:
-        records = read_composites(data / name / file)
-        sources[name] = [PlanItem(r.id, name, r.question, r.plan) for r in records]
     for item in read_plans(data / "generator" / file):
-        sources.setdefault(f"generator {item.source}", []).append(item)
-    return {source: items[:limit] for source, items in sources.items() if items}
+        sources.setdefault(item.source, []).append(item)
+    for name in COMPOSITES:
+        if name not in sources:
+            records = read_composites(data / name / file)
+            sources[name] = [PlanItem(r.id, name, r.question, r.plan) for r in records]
+    return {source: sources[source][:limit] for source in sorted(sources)}
 
 
 def add_rows(

@@ -7,6 +7,7 @@ answers by "; ".
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,10 +19,10 @@ from benchmarks.evaluation.records import Composite
 from benchmarks.evaluation.runner import Outcome
 from compllm.backend import GenerateRequest, Prompt, collect
 from compllm.catalogue import Catalogue
-from compllm.errors import CompllmError, ConfigError, EngineError
+from compllm.errors import BackendError, ConfigError, DeadlineExceeded, PlanError, QueryError
 from compllm.pipeline import CompLLM
 from compllm.prompts import chat, node_prompt
-from compllm.types import Answer, Expert, NodeResult, Plan, Query, Route, SamplingParams, SubQuery
+from compllm.types import Expert, NodeResult, Plan, Query, Route, SamplingParams, SubQuery
 
 Ask = Callable[[Composite], Awaitable[Outcome]]
 Open = Callable[[Lab], AbstractAsyncContextManager[Ask]]
@@ -88,13 +89,14 @@ def _compllm(names: Sequence[str] = ()) -> Open:
     async def begin(lab: Lab) -> AsyncIterator[Ask]:
         catalogue = with_experts(lab, names) if names else lab.catalogue
         async with CompLLM(lab.backend, lab.encoder, catalogue, lab.config) as llm:
-            yield lambda record: ask(llm, record)
+            yield _or_empty(lambda record: ask(llm, record))
 
     return begin
 
 
 @asynccontextmanager
 async def _all_nodes(lab: Lab) -> AsyncIterator[Ask]:
+    @_or_empty
     async def answer(record: Composite) -> Outcome:
         outcome = await ask(llm, record)
         if len(outcome["steps"]) > 1 and not outcome["error"]:
@@ -112,18 +114,19 @@ async def _all_nodes(lab: Lab) -> AsyncIterator[Ask]:
 @asynccontextmanager
 async def _gold_plan(lab: Lab) -> AsyncIterator[Ask]:
     async with CompLLM(lab.backend, lab.encoder, lab.catalogue, lab.config) as llm:
-        yield lambda record: ask(llm, record, record.plan)
+        yield _or_empty(lambda record: ask(llm, record, record.plan))
 
 
 @asynccontextmanager
 async def _direct(lab: Lab) -> AsyncIterator[Ask]:
     """A plan of one node is the whole query, routed once."""
     async with CompLLM(lab.backend, lab.encoder, lab.catalogue, lab.config) as llm:
-        yield lambda record: ask(llm, record, Plan((SubQuery(1, record.question),)))
+        yield _or_empty(lambda record: ask(llm, record, Plan((SubQuery(1, record.question),))))
 
 
 @asynccontextmanager
 async def _gold_routes(lab: Lab) -> AsyncIterator[Ask]:
+    @_or_empty
     async def answer(record: Composite) -> Outcome:
         ran = await run_plan(lab, query_of(record), record.plan, gold_routes(lab, record), {})
         return outcome_of(ran.answer, record.plan, ran.nodes)
@@ -133,6 +136,7 @@ async def _gold_routes(lab: Lab) -> AsyncIterator[Ask]:
 
 @asynccontextmanager
 async def _gold_answers(lab: Lab) -> AsyncIterator[Ask]:
+    @_or_empty
     async def answer(record: Composite) -> Outcome:
         routes = gold_routes(lab, record)
         ran = await run_plan(lab, query_of(record), record.plan, routes, record.gold)
@@ -141,18 +145,23 @@ async def _gold_answers(lab: Lab) -> AsyncIterator[Ask]:
     yield answer
 
 
+def _or_empty(answer: Ask) -> Ask:
+    """A question that the engine refuses or fails at is an empty answer with its error; an
+    EngineError, which is not that question's fault, passes."""
+
+    @functools.wraps(answer)
+    async def guarded(record: Composite) -> Outcome:
+        try:
+            return await answer(record)
+        except (BackendError, DeadlineExceeded, PlanError, QueryError) as error:
+            return outcome_of("", Plan(()), (), str(error))
+
+    return guarded
+
+
 async def ask(llm: CompLLM, record: Composite, plan: Plan | None = None) -> Outcome:
-    """Through the whole pipeline. A query that fails is an empty answer with its error."""
-    try:
-        answer = await llm.ask(query_of(record), plan=plan)
-    except EngineError:
-        raise  # not this question's fault
-    except CompllmError as error:
-        return outcome_of("", Plan(()), (), str(error))
-    return answer_outcome(answer)
-
-
-def answer_outcome(answer: Answer) -> Outcome:
+    """Through the whole pipeline. Raises what `CompLLM.ask` does."""
+    answer = await llm.ask(query_of(record), plan=plan)
     return outcome_of(answer.text, answer.plan, answer.nodes, answer.error)
 
 
@@ -172,19 +181,18 @@ def outcome_of(
 
 
 def with_experts(lab: Lab, names: Sequence[str]) -> Catalogue:
-    """The catalogue with these experts alone; what the others know is left to the base."""
+    """The catalogue with these experts alone. The router stays what it is, so that nothing else
+    changes: what it sends to the others the base answers."""
     for name in names:
         lab.catalogue.expert(name)
-    kept = [
-        (expert, examples)
-        for expert, examples in zip(lab.catalogue.experts, lab.catalogue.examples, strict=True)
+    system = lab.catalogue.base.system
+    experts = tuple(
+        expert
         if expert.name in names
-    ]
-    return replace(
-        lab.catalogue,
-        experts=tuple(expert for expert, _ in kept),
-        examples=tuple(examples for _, examples in kept),
+        else replace(expert, system=system, adapter=None, adapter_id=None)
+        for expert in lab.catalogue.experts
     )
+    return replace(lab.catalogue, experts=experts)
 
 
 def gold_routes(lab: Lab, record: Composite) -> tuple[Route, ...]:
@@ -212,6 +220,7 @@ def _alone(pick: Callable[[Lab], Expert]) -> Open:
         expert, template = pick(lab), lab.catalogue.template
         sampling = SamplingParams(max_tokens=lab.config.limits.max_node_tokens)
 
+        @_or_empty
         async def answer(record: Composite) -> Outcome:
             prompt = node_prompt(expert, record.question, template=template)
             return await _request(lab, record, prompt, sampling, expert.adapter_id)
@@ -241,6 +250,7 @@ def _thinking(shots: Sequence[Composite]) -> Open:
         for shot in shots:
             turns += (("user", shot.question), ("assistant", thought(shot)))
 
+        @_or_empty
         async def answer(record: Composite) -> Outcome:
             prompt = chat(lab.catalogue.template, [*turns, ("user", record.question)])
             outcome = await _request(lab, record, prompt, SamplingParams(_COT_TOKENS))

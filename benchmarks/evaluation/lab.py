@@ -18,7 +18,7 @@ from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from compllm.backend import Backend
-    from compllm.catalogue import Catalogue
+    from compllm.catalogue import Adapter, Catalogue
     from compllm.config import Config
     from compllm.embed import Encoder
 
@@ -42,7 +42,12 @@ class Lab:
         settings = asdict(self.config)
         del settings["server"], settings["timeouts"]  # they decide when, not what
         configuration = content_hash(
-            self.identity, self.encoder.id, settings, asdict(self.catalogue), _sources(), more
+            self.identity,
+            self.encoder.id,
+            settings,
+            asdict(self.catalogue),
+            _sources(self.catalogue.router.head),
+            more,
         )
         return ResultStore(self.folder, name, configuration)
 
@@ -95,15 +100,15 @@ async def open_lab(arguments: argparse.Namespace) -> AsyncIterator[tuple[Lab, Lo
     engine = open_engine(arguments.engine or engine_dir(), arguments.adapter)
     with closing(engine), closing(AnswerCache(folder / "answers.sqlite")) as cache:
         given = [argument.partition("=")[0] for argument in arguments.adapter]
-        config, catalogue = with_adapters(config, catalogue, engine.adapters, given)
+        catalogue = with_adapters(catalogue, engine.adapters, given)
         backend = CachedBackend(engine.backend(), cache, engine.identity)
         lab = Lab(config, catalogue, encoder, backend, engine.adapters, engine.identity, folder)
         yield lab, engine
 
 
 def with_adapters(
-    config: Config, catalogue: Catalogue, adapters: Mapping[str, int], given: Sequence[str] = ()
-) -> tuple[Config, Catalogue]:
+    catalogue: Catalogue, adapters: Mapping[str, int], given: Sequence[str] = ()
+) -> Catalogue:
     """The catalogue with the engine's ids, and with the given adapters in the places that their
     names say. Raises ConfigError where the catalogue names an adapter that the engine lacks."""
     from compllm.catalogue import Adapter
@@ -117,27 +122,42 @@ def with_adapters(
     known = {adapter.name: adapter for adapter in catalogue.adapters}
     for name in given:
         known.setdefault(name, Adapter(name, adapters[name], None))
+    here = {name: replace(adapter, id=adapters[name]) for name, adapter in known.items()}
     experts = []
     for expert in catalogue.experts:
         if expert.name in given:  # trained ones read no system text
             expert = replace(expert, adapter=expert.name, system="")
         adapter_id = adapters[expert.adapter] if expert.adapter else None
         experts.append(replace(expert, adapter_id=adapter_id))
-    if "generator" in given:
-        config = replace(config, generator=replace(config.generator, adapter="generator"))
-    if "aggregator" in given:
-        config = replace(config, compose=replace(config.compose, adapter="aggregator"))
-    renumbered = tuple(replace(adapter, id=adapters[name]) for name, adapter in known.items())
-    return config, replace(catalogue, experts=tuple(experts), adapters=renumbered)
+
+    def role(name: str, default: Adapter | None) -> Adapter | None:
+        chosen = name if name in given else default.name if default else ""
+        return here[chosen] if chosen else None
+
+    return replace(
+        catalogue,
+        experts=tuple(experts),
+        adapters=tuple(here.values()),
+        generator=role("generator", catalogue.generator),
+        aggregator=role("aggregator", catalogue.aggregator),
+    )
 
 
-def _sources() -> str:
-    """Of the code that decides answers: the path, and how the contestants ask."""
+def role_name(setting: str, default: Adapter | None) -> str:
+    """The adapter of a role as the pipeline chooses it; empty is the bare base."""
+    if setting == "base":
+        return ""
+    return setting or (default.name if default else "")
+
+
+def _sources(router: Path | None) -> str:
+    """Of what decides answers beside the settings: the code of the path, how the contestants ask,
+    and the file of a fitted router."""
     import compllm
 
     package, here = Path(compllm.__file__).parent, Path(__file__).parent
     path = ("prompts", "decompose", "plan", "route", "execute", "compose", "pipeline")
     ours = ("contestants", "ladder", "nodes", "propagation")
-    return source_hash(
-        [*(package / f"{name}.py" for name in path), *(here / f"{name}.py" for name in ours)]
-    )
+    files = [package / f"{name}.py" for name in path] + [here / f"{name}.py" for name in ours]
+    files.append(package / "routers" / "heads.py")
+    return source_hash([*files, router] if router else files)

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.evaluation.lab import Lab
-from compllm.admission import Admission
 from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
-from compllm.compose import Aggregator, compose
-from compllm.execute import Engine, Execution, LiveQuery, NodeSettings
+from compllm.compose import compose
+from compllm.execute import Execution, LiveQuery
 from compllm.graph import QueryGraph
-from compllm.types import NodeResult, Plan, Query, Route, SamplingParams, Usage
+from compllm.pipeline import _aggregator, _engine
+from compllm.types import NodeResult, Plan, Query, Route, Usage
 
 _seq = itertools.count()
 
@@ -57,11 +57,11 @@ async def run_plan(
 ) -> Ran:
     """Run a plan on these routes, with these responses instead of the experts'; compose the
     leaves."""
-    backend = GivenBackend(lab.backend, query.id, given)
+    engine = _engine(GivenBackend(lab.backend, query.id, given), lab.catalogue, lab.config)
     live = LiveQuery(query.id, next(_seq), asyncio.get_running_loop().time(), lambda _: None)
     limits = lab.config.limits
     graph = QueryGraph(max_nodes=limits.max_nodes, max_depth=limits.max_depth)
-    execution = Execution(replace(_engine(lab), backend=backend), live, graph)
+    execution = Execution(engine, live, graph)
     async with execution:
         for sub_query, route in zip(plan.sub_queries, routes, strict=True):
             execution.add(sub_query, route)
@@ -71,35 +71,6 @@ async def run_plan(
 
 async def compose_text(lab: Lab, query: Query, pairs: Sequence[tuple[str, str | None]]) -> str:
     """What the aggregator makes of these questions and responses."""
-    pieces = [piece async for piece in compose(query, pairs, lab.backend, aggregator(lab))]
+    aggregator = _aggregator(lab.catalogue, lab.config)
+    pieces = [piece async for piece in compose(query, pairs, lab.backend, aggregator)]
     return "".join(pieces).strip()
-
-
-def aggregator(lab: Lab) -> Aggregator:
-    """As the pipeline makes it of the same settings."""
-    settings, catalogue = lab.config.compose, lab.catalogue
-    return Aggregator(
-        settings.policy,
-        catalogue.base.model,
-        catalogue.adapter(settings.adapter).id if settings.adapter else None,
-        catalogue.template,
-        SamplingParams(max_tokens=lab.config.limits.max_answer_tokens),
-    )
-
-
-def _engine(lab: Lab) -> Engine:
-    limits, timeouts, catalogue = lab.config.limits, lab.config.timeouts, lab.catalogue
-    experts = {expert.name: expert for expert in (catalogue.base, *catalogue.experts)}
-    models = {expert.model: limits.max_in_flight for expert in experts.values()}
-    return Engine(
-        lab.backend,
-        Admission(models, max_waiting=limits.max_waiting),
-        experts,
-        catalogue.base,
-        NodeSettings(
-            SamplingParams(max_tokens=limits.max_node_tokens),
-            catalogue.template,
-            timeouts.node_s,
-            timeouts.retry_wait_s,
-        ),
-    )

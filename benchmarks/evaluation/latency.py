@@ -16,13 +16,11 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.evaluation.contestants import MONOLITHIC, Ask, Contestant, query_of
+from benchmarks.evaluation.contestants import MONOLITHIC, Ask, Contestant
 from benchmarks.evaluation.engine import LocalEngine
-from benchmarks.evaluation.lab import Lab
+from benchmarks.evaluation.lab import Lab, role_name
 from benchmarks.evaluation.records import Composite
-from benchmarks.evaluation.runner import Outcome
 from benchmarks.report import Row, percentiles
-from compllm.pipeline import CompLLM
 
 SEQUENTIAL = "compllm-3, one request at a time"
 
@@ -37,8 +35,9 @@ async def latency_rows(
         asks: dict[str, Ask] = {}
         for contestant in chosen:
             asks[contestant.name] = await stack.enter_async_context(contestant.open(live))
-        if "compllm-3" in asks:
-            asks[SEQUENTIAL] = await _sequential(live, stack)
+            if contestant.name == "compllm-3":
+                slow = contestant.open(_one_at_a_time(live))
+                asks[SEQUENTIAL] = await stack.enter_async_context(slow)
         for turn, record in enumerate(records):
             names = [*asks]
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -58,26 +57,21 @@ async def latency_rows(
     ]
 
 
-async def _sequential(lab: Lab, stack: AsyncExitStack) -> Ask:
-    """Comp-LLM with a single request in flight: the plan, then node after node, then the answer."""
+def _one_at_a_time(lab: Lab) -> Lab:
+    """A single request in flight: the plan, then node after node, then the answer."""
     limits = replace(lab.config.limits, max_in_flight=1)
-    config = replace(lab.config, limits=limits)
-    llm = CompLLM(lab.backend, lab.encoder, lab.catalogue, config)
-    opened = await stack.enter_async_context(llm)
-
-    async def ask(record: Composite) -> Outcome:
-        await opened.ask(query_of(record))
-        return {}
-
-    return ask
+    return replace(lab, config=replace(lab.config, limits=limits))
 
 
 def size_rows(lab: Lab, engine: LocalEngine, encoder: Path) -> list[Row]:
     """Parameters that a contestant needs resident: the base once, and its adapters."""
     catalogue, config = lab.catalogue, lab.config
     experts = [expert.adapter for expert in catalogue.experts if expert.adapter]
-    roles = [name for name in (config.generator.adapter, config.compose.adapter) if name]
-    adapters: dict[str, list[str]] = {"base": [], "compllm-3": [*experts, *roles]}
+    roles = (
+        role_name(config.generator.adapter, catalogue.generator),
+        role_name(config.compose.adapter, catalogue.aggregator),
+    )
+    adapters: dict[str, list[str]] = {"base": [], "compllm-3": [*experts, *filter(None, roles)]}
     if MONOLITHIC in lab.adapters:
         adapters[MONOLITHIC] = [MONOLITHIC]
     base, sizes = base_parameters(engine), engine.num_adapter_parameters

@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 
 from benchmarks.evaluation.contestants import outcome_of
 from benchmarks.evaluation.lab import Lab
 from benchmarks.evaluation.records import PlanItem
 from benchmarks.evaluation.runner import Outcome
-from compllm.decompose import Generator, decompose
+from compllm.decompose import decompose
+from compllm.pipeline import _generator
 from compllm.types import Plan, Query, SubQuery
 
 
-def generator(lab: Lab) -> Generator:
-    """As the pipeline makes it of the same settings."""
-    settings, limits = lab.config.generator, lab.config.limits
-    catalogue = lab.catalogue
-    return Generator(
-        replace(limits.plan, max_nodes=min(settings.max_nodes, limits.max_nodes)),
-        catalogue.base.model,
-        catalogue.adapter(settings.adapter).id if settings.adapter else None,
-        catalogue.template,
-        settings.max_tokens,
-        lab.config.timeouts.plan_s,
-        settings.is_guided,
-    )
-
-
 def planner(lab: Lab) -> Callable[[PlanItem], Awaitable[Outcome]]:
-    made = generator(lab)
+    generator = _generator(lab.catalogue, lab.config)
 
     async def answer(item: PlanItem) -> Outcome:
         plan = Plan(())
-        async for line in decompose(Query(item.question, id=item.id), lab.backend, made):
+        async for line in decompose(Query(item.question, id=item.id), lab.backend, generator):
             plan = line if isinstance(line, Plan) else plan
         return {**outcome_of("", plan, ()), "reason": plan.reason}
 

@@ -199,13 +199,13 @@ async def _plan(query: Query, settings: Config) -> tuple[Plan, tuple[Route, ...]
 async def _plan_file(questions: Path, out: Path | None, concurrency: int, settings: Config) -> None:
     from rich.console import Console
 
-    from compllm import plan_cli
+    from compllm.plan_cli import patient, plan_questions
+    from compllm.question_file import check_questions
 
-    total = plan_cli.check_questions(questions, settings.limits.max_query_chars)
-    patient = plan_cli.patient(_with_server(settings))
-    async with await _connect(patient, Console(stderr=True)) as llm:
-        out = None if out == STDIN else out
-        num_planned = await plan_cli.plan_questions(llm, questions, out, concurrency, total)
+    total = check_questions(questions)
+    out = None if out == STDIN else out
+    async with await _connect(patient(_with_server(settings)), Console(stderr=True)) as llm:
+        num_planned = await plan_questions(llm, questions, out, concurrency, total)
     say(f"{num_planned} planned, {llm.num_fallbacks} of them by the fall-back")
 
 
