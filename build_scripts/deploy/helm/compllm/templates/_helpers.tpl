@@ -1,0 +1,113 @@
+{{- define "compllm.name" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "compllm.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "compllm.labels" -}}
+{{ include "compllm.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "compllm.claim" -}}
+{{- .Values.storage.existingClaim | default (include "compllm.name" .) -}}
+{{- end -}}
+
+{{- define "compllm.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag }}
+{{- end -}}
+
+{{/* Where pods of the GPU pool run; the build must see the GPUs that serve. */}}
+{{- define "compllm.placement" -}}
+serviceAccountName: {{ include "compllm.name" . }}
+automountServiceAccountToken: false
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+volumes:
+  - name: data
+    persistentVolumeClaim:
+      claimName: {{ include "compllm.claim" . }}
+  - name: input
+    configMap:
+      name: {{ include "compllm.name" . }}
+  - name: tmp
+    emptyDir: {}
+  - name: shared-memory
+    emptyDir:
+      medium: Memory
+      sizeLimit: {{ .Values.sharedMemory }}
+{{- end -}}
+
+{{- define "compllm.mounts" -}}
+- name: data
+  mountPath: /data
+- name: input
+  mountPath: /input
+  readOnly: true
+- name: tmp
+  mountPath: /tmp
+- name: shared-memory
+  mountPath: /dev/shm
+{{- end -}}
+
+{{/* The pod of the build; its hash names the Job, since a Job cannot be changed. */}}
+{{- define "compllm.build" -}}
+restartPolicy: Never
+{{ include "compllm.placement" . }}
+containers:
+  - name: build
+    image: {{ include "compllm.image" . }}
+    imagePullPolicy: {{ .Values.image.pullPolicy }}
+    command: [build.sh]
+    args:
+      {{- toYaml .Values.build.args | nindent 6 }}
+    env:
+      - name: CHECKPOINT
+        value: {{ .Values.build.checkpoint | quote }}
+      - name: SETTINGS
+        value: {{ ternary "/input/gpu.toml" "" (ne .Values.settings "") | quote }}
+      - name: CATALOGUE
+        value: {{ ternary "/input/experts.toml" "" (ne .Values.catalogue "") | quote }}
+      - name: CONFIG
+        value: {{ ternary "/input/compllm.toml" "" (ne .Values.config "") | quote }}
+    resources:
+      requests:
+        {{- toYaml .Values.build.resources.requests | nindent 8 }}
+      limits:
+        nvidia.com/gpu: {{ .Values.gpus }}
+        {{- toYaml .Values.build.resources.limits | nindent 8 }}
+    securityContext:
+      {{- toYaml .Values.securityContext | nindent 6 }}
+    volumeMounts:
+      {{- include "compllm.mounts" . | nindent 6 }}
+{{- end -}}
+
+{{/* Of everything that decides what is built: the servers restart when it changes. */}}
+{{- define "compllm.key" -}}
+{{- list (include "compllm.build" .) .Values.settings .Values.catalogue .Values.config | toJson | sha256sum | trunc 10 -}}
+{{- end -}}

@@ -1,0 +1,83 @@
+"""The smoke script against the embedded server: everything that it can do passes, and a broken
+assumption is seen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compllm.build_scripts import smoke_triton
+from compllm.build_scripts.smoke_triton import CHECKS, main
+from compllm.embedded import tritonserver
+from compllm.embedded.tritonprocess import ServerInfo
+
+pytestmark = pytest.mark.triton
+
+
+@pytest.fixture(scope="module")
+def bounded(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInfo]:
+    """An engine that keeps adapters in a cache of bounded size, as TensorRT-LLM does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPLLM_HOME", str(tmp_path_factory.mktemp("home")))
+        options = {"is_lora_cache": True, "max_adapters": 4}
+        with tritonserver.running(engine_dir, is_shared=False, options=options) as info:
+            yield info
+
+
+def _arguments(server: ServerInfo, *more: str) -> list[str]:
+    urls = ["--http-url", server.http_url, "--metrics-url", server.metrics_url]
+    return ["--url", server.grpc_url, *urls, *more]
+
+
+def _run(server: ServerInfo, folder: Path, *more: str) -> tuple[int, dict[str, Any]]:
+    file = folder / "report.json"
+    code = main(_arguments(server, "--json", str(file), "--seed", "1", *more))
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return code, report
+
+
+def test_everything_passes_on_an_engine_with_a_lora_cache(
+    bounded: ServerInfo, engine_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, report = _run(bounded, tmp_path, "--adapters", str(engine_dir))
+    failed = [each for each in report["checks"] if each["status"] == "fail"]
+    assert (code, failed) == (0, [])
+    skipped = {each["name"] for each in report["checks"] if each["status"] == "skip"}
+    assert skipped <= {"comp_llm over gRPC", "comp_llm over HTTP"}
+    assert len(report["checks"]) == len(CHECKS)
+    told = capsys.readouterr().out.splitlines()
+    assert json.loads(told[-1]) == report
+    assert sum(line.startswith("PASS") for line in told) == report["counts"]["pass"]
+
+
+def test_server_that_is_not_there_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--url", "127.0.0.1:1", "--timeout", "2"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: no model tensorrt_llm at 127.0.0.1:1")
+    assert told.count("\n") == 1
+
+
+def test_broken_assumption_fails_the_run(
+    bounded: ServerInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that matched other words would be told so."""
+    import re
+
+    from compllm.build_scripts.smoke import adapters
+
+    monkeypatch.setattr(adapters, "MISSING", re.compile("adapter is gone"))
+    code, report = _run(bounded, tmp_path, "--only", "unknown adapter")
+    assert code == 1
+    assert report["counts"] == {"pass": 0, "fail": 1, "skip": 0}
+    assert "other words" in report["checks"][0]["found"]
+
+
+def test_names_of_checks_are_unique() -> None:
+    names = [check.name for check in smoke_triton.CHECKS]
+    assert len(names) == len(set(names))
