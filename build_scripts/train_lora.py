@@ -36,6 +36,7 @@ def train_adapter(
     template: str = "chatml",
     work: Path | None = None,
     is_restart: bool = False,
+    num_threads: int = 0,
 ) -> dict[str, Any] | None:
     """Train and write `out`; returns its manifest, or None when a signal stopped the run before its
     end (its state is kept in `work`).
@@ -51,8 +52,9 @@ def train_adapter(
     from compllm.build_scripts.training.packed_model import PackedModel
     from compllm.tokenizer import Tokenizer
 
+    if num_threads:
+        torch.set_num_threads(num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_flush_denormal(True)
     tokenizer = Tokenizer.from_dir(checkpoint)
     chat = TEMPLATES[template]
     train_set, num_long = load_examples(
@@ -92,6 +94,7 @@ def train_adapter(
         "tokens": state.num_tokens,
         "tokens_computed": state.num_nodes,
         "seconds": round(state.seconds, 1),
+        "cpu_seconds": round(state.cpu_seconds, 1),
         "device": str(device),
         "best": best,
         "curve": [{k: v for k, v in point.items() if k != "by_kind"} for point in state.curve],
@@ -133,7 +136,7 @@ _OPTIONS = {  # option -> field of TrainSettings
     "weight-decay": "weight_decay",
     "max-tokens": "max_tokens",
     "evaluations": "num_evaluations",
-    "validation": "num_validation",
+    "validation-tokens": "validation_tokens",
     "patience": "patience",
     "seed": "seed",
 }
@@ -149,6 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--template", choices=sorted(TEMPLATES), default="chatml")
     parser.add_argument("--work", type=Path, metavar="DIR", help="state; default: in the cache")
     parser.add_argument("--restart", action="store_true", help="forget the state of an earlier run")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="of the CPU; two runs of one thread each beat one of two",
+    )
     defaults = {field.name: field.default for field in fields(TrainSettings)}
     for option, name in _OPTIONS.items():
         default = defaults[name]
@@ -167,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             template=options.template,
             work=options.work,
             is_restart=options.restart,
+            num_threads=options.threads,
         )
         if manifest is None:
             raise KeyboardInterrupt

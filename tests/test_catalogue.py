@@ -45,6 +45,38 @@ def test_an_expert_gets_its_adapters_id(tmp_path: Path) -> None:
     assert catalogue.adapter("chem").path == tmp_path / "adapters" / "chem"
 
 
+def test_an_adapter_without_an_id_has_the_one_that_training_wrote(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("id = 7\n", ""))
+    with pytest.raises(ConfigError, match=r"adapters.chem.path = .*: expected an 'id', or a lora"):
+        load_catalogue(path)
+    (tmp_path / "adapters" / "chem").mkdir(parents=True)
+    (tmp_path / "adapters" / "chem" / "manifest.json").write_text('{"lora_task_id": 99}')
+    assert load_catalogue(path).expert("chemistry").adapter_id == 99
+
+
+def test_generator_and_aggregator_may_have_adapters(tmp_path: Path) -> None:
+    assert load_catalogue(write(tmp_path, GOOD)).generator is None
+    roles = '[generator]\nadapter = "chem"\n[aggregator]\n[router]'
+    catalogue = load_catalogue(write(tmp_path, GOOD.replace("[router]", roles)))
+    assert catalogue.generator == catalogue.adapter("chem")
+    assert catalogue.aggregator is None
+
+
+def test_a_setting_may_name_another_adapter_or_the_base(tmp_path: Path) -> None:
+    catalogue = load_catalogue(write(tmp_path, GOOD))
+    assert catalogue.role_id("", None) is None
+    assert catalogue.role_id("", catalogue.adapter("chem")) == 7
+    assert catalogue.role_id("chem", None) == 7
+    assert catalogue.role_id("base", catalogue.adapter("chem")) is None
+    with pytest.raises(ConfigError, match="no adapter 'bio'"):
+        catalogue.role_id("bio", None)
+
+
+def test_a_trained_expert_needs_no_system_text(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace('system = "You are a chemist."\n', ""))
+    assert load_catalogue(path).expert("chemistry").system == ""
+
+
 def test_an_unknown_expert_is_an_error_that_lists_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no expert 'x' .*: there are base, chemistry"):
         load_catalogue(write(tmp_path, GOOD)).expert("x")
@@ -70,6 +102,11 @@ def test_an_unknown_expert_is_an_error_that_lists_those_there_are(tmp_path: Path
         ('domain = "elements"', 'domain = "elements"\nrank = 3', r"unknown key experts\[1\].rank"),
         ("[base]\n", '[base]\ntemplate = "x"\n', "base.template = 'x': expected one of chatml"),
         ("[router]", "[rooter]", "router is missing"),
+        (
+            "[router]",
+            '[generator]\nadapter = "x"\n[router]',
+            "generator.adapter = .x.: expected o",
+        ),
         ('system = "Answer."', "system = 3", "base.system = 3: expected text"),
         ("[adapters.chem]", "[adapters.other]\nid = 7\n[adapters.chem]", "no other adapter has"),
     ],

@@ -75,15 +75,23 @@ def test_the_generators_examples_are_plans_that_its_guide_allows() -> None:
         assert re.fullmatch(plan_guide(3).text, plan)
 
 
-def test_a_trained_generator_is_shown_no_examples() -> None:
+ALONE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_trained_generator_reads_the_question_alone() -> None:
     assert "Hamlet" in prompt_text(generator_prompt("q"))
-    assert "Hamlet" not in prompt_text(generator_prompt("q", is_few_shot=False))
+    assert prompt_text(generator_prompt("q", is_few_shot=False)) == ALONE.format("q")
 
 
-def test_a_trained_aggregator_is_shown_no_example() -> None:
+def test_a_trained_aggregator_reads_query_and_leaves_alone() -> None:
     leaves = [("a?", "1")]
     assert "silver" in prompt_text(aggregator_prompt("q", leaves))
-    assert "silver" not in prompt_text(aggregator_prompt("q", leaves, is_few_shot=False))
+    text = prompt_text(aggregator_prompt("q", leaves, is_few_shot=False))
+    assert text == ALONE.format("q\n\nKnown facts:\n- a? 1")
+
+
+def test_an_expert_without_a_system_text_gets_no_system_turn() -> None:
+    assert prompt_text(node_prompt(Expert("x", "y", ""), "q?")) == ALONE.format("q?")
 
 
 def test_llama3_headers() -> None:

@@ -31,7 +31,9 @@ def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.devi
     engine could serve."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a log file would hold a line for each of its strokes
     validate_checkpoint(checkpoint)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(settings.seed)

@@ -23,6 +23,7 @@ class State:
     fingerprint: str
     step: int = 0
     seconds: float = 0.0  # of training, evaluations included
+    cpu_seconds: float = 0.0  # of all threads
     num_tokens: int = 0  # trained on, as if no example shared any
     num_nodes: int = 0  # of them computed
     loss: float = 0.0  # running mean

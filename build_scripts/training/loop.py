@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class Run:
     """What the loop works on."""
 
     model: PackedModel
-    factors: dict[str, nn.Parameter]  # what is trained, by name
+    factors: dict[str, nn.Parameter]  # what is trained, as PEFT names it
     train: Sequence[Example]
     validation: Sequence[Example]
     settings: TrainSettings
@@ -50,9 +51,9 @@ def train(run: Run, state: State, is_stopped: Callable[[], bool] = lambda: False
     settings = run.settings
     batches = Batches(run.train, settings.batch_size, settings.seed)
     num_steps = batches.num_steps(settings.epochs)
-    held_out = sample(run.validation, settings.num_validation, settings.seed)
+    held_out = sample(run.validation, settings.validation_tokens, settings.seed)
     optimizer = _optimizer(run, state)
-    progress = _Progress(state, num_steps)
+    progress = _Progress(state, num_steps, settings.max_minutes)
     saved_s = time.monotonic()
     while (done := _share_done(settings, state, num_steps)) < 1:
         rate = learning_rate(settings, state.step, done)
@@ -91,13 +92,13 @@ def _share_done(settings: TrainSettings, state: State, num_steps: int) -> float:
 def _step(
     run: Run, state: State, optimizer: AdamW, examples: Sequence[Example], rate: float
 ) -> None:
-    started = time.monotonic()
+    clock = _Clock()
     for group in optimizer.param_groups:
         group["lr"] = rate
     batch = pack(examples).to(run.device)
     loss = run.model.loss(batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(run.factors.values(), run.settings.max_norm)
+    nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.max_norm)
     optimizer.step()
     optimizer.zero_grad()
     value = loss.item()
@@ -110,11 +111,11 @@ def _step(
     state.step += 1
     state.num_tokens += batch.num_tokens
     state.num_nodes += batch.num_nodes
-    state.seconds += min(time.monotonic() - started, _LONGEST_STEP_S)
+    clock.stop(state)
 
 
 def _evaluate(run: Run, state: State, examples: Sequence[Example]) -> None:
-    started = time.monotonic()
+    clock = _Clock()
     result = score(run.model, examples, run.device)
     state.curve.append(
         {
@@ -125,14 +126,11 @@ def _evaluate(run: Run, state: State, examples: Sequence[Example]) -> None:
             "by_kind": {kind: round(share, 4) for kind, share in result.by_kind.items()},
         }
     )
-    is_best = state.best_place < 0 or result.order > (
-        state.curve[state.best_place]["exact"],
-        -state.curve[state.best_place]["loss"],
-    )
+    is_best = state.best_place < 0 or _is_better(state.curve[-1], state.curve[state.best_place])
     if is_best:
         state.best_place = len(state.curve) - 1
         state.best = _copies(run)
-    state.seconds += min(time.monotonic() - started, _LONGEST_STEP_S)
+    clock.stop(state)
     weak = sorted(result.by_kind.items(), key=lambda item: item[1])[:3]
     say(
         f"validation at step {state.step}: exact {result.exact:.1%}, loss {result.loss:.4f}"
@@ -141,13 +139,20 @@ def _evaluate(run: Run, state: State, examples: Sequence[Example]) -> None:
     )
 
 
+def _is_better(point: dict[str, Any], best: dict[str, Any]) -> bool:
+    """By exact match, then by loss; a loss that is lower by noise is not better."""
+    if point["exact"] != best["exact"]:
+        return bool(point["exact"] > best["exact"])
+    return bool(point["loss"] < 0.999 * best["loss"])
+
+
 def _optimizer(run: Run, state: State) -> AdamW:
     settings = run.settings
     with torch.no_grad():
         for name, value in state.adapter.items():
             run.factors[name].copy_(value)
     optimizer = AdamW(
-        list(run.factors.values()),
+        run.model.parameters(),
         lr=settings.learning_rate,
         weight_decay=settings.weight_decay,
         fused=True,
@@ -170,11 +175,23 @@ def _copies(run: Run) -> dict[str, torch.Tensor]:
     return {name: factor.detach().cpu().clone() for name, factor in run.factors.items()}
 
 
+class _Clock:
+    """Adds what a step takes to the state's times."""
+
+    def __init__(self) -> None:
+        self._start_s, self._cpu_start_s = time.monotonic(), time.process_time()
+
+    def stop(self, state: State) -> None:
+        state.seconds += min(time.monotonic() - self._start_s, _LONGEST_STEP_S)
+        state.cpu_seconds += time.process_time() - self._cpu_start_s
+
+
 class _Progress:
     """A line every few seconds: loss, speed, time left."""
 
-    def __init__(self, state: State, num_steps: int) -> None:
+    def __init__(self, state: State, num_steps: int, max_minutes: float) -> None:
         self._state = state
+        self._budget_s = 60 * max_minutes
         self._num_steps = num_steps
         self._logged_s = time.monotonic()
         self.skip()
@@ -182,19 +199,22 @@ class _Progress:
     def skip(self) -> None:
         """Begin counting anew: what went by was no training."""
         state = self._state
-        self._from = (state.step, state.num_tokens, state.num_nodes, state.seconds)
+        self._from = (state.step, state.num_tokens, state.seconds, state.cpu_seconds)
 
     def tick(self, rate: float) -> None:
         if time.monotonic() - self._logged_s < _LOG_EVERY_S:
             return
         self._logged_s = time.monotonic()
         state = self._state
-        step, tokens, nodes, seconds = self._from
+        step, tokens, seconds, cpu_seconds = self._from
         spent = max(state.seconds - seconds, 1e-9)
+        cpu_spent = max(state.cpu_seconds - cpu_seconds, 1e-9)
         left_s = (self._num_steps - state.step) * spent / max(state.step - step, 1)
+        if self._budget_s:
+            left_s = min(left_s, self._budget_s - state.seconds)
         say(
             f"step {state.step}/{self._num_steps}  loss {state.loss:.4f}  lr {rate:.2e}  "
             f"{(state.num_tokens - tokens) / spent:.0f} tokens/s "
-            f"({(state.num_nodes - nodes) / spent:.0f} computed)  "
-            f"{state.seconds / 60:.1f} min, {left_s / 60:.1f} min left"
+            f"({(state.num_tokens - tokens) / cpu_spent:.0f} per CPU second)  "
+            f"{state.seconds / 60:.1f} min, {left_s / 60:.1f} left"
         )

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compllm.build_scripts.training.kernels import LoraLinear, RmsNorm, SwiGlu
 from compllm.build_scripts.training.packing import Packed
 
+_NAME = "default"  # of the adapter in PEFT's model
 _SITES = (
     ("self_attn", ("q_proj", "k_proj", "v_proj")),
     ("self_attn", ("o_proj",)),
@@ -26,30 +28,23 @@ _SITES = (
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Linear layers that share an input: their frozen weights in one, their factors apart."""
+    """Linear layers that share an input: their frozen weights in one, their factors stacked."""
 
     weight: Tensor  # [outputs of all, inputs]
     bias: Tensor | None
-    factors: tuple[tuple[Tensor, Tensor, float] | None, ...]  # (A, B, scale) of each
-    sizes: tuple[int, ...]  # outputs of each
+    a: nn.Parameter | None  # [ranks of all that are adapted, inputs]; None: none is
+    b: tuple[nn.Parameter, ...]  # of each B^T [rank, outputs]
+    starts: tuple[int, ...]  # of each its first output
+    scale: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = functional.linear(x, self.weight, self.bias)
-        there = [factor for factor in self.factors if factor is not None]
-        if not there:
-            return y
-        a = torch.cat([a for a, _, _ in there]).to(x.dtype)
-        u = functional.linear(x, a)
-        parts, start = [], 0
-        for factor, size in zip(self.factors, self.sizes, strict=True):
-            if factor is None:
-                parts.append(y.new_zeros(y.shape[0], size))
-                continue
-            _, b, scale = factor
-            rank = b.shape[1]
-            parts.append(functional.linear(u[:, start : start + rank], b.to(x.dtype) * scale))
-            start += rank
-        return y + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+        if self.a is None:
+            return functional.linear(x, self.weight, self.bias)
+        parts = (b.to(x.dtype) for b in self.b)
+        y: Tensor = LoraLinear.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, self.starts, self.scale, self.a.to(x.dtype), *parts
+        )
+        return y
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +61,7 @@ class Layer:
 
 
 class PackedModel:
-    """Made of a PEFT model once; its factors are read at every call."""
+    """Made of a PEFT model, once: `parameters` are what to train, and PEFT's model sees them."""
 
     def __init__(self, model: nn.Module) -> None:
         causal: Any = model.get_base_model()  # type: ignore[operator]
@@ -82,6 +77,24 @@ class PackedModel:
         self._norm: Tensor = inner.norm.weight
         self._layers = [_layer(layer) for layer in inner.layers]
         self._eps: float = self._layers[0].eps
+        self._factors = {n: f for n, f in model.named_parameters() if f.requires_grad}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every factor, in a fixed order."""
+        sites = [s for each in self._layers for s in (each.qkv, each.out, each.gate_up, each.down)]
+        return [factor for site in sites if site.a is not None for factor in (site.a, *site.b)]
+
+    def gradients(self) -> dict[str, Tensor]:
+        """The gradient of each of PEFT's factors, by its name there."""
+        by_storage = {factor.untyped_storage().data_ptr(): factor for factor in self.parameters()}
+        found = {}
+        for name, factor in self._factors.items():
+            owner = by_storage[factor.untyped_storage().data_ptr()]
+            if owner.grad is not None:
+                found[name] = torch.as_strided(
+                    owner.grad, factor.shape, factor.stride(), factor.storage_offset()
+                )
+        return found
 
     def hidden(self, batch: Packed) -> Tensor:
         """Normed hidden states of the tokens that predict a response token, [R, hidden]."""
@@ -89,13 +102,11 @@ class PackedModel:
         cos, sin = self._rotary(h, batch.positions[None])
         cos, sin = cos[0][:, None], sin[0][:, None]  # [N, 1, head_dim]
         for layer in self._layers:
-            x = functional.rms_norm(h, h.shape[-1:], layer.norm1, layer.eps)
+            x = _norm(h, layer.norm1, layer.eps)
             h = h + layer.out(self._attend(layer.qkv(x), batch, cos, sin))
-            x = functional.rms_norm(h, h.shape[-1:], layer.norm2, layer.eps)
-            gate, up = layer.gate_up(x).chunk(2, dim=-1)
-            h = h + layer.down(functional.silu(gate) * up)
-        h = h[batch.sources]
-        return functional.rms_norm(h, h.shape[-1:], self._norm, self._eps)
+            x = _norm(h, layer.norm2, layer.eps)
+            h = h + layer.down(SwiGlu.apply(layer.gate_up(x)))  # type: ignore[no-untyped-call]
+        return _norm(h[batch.sources], self._norm, self._eps)
 
     def logits(self, batch: Packed) -> Tensor:
         """[R, vocabulary], float32."""
@@ -122,6 +133,12 @@ class PackedModel:
         return flat[batch.owners]
 
 
+def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    # In float32 whatever the model's type is, as the model itself does it.
+    y: Tensor = RmsNorm.apply(x.float(), weight.float(), eps)  # type: ignore[no-untyped-call]
+    return y.to(x.dtype)
+
+
 def _rotate_half(x: Tensor) -> Tensor:
     left, right = x.chunk(2, dim=-1)
     return torch.cat((-right, left), dim=-1)
@@ -141,20 +158,37 @@ def _layer(layer: Any) -> Layer:
 
 def _site(modules: list[Any]) -> Site:
     frozen = [getattr(module, "base_layer", module) for module in modules]
+    sizes = [module.weight.shape[0] for module in frozen]
+    adapted = [place for place, module in enumerate(modules) if hasattr(module, "lora_A")]
+    lora = [modules[place] for place in adapted]
     with torch.no_grad():
         weight = torch.cat([module.weight for module in frozen])
-        biases = [module.bias for module in frozen]
-        bias = None if any(each is None for each in biases) else torch.cat(biases)
+        biases = [module.bias for module in frozen if module.bias is not None]
+        a, b = _stack([m.lora_A[_NAME] for m in lora], [m.lora_B[_NAME] for m in lora])
     return Site(
-        weight.detach(),
-        bias,
-        tuple(_factors(module) for module in modules),
-        tuple(module.weight.shape[0] for module in frozen),
+        weight,
+        torch.cat(biases) if len(biases) == len(frozen) else None,
+        a,
+        b,
+        tuple(sum(sizes[:place]) for place in adapted),
+        lora[0].scaling[_NAME] if lora else 1.0,
     )
 
 
-def _factors(module: Any) -> tuple[Tensor, Tensor, float] | None:
-    if not hasattr(module, "lora_A"):
-        return None
-    name = "default"
-    return module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name]
+def _stack(
+    a_modules: list[Any], b_modules: list[Any]
+) -> tuple[nn.Parameter | None, tuple[nn.Parameter, ...]]:
+    """The factors in the layout that the kernels want; PEFT's own become views of them, so both
+    always hold the same numbers."""
+    if not a_modules:
+        return None, ()
+    a = nn.Parameter(torch.cat([module.weight for module in a_modules]))
+    start = 0
+    for module in a_modules:
+        module.weight.data = a.data[start : start + module.weight.shape[0]]
+        start += module.weight.shape[0]
+    b = []
+    for module in b_modules:
+        b.append(nn.Parameter(module.weight.t().contiguous()))
+        module.weight.data = b[-1].data.t()
+    return a, tuple(b)

@@ -20,7 +20,7 @@ from compllm.build_scripts.training.examples import Example
 from compllm.build_scripts.training.packed_model import PackedModel
 from compllm.build_scripts.training.packing import pack
 
-_NODES_AT_ONCE = 64  # examples a forward pass
+_AT_ONCE = 64  # examples of one forward pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,17 @@ class Score:
     num_examples: int
     by_kind: dict[str, float] = field(default_factory=dict)  # exact match
 
-    @property
-    def order(self) -> tuple[float, float]:
-        """Better is larger."""
-        return self.exact, -self.loss
 
-
-def sample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """At most `count` of them, the same for the same seed, in a random order."""
-    order = np.random.default_rng(seed).permutation(len(examples))
-    return [examples[int(place)] for place in order[:count]]
+def sample(examples: Sequence[Example], num_tokens: int, seed: int) -> list[Example]:
+    """Some of them, the same for the same seed, in a random order: as many as have this many
+    tokens together, one at least."""
+    chosen: list[Example] = []
+    for place in np.random.default_rng(seed).permutation(len(examples)):
+        if num_tokens <= 0:
+            break
+        chosen.append(examples[int(place)])
+        num_tokens -= chosen[-1].num_tokens
+    return chosen
 
 
 def score(model: PackedModel, examples: Sequence[Example], device: torch.device) -> Score:
@@ -63,8 +64,8 @@ def score(model: PackedModel, examples: Sequence[Example], device: torch.device)
 def _chunks(examples: Sequence[Example]) -> Iterable[Sequence[Example]]:
     # Alike lengths together: attention pads to the longest.
     ordered = sorted(examples, key=lambda example: example.num_tokens)
-    for start in range(0, len(ordered), _NODES_AT_ONCE):
-        yield ordered[start : start + _NODES_AT_ONCE]
+    for start in range(0, len(ordered), _AT_ONCE):
+        yield ordered[start : start + _AT_ONCE]
 
 
 def _mean(values: Sequence[bool]) -> float:

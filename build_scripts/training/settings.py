@@ -27,7 +27,7 @@ class TrainSettings:
     max_norm: float = 1.0  # gradients are clipped to it
     max_tokens: int = 192  # longer examples are left out
     num_evaluations: int = 10  # over the whole run
-    num_validation: int = 400  # examples of a validation, at most
+    validation_tokens: int = 8000  # examples of a validation, in tokens
     patience: int = 4  # evaluations without a better one before it ends
     seed: int = 0
 

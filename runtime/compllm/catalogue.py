@@ -1,11 +1,12 @@
 """The catalogue of experts, read from `engines/experts.toml`: who there is, for what, on which
-adapter.
+adapter; and which adapters plan and compose.
 
 Everything in it is checked when it is read; an error names the file, the key and the value.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,8 @@ class Catalogue:
     examples: tuple[tuple[str, ...], ...]  # example questions of each expert, in their order
     router: RouterSettings
     out_of_domain: tuple[str, ...]  # questions for no expert, to calibrate with
+    generator: Adapter | None = None  # writes plans; None: the base, shown examples
+    aggregator: Adapter | None = None  # writes answers; None: the base, shown an example
 
     def expert(self, name: str) -> Expert:
         """The expert or base of this name. Raises ConfigError with the names there are."""
@@ -66,6 +69,14 @@ class Catalogue:
                 return adapter
         names = ", ".join(adapter.name for adapter in self.adapters) or "none"
         raise ConfigError(f"no adapter {name!r} in {self.path}: there are {names}")
+
+    def role_id(self, name: str, default: Adapter | None) -> int | None:
+        """lora_task_id of an adapter that a setting names: empty is the catalogue's own choice,
+        'base' the bare base (None). Raises ConfigError."""
+        if name == "base":
+            return None
+        chosen = self.adapter(name) if name else default
+        return chosen.id if chosen else None
 
 
 def default_catalogue_path() -> Path:
@@ -112,6 +123,8 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
         tuple(examples),
         settings,
         top.take_texts("out_of_domain"),
+        _role(path, top, "generator", adapters),
+        _role(path, top, "aggregator", adapters),
     )
     for table in (top, base, router):
         table.finish()
@@ -128,7 +141,8 @@ def _expert(entry: _Table, model: str, adapters: dict[str, Adapter]) -> Expert:
     return Expert(
         name,
         entry.take("domain", str),
-        entry.take("system", str),
+        # None where an adapter says who the expert is: trained ones read no system text.
+        entry.take("system", str, ""),
         entry.take("model", str, model),
         adapter or None,
         adapters[adapter].id if adapter else None,
@@ -139,13 +153,39 @@ def _adapters(path: Path, tables: dict[str, Any]) -> dict[str, Adapter]:
     adapters: dict[str, Adapter] = {}
     for name, value in tables.items():
         table = _Table(path, f"adapters.{name}", value)
-        adapter_id = int(table.take_number("id", 1, 2**63 - 1, kind=int))
+        folder = table.take("path", str, "")
+        where = path.parent / folder if folder else None
+        if where is not None and "id" not in value:
+            adapter_id = _trained_id(table, where)
+        else:
+            adapter_id = int(table.take_number("id", 1, 2**63 - 1, kind=int))
         if any(adapter.id == adapter_id for adapter in adapters.values()):
             raise table.error("id", adapter_id, "an id that no other adapter has")
-        folder = table.take("path", str, "")
-        adapters[name] = Adapter(name, adapter_id, path.parent / folder if folder else None)
+        adapters[name] = Adapter(name, adapter_id, where)
         table.finish()
     return adapters
+
+
+def _trained_id(table: _Table, directory: Path) -> int:
+    """The id that training wrote beside the adapter: it follows from name and content, so that the
+    embedded engine finds the same one."""
+    file = directory / "manifest.json"
+    try:
+        adapter_id = json.loads(file.read_text(encoding="utf-8"))["lora_task_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        adapter_id = None
+    if not isinstance(adapter_id, int):
+        raise table.error("path", str(directory), f"an 'id', or a lora_task_id in {file}")
+    return adapter_id
+
+
+def _role(path: Path, top: _Table, role: str, adapters: dict[str, Adapter]) -> Adapter | None:
+    table = _Table(path, role, top.take(role, dict, {}))
+    name = table.take("adapter", str, "")
+    if name and name not in adapters:
+        raise table.error("adapter", name, "one of " + (", ".join(adapters) or "none"))
+    table.finish()
+    return adapters[name] if name else None
 
 
 _REQUIRED = object()

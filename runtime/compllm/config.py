@@ -82,7 +82,9 @@ class TimeoutsConfig:
 class GeneratorConfig:
     """The sub-query generator."""
 
-    adapter: str = ""  # adapter name of the catalogue; empty: the base with a few-shot prompt
+    # Adapter name of the catalogue; empty: the one that the catalogue names for this; "base": the
+    # base with a few-shot prompt.
+    adapter: str = ""
     max_nodes: int = _number(5, 1, 16)  # of a generated plan: bounds the guide
     max_tokens: int = _number(160, 8, 4096)
     is_guided: bool = True  # off only for an engine that cannot guide
@@ -93,7 +95,7 @@ class ComposeConfig:
     """How the leaves' responses become the answer."""
 
     policy: ComposePolicy = "auto"
-    adapter: str = ""  # the aggregator's adapter; empty: the base
+    adapter: str = ""  # of the aggregator, as in GeneratorConfig
 
 
 @dataclass(frozen=True, slots=True)

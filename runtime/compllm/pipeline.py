@@ -397,7 +397,7 @@ def _generator(catalogue: Catalogue, config: Config) -> Generator:
     return Generator(
         replace(limits, max_nodes=min(settings.max_nodes, limits.max_nodes)),
         catalogue.base.model,
-        catalogue.adapter(settings.adapter).id if settings.adapter else None,
+        catalogue.role_id(settings.adapter, catalogue.generator),
         catalogue.template,
         settings.max_tokens,
         config.timeouts.plan_s,
@@ -410,7 +410,7 @@ def _aggregator(catalogue: Catalogue, config: Config) -> Aggregator:
     return Aggregator(
         settings.policy,
         catalogue.base.model,
-        catalogue.adapter(settings.adapter).id if settings.adapter else None,
+        catalogue.role_id(settings.adapter, catalogue.aggregator),
         catalogue.template,
         SamplingParams(max_tokens=config.limits.max_answer_tokens),
     )

@@ -1,0 +1,211 @@
+"""Training from data set to adapter: what is written, and that a stopped run goes on as if it had
+not stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_data import WORDINGS, facts, write_dataset
+
+from compllm.build_scripts.build_openvino import AdapterSource, build_engine
+from compllm.build_scripts.train_lora import main, train_adapter
+from compllm.build_scripts.training.settings import TrainSettings
+from compllm.embedded.adapters import read_peft
+from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.errors import ConfigError
+
+SETTINGS = TrainSettings(
+    learning_rate=2e-2, rank=4, batch_size=8, epochs=3, num_evaluations=2, warmup_steps=2
+)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "chemistry")
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that was trained for a moment."""
+    folder = tmp_path_factory.mktemp("trained")
+    manifest = train_adapter(
+        [dataset], folder / "chem", SETTINGS, checkpoint=tiny_checkpoint, work=folder / "work"
+    )
+    assert manifest is not None
+    return folder / "chem"
+
+
+def test_training_lowers_the_loss(trained: Path) -> None:
+    curve = json.loads((trained / "manifest.json").read_text())["curve"]
+    assert [point["step"] for point in curve] == [3, 6]
+    assert curve[-1]["train_loss"] < curve[0]["train_loss"]
+
+
+def test_the_manifest_says_what_it_was_made_of(
+    trained: Path, dataset: Path, tiny_checkpoint: Path
+) -> None:
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["settings"]["rank"] == 4
+    assert manifest["settings"]["alpha"] == 8
+    assert set(manifest["data"]) == {"chemistry/train.jsonl", "chemistry/validation.jsonl"}
+    assert manifest["steps"] == 6
+    assert manifest["tokens"] > manifest["tokens_computed"] > 0
+    assert {"torch", "peft", "transformers"} <= set(manifest["versions"])
+    shape = validate_checkpoint(tiny_checkpoint)
+    assert manifest["lora_task_id"] == read_peft(trained, shape).task_id
+    assert str(dataset.parent) not in json.dumps(manifest)
+
+
+def test_the_adapter_is_small_and_an_engine_takes_it(
+    trained: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    tensors = load_file(trained / "adapter_model.safetensors")
+    assert {str(value.dtype) for value in tensors.values()} == {"float16"}
+    source = AdapterSource(trained, trained.name)
+    manifest = build_engine(tiny_checkpoint, [source], tmp_path / "engine", "fp16")
+    entry = json.loads((trained / "manifest.json").read_text())
+    assert manifest.adapters[0].task_id == entry["lora_task_id"]
+
+
+def test_peft_reads_back_what_was_trained(
+    trained: Path, dataset: Path, tiny_checkpoint: Path
+) -> None:
+    """The loss of the manifest's best point, computed by transformers and PEFT alone."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from compllm.build_scripts.training.examples import load_examples
+    from compllm.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_dir(tiny_checkpoint)
+    examples, _ = load_examples([dataset], "validation", tokenizer, max_tokens=192)
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(trained)).eval()
+    losses = []
+    for example in examples:
+        ids = torch.tensor([[*example.prompt_ids, *example.response_ids]])
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, len(example.prompt_ids) - 1 : -1]
+        target = torch.tensor(example.response_ids)
+        losses += torch.nn.functional.cross_entropy(logits, target, reduction="none").tolist()
+    best = json.loads((trained / "manifest.json").read_text())["best"]
+    assert sum(losses) / len(losses) == pytest.approx(best["loss"], rel=2e-3)
+
+
+def test_the_same_seed_gives_the_same_adapter(
+    trained: Path, dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    again = train_adapter(
+        [dataset], tmp_path / "chem", SETTINGS, checkpoint=tiny_checkpoint, work=tmp_path / "work"
+    )
+    assert again is not None
+    assert again["sha256"] == json.loads((trained / "manifest.json").read_text())["sha256"]
+
+
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
+    trained: Path,
+    dataset: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from compllm.build_scripts.training import loop
+
+    step = loop._step
+
+    def step_and_stop(run, state, *more):  # type: ignore[no-untyped-def]
+        step(run, state, *more)
+        if state.step in (1, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop, "_step", step_and_stop)
+
+    def train() -> object:
+        return train_adapter(
+            [dataset],
+            tmp_path / "chem",
+            SETTINGS,
+            checkpoint=tiny_checkpoint,
+            work=tmp_path / "work",
+        )
+
+    assert train() is None
+    assert not (tmp_path / "chem").exists()
+    assert train() is None
+    assert train() is not None
+    ours, theirs = (
+        json.loads((folder / "manifest.json").read_text())
+        for folder in (tmp_path / "chem", trained)
+    )
+    assert ours["sha256"] == theirs["sha256"]
+    assert ours["curve"] == theirs["curve"]
+
+
+def test_another_run_does_not_continue_this_one(
+    dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    def train(settings: TrainSettings, *, is_restart: bool = False) -> None:
+        train_adapter(
+            [dataset],
+            tmp_path / "chem",
+            settings,
+            checkpoint=tiny_checkpoint,
+            work=tmp_path / "work",
+            is_restart=is_restart,
+        )
+
+    short = replace(SETTINGS, epochs=0.5)
+    train(short)
+    with pytest.raises(ConfigError, match="--restart"):
+        train(replace(short, learning_rate=1e-3))
+    train(replace(short, learning_rate=1e-3), is_restart=True)
+
+
+def test_it_ends_early_when_validation_gets_no_better(
+    dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, learning_rate=1e-9, epochs=20, num_evaluations=20, patience=2)
+    manifest = train_adapter(
+        [dataset], tmp_path / "chem", settings, checkpoint=tiny_checkpoint, work=tmp_path / "work"
+    )
+    assert manifest is not None
+    assert manifest["steps"] < 40
+
+
+def test_a_loss_that_explodes_is_an_error_with_a_remedy(
+    dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, learning_rate=1e30, max_norm=1e30, warmup_steps=1, epochs=9)
+    with pytest.raises(ConfigError, match="lower learning rate"):
+        train_adapter(
+            [dataset], tmp_path / "chem", settings, checkpoint=tiny_checkpoint, work=tmp_path / "w"
+        )
+
+
+def test_a_union_trains_on_all_of_its_data_sets(
+    dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    other = write_dataset(tmp_path / "more", train=facts(2), validation=facts(1))
+    place = ["--checkpoint", str(tiny_checkpoint), "--work", str(tmp_path / "work")]
+    data = ["--union", str(dataset), str(other), "--epochs", "0.5"]
+    code = main([*data, *place, "--out", str(tmp_path / "mono")])
+    assert code == 0
+    manifest = json.loads((tmp_path / "mono" / "manifest.json").read_text())
+    assert manifest["num_examples"]["train"] == 8 * len(WORDINGS)
+    assert "more/train.jsonl" in manifest["data"]
+
+
+def test_a_folder_without_data_is_one_line(
+    tmp_path: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--checkpoint", str(tiny_checkpoint)]) == 1
+    assert "train.jsonl" in capsys.readouterr().err
