@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from helpers import MakeAdapter
 
 from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
-from compllm.embedded.runner import AdapterForm, Runner, Step
+from compllm.embedded.runner import STATIC_SIZES, AdapterForm, Runner, Step
 
 # Largest difference of a logit, over the standard deviation of all. Measured are 4e-6 without an
 # adapter and 4e-3 with one, whose factors the operations hold in half precision.
@@ -40,9 +40,18 @@ def engine_dir(
     return make_engine(tiny_checkpoint, out, request.param, adapters)
 
 
-def runner(engine_dir: Path, form: AdapterForm) -> Runner:
+def runner(
+    engine_dir: Path, form: AdapterForm, static_sizes: Sequence[int] = STATIC_SIZES
+) -> Runner:
     weights = Weights.load(engine_dir)
-    made = Runner(weights, num_blocks=16, kv_precision="f32", num_slots=2, form=form)
+    made = Runner(
+        weights,
+        num_blocks=16,
+        kv_precision="f32",
+        num_slots=2,
+        form=form,
+        static_sizes=static_sizes,
+    )
     adapters = Manifest.read(engine_dir).load_adapters(engine_dir, weights.shape)
     made.set_adapters(dict(enumerate(adapters, start=1)))
     return made
@@ -75,6 +84,29 @@ def test_operations_compute_what_openvinos_graph_does(engine_dir: Path) -> None:
             assert each < (ADAPTER_TOLERANCE if step.slots[sampled] else TOLERANCE)
     for each in runners:
         each.close()
+
+
+def test_models_of_fixed_shape_decode_as_the_dynamic_one(engine_dir: Path) -> None:
+    """Over caches that the dynamic model filled, of changing numbers of blocks."""
+    runners = [runner(engine_dir, "op", sizes) for sizes in ((1, 2, 3), ())]
+    lengths = (40, 31, 10)
+    for made in runners:
+        step = Step()
+        for place, length in enumerate(lengths):
+            step.add(PROMPTS[place][:length], 0, place, [2 * place, 2 * place + 1], is_sampled=True)
+        made.run(step)
+    for num in (3, 1, 2, 3):
+        for past in (0, 1):
+            logits = []
+            for made in runners:
+                step = Step()
+                for place, length in enumerate(lengths[:num]):
+                    blocks = [2 * place, 2 * place + 1][: (length + past) // 32 + 1]
+                    step.add([17 + past], length + past, place, blocks, is_sampled=True)
+                logits.append(made.run(step).copy())
+            np.testing.assert_array_equal(*logits)
+    for made in runners:
+        made.close()
 
 
 _PROGRAM = """

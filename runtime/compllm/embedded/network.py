@@ -49,6 +49,21 @@ def plain_network(weights: Weights, adapters: MaskedAdapters | None = None) -> o
     return _Builder(weights).plain(adapters or {})
 
 
+def fix_decode_shapes(network: ov.Model, num_sequences: int) -> None:
+    """Let the network take steps of one token for each of so many sequences, and no others; the
+    blocks of their caches alone stay of any number."""
+    one = ("input_ids", "position_ids", "adapter_slots", "sampled_tokens_indices", "past_lens")
+    sizes = dict.fromkeys(one, num_sequences)
+    sizes |= dict.fromkeys(("subsequence_begins", "block_indices_begins"), num_sequences + 1)
+    network.reshape(
+        {
+            port: ov.PartialShape([sizes[port.any_name]])
+            for port in network.inputs
+            if port.any_name in sizes
+        }
+    )
+
+
 class _Builder:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
