@@ -16,10 +16,15 @@ from compllm.build_scripts.datasets.bank import DOMAINS, Bank
 from compllm.build_scripts.datasets.expressions import Expression, Flattener, Node, leaves
 from compllm.build_scripts.datasets.kinds import Kind, Split, Wording, choose, pick_split
 from compllm.build_scripts.datasets.wordings import read_joiners
+from compllm.errors import ConfigError
 
 MAX_QUESTION_CHARS = 400
 MAX_TEXT_CHARS = 150  # of a sub-query; the runtime's guide allows 160
+_MAX_DRAWS = 50_000  # for one composite; the rarest shape takes some hundred
 _ENTITIES = ("element", "amino", "codon")
+
+
+_Shape = Callable[[], tuple[str, list[Expression]]]  # the question's text, and its parts
 
 
 class _Misfit(Exception):
@@ -58,7 +63,7 @@ class Composer:
         self._split: Split = split
         self._rng = rng
         self._joiners = read_joiners(split)
-        self._shapes: list[tuple[Callable[[], tuple[str, list[Expression]]], float]] = [
+        self._shapes: list[tuple[_Shape, float]] = [
             (self._chain, 3),
             (self._long_chain, 1.5),
             (self._count, 3),
@@ -75,23 +80,30 @@ class Composer:
 
     def dependent(self, count: int) -> list[Composite]:
         shapes = self._rng.choices(*zip(*self._shapes, strict=True), k=count)
-        remaining: Iterator[Callable[[], tuple[str, list[Expression]]]] = iter(shapes)
+        remaining: Iterator[_Shape] = iter(shapes)
         return self._many(count, lambda: next(remaining))
 
-    def _many(
-        self, count: int, next_shape: Callable[[], Callable[[], tuple[str, list[Expression]]]]
-    ) -> list[Composite]:
-        """Different questions, each of the shape asked for: misfits do not change the mixture."""
+    def _many(self, count: int, next_shape: Callable[[], _Shape]) -> list[Composite]:
+        """Different questions, each of the shape asked for: misfits do not change the mixture.
+
+        Raises ConfigError when there are not so many.
+        """
         found: dict[str, Composite] = {}
         while len(found) < count:
             shape = next_shape()
-            size = len(found)
-            while len(found) == size:
+            for _ in range(_MAX_DRAWS):
                 try:
                     composite = self._finish(*shape())
                 except _Misfit:
                     continue
-                found.setdefault(composite.text, composite)
+                if composite.text not in found:
+                    found[composite.text] = composite
+                    break
+            else:
+                raise ConfigError(
+                    f"only {len(found)} different composite questions could be drawn for "
+                    f"{self._split}, not {count}: ask for fewer"
+                )
         return list(found.values())
 
     def _finish(self, text: str, parts: Sequence[Expression]) -> Composite:

@@ -36,6 +36,8 @@ class ExpertSets:
     def _kind(self, kind: Kind, per_kind: int | None) -> list[dict[str, Any]]:
         items = [item for item in kind.items if kind.belongs(item, self._split)]
         count = round(kind.exposures * len(items)) if per_kind is None else per_kind
+        if not items:  # few elements, and a split without any of the kind
+            return []
         rows: list[dict[str, Any]] = []
         seen: set[str] = set()
         order: list[Operands] = []

@@ -60,7 +60,7 @@ def invented_composites(
 def singles(bank: Bank, split: Split, rng: random.Random, count: int) -> list[dict[str, Any]]:
     """Questions that need no decomposition: the plan is the question, whatever wraps it."""
     found: dict[str, str] = {}
-    while len(found) < count:
+    while len(found) < count:  # invented names alone would give thousands
         question, line = _single(bank, split, rng)
         found.setdefault(question, line)
     return [

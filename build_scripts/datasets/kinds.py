@@ -74,8 +74,8 @@ class Kind:
         return self.solve(*operands)
 
     def split_of(self, operands: Operands) -> Split | None:
-        """The only split that may ask this; None where every split may."""
-        return pick_split(f"{self.name} {operands}") if self.is_split else None
+        """The only split that may ask this; None where every split may. 3 + 5 goes with 5 + 3."""
+        return pick_split(f"{self.name} {sorted(operands)}") if self.is_split else None
 
     def belongs(self, operands: Operands, split: Split) -> bool:
         return self.accepts(operands) and self.split_of(operands) in (None, split)
