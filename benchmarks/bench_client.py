@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.report import Report, add_arguments
 from benchmarks.triton_load import (
+    GENERATED,
     Timed,
     idle_metrics,
     milliseconds,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 NUM_ADAPTERS, NUM_SLOTS, NUM_REQUESTS = 8, 2, 64
 WAYS = ("iterator closed", "task cancelled", "connection dropped")
 LONG = 400  # tokens: nobody waits for their end
-TOKENS = "compllm_generated_tokens_total"
 
 
 def _request(
@@ -96,13 +96,8 @@ async def storm(
         wall_s = time.monotonic() - start
         capacity, counts = client.lora().capacity, client.stats.lora
         await client.aclose()
-        # Published a little later than the last answer.
-        loads = counts.num_weight_sends - counts.num_refusals
-        async with asyncio.timeout(30):
-            while True:
-                after = await idle_metrics(info.metrics_url)
-                if _rise(before, after, "compllm_lora_loads_total") >= loads:
-                    break
+        num_tokens = sum(each.num_tokens for each in answers)
+        after = await idle_metrics(info.metrics_url, before.get(GENERATED, 0) + num_tokens)
         report.add(
             "storm",
             round=number,
@@ -166,10 +161,12 @@ async def cancels(
             ]
             seen = await _give_up(client, requests, way, rng)
             start = time.monotonic()
-            after = await idle_metrics(info.metrics_url)
+            after = await idle_metrics(info.metrics_url, before.get(GENERATED, 0) + seen)
             to_zero[way].append(time.monotonic() - start)
-            wasted[way].append((_rise(before, after, TOKENS) - seen) / size)
+            wasted[way].append((_rise(before, after, GENERATED) - seen) / size)
             num_cancels[way] += size
+            if num_cancels.total() // 100 > (num_cancels.total() - size) // 100:
+                print(f"{num_cancels.total()} cancels", file=sys.stderr, flush=True)
     finally:
         await backend.aclose()
     final = await idle_metrics(info.metrics_url)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.report import Cell, Report, Row, add_arguments
 from benchmarks.triton_load import (
+    GENERATED,
     Timed,
     milliseconds,
     prompts,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 USERS = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.25, 0.5, 0.75, 0.9)
-TOKENS = "compllm_generated_tokens_total"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +186,10 @@ async def _metrics(url: str) -> dict[str, float]:
 def _engine_cells(before: dict[str, float], after: dict[str, float]) -> Row:
     """What the engine itself counted meanwhile; nothing where its metrics have other names."""
     steps = "nv_trt_llm_general_metrics iteration_counter"
-    if steps not in after or TOKENS not in after:
+    if steps not in after or GENERATED not in after:
         return {}
     num_steps = after[steps] - before.get(steps, 0)
-    num_tokens = after[TOKENS] - before.get(TOKENS, 0)
+    num_tokens = after[GENERATED] - before.get(GENERATED, 0)
     return {"tokens_per_step": num_tokens / num_steps if num_steps else None}
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compllm.lora_client import AdapterWeights
     from compllm.tokenizer import Tokenizer
 
+GENERATED = "compllm_generated_tokens_total"
 _RANK = 8
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*?)\})? (\S+)$", re.MULTILINE)
 
@@ -121,12 +122,16 @@ def read_metrics(url: str) -> dict[str, float]:
     return found
 
 
-async def idle_metrics(url: str, timeout_s: float = 30.0) -> dict[str, float]:
-    """The metrics, once the engine tells of no active request."""
+async def idle_metrics(
+    url: str, min_tokens: float = 0.0, timeout_s: float = 30.0
+) -> dict[str, float]:
+    """The metrics, once the engine tells of no active request and of so many generated tokens: it
+    publishes them a little after the last answer."""
     async with asyncio.timeout(timeout_s):
         while True:
             found = await asyncio.to_thread(read_metrics, url)
-            if not found.get("nv_trt_llm_request_metrics active"):
+            is_settled = found.get(GENERATED, 0.0) >= min_tokens
+            if is_settled and not found.get("nv_trt_llm_request_metrics active"):
                 return found
 
 

@@ -67,24 +67,23 @@ def _request(number: int, adapter_id: int | None, max_tokens: int = 48) -> Gener
 
 
 def _metrics(server: ServerInfo) -> dict[str, int]:
-    """The gauges of the cache by name, with the label's value where there is one."""
+    """Our own counters by name, with the label's value where there is one."""
     with urllib.request.urlopen(server.metrics_url) as answer:
         text = answer.read().decode()
     found: dict[str, int] = {}
-    for name, labels, value in re.findall(
-        r"^compllm_lora_(\w+){([^}]*)} (\S+)$", text, re.MULTILINE
-    ):
+    for name, labels, value in re.findall(r"^compllm_(\w+){([^}]*)} (\S+)$", text, re.MULTILINE):
         kind = re.search(r'type="(\w+)"', labels)
         found[f"{name} {kind[1]}" if kind else name] = int(float(value))
     return found
 
 
-async def _after_loads(server: ServerInfo, num_loads: int) -> dict[str, int]:
-    """The gauges once they tell of so many loads: they are published a little later."""
+async def _settled(server: ServerInfo, num_tokens: int) -> dict[str, int]:
+    """The counters once they tell of so many tokens: they are published a little later."""
     async with asyncio.timeout(30):
-        while (found := await asyncio.to_thread(_metrics, server))["loads_total"] < num_loads:
-            pass
-    return found
+        while True:
+            found = await asyncio.to_thread(_metrics, server)
+            if found.get("generated_tokens_total", 0) >= num_tokens:
+                return found
 
 
 async def test_eviction_storm_is_answered_by_the_right_adapters(
@@ -92,7 +91,7 @@ async def test_eviction_storm_is_answered_by_the_right_adapters(
 ) -> None:
     alone = {each: (await collect(backend, _request(0, each)))[0] for each in adapter_ids}
     assert len(set(alone.values())) == NUM_ADAPTERS
-    before = await _after_loads(server, backend.stats.lora.num_weight_sends)
+    before = await _settled(server, backend.stats.num_output_tokens)
     storming = await TritonBackend.connect(server.grpc_url)
     requests = [_request(k, adapter_ids[k % NUM_ADAPTERS]) for k in range(NUM_REQUESTS)]
     answers = await asyncio.gather(*(collect(storming, each) for each in requests))
@@ -105,11 +104,10 @@ async def test_eviction_storm_is_answered_by_the_right_adapters(
     ]
     assert wrong == []
     assert storming.stats.num_failed == 0
-    num_loads = counts.num_weight_sends - counts.num_refusals
-    after = await _after_loads(server, before["loads_total"] + num_loads)
-    num_evictions = after["evictions_total"] - before["evictions_total"]
+    num_tokens = storming.stats.num_output_tokens
+    after = await _settled(server, before["generated_tokens_total"] + num_tokens)
+    num_evictions = after["lora_evictions_total"] - before["lora_evictions_total"]
     num_resends = counts.num_weight_sends - NUM_ADAPTERS
-    assert after["loads_total"] - before["loads_total"] == num_loads
     assert num_evictions >= NUM_ADAPTERS - NUM_SLOTS
     assert num_resends <= num_evictions + 8
 
@@ -146,7 +144,7 @@ async def test_warm_up_fills_the_cache(
 ) -> None:
     errors = await backend.warm_up(adapter_ids)
     assert errors == dict.fromkeys(adapter_ids)
-    assert _metrics(server)["slots used"] == NUM_SLOTS
+    assert _metrics(server)["lora_slots used"] == NUM_SLOTS
 
 
 async def test_adapter_that_was_never_built_is_refused(backend: TritonBackend) -> None:
