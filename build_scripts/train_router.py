@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
             "risk": arguments.risk,
             "choice": choice,
             "questions": dict(Counter(q.expert or "none" for q in questions)),
-            "data": _hashes(arguments),
+            "data": _hashes(arguments, experts),
             "seed": arguments.seed,
             "scikit-learn": importlib.metadata.version("scikit-learn"),
         }
@@ -114,13 +114,14 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps({"path": str(path), **record}))
 
 
-def _hashes(arguments: argparse.Namespace) -> dict[str, str]:
+def _hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, str]:
     paths = [*arguments.subjects, *arguments.questions]
     if arguments.datasets is not None:
-        paths += sorted(arguments.datasets.glob("*/train.jsonl"))
+        paths += [arguments.datasets / name / "train.jsonl" for name in experts]
     return {
         f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
+        if path.is_file()
     }
 
 

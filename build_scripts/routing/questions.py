@@ -101,14 +101,15 @@ def read_datasets(folder: Path, experts: Sequence[str], split: str) -> tuple[Que
     )
 
 
-def read_composites(folder: Path, split: str) -> tuple[Question, ...]:
-    """Every node of the gold plans of the composite sets, with the expert it belongs to."""
+def read_composites(folder: Path, split: str, sets: Sequence[str]) -> tuple[Question, ...]:
+    """Every node of the gold plans of composite sets, with the expert it belongs to. Raises
+    ConfigError."""
     found = []
-    for name in ("p", "all"):
+    for name in sets:
         path = folder / name / f"{split}.jsonl"
         for record in _records(path, ("steps", "experts")) if path.is_file() else ():
             for step, expert in zip(record["steps"], record["experts"], strict=True):
-                found.append(Question(_step_text(step), expert, f"{name}-{expert}"))
+                found.append(Question(step, expert, f"{name}-{expert}"))
     return tuple(found)
 
 
@@ -135,6 +136,17 @@ def halves(questions: Sequence[Question]) -> tuple[list[Question], list[Question
     return sides
 
 
+def first_of_each(questions: Iterable[Question], limit: int) -> list[Question]:
+    """The first `limit` of each topic, in the order of the file."""
+    num_seen: dict[str, int] = {}
+    kept = []
+    for question in questions:
+        num_seen[question.topic] = num_seen.get(question.topic, 0) + 1
+        if num_seen[question.topic] <= limit:
+            kept.append(question)
+    return kept
+
+
 def thin_out(questions: Iterable[Question], limit: int, seed: int) -> list[Question]:
     """At most `limit` of each topic, drawn without the same text twice: thousands of generated
     questions must not outweigh people's."""
@@ -149,13 +161,6 @@ def thin_out(questions: Iterable[Question], limit: int, seed: int) -> list[Quest
     return kept
 
 
-def _step_text(step: Any) -> str:
-    """A step is its text, or an object that holds it."""
-    if isinstance(step, dict):
-        step = step.get("text") or step.get("question")
-    return str(step)
-
-
 def _records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as file:
@@ -163,11 +168,17 @@ def _records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
                 if not line.strip():
                     continue
                 record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ConfigError(f"{path}: line {number} is not a JSON object: {line[:60]!r}")
                 missing = [key for key in keys if key not in record]
                 if missing:
                     raise ConfigError(f"{path}: line {number} has no {missing[0]!r}")
+                if not isinstance(text := record.get("question", ""), str):
+                    raise ConfigError(
+                        f"{path}: line {number}: the question is {text!r}, expected text"
+                    )
                 yield record
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read questions from {path}: {error}") from error
-    except (json.JSONDecodeError, TypeError) as error:
+    except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {number} is not a JSON object: {error}") from error

@@ -1,10 +1,12 @@
 """A floor for a wanted risk: Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052).
 
 Risk is the share of questions sent to an expert that should not have gone there: to a wrong expert,
-or to any where none is right. Floors are tried from the strictest on; each is kept while an upper
-confidence bound of its risk (Clopper and Pearson 1934) stays below the wanted one, and the first
-that fails ends the search. So with probability 1 - delta over the validation questions, the true
-risk is below the wanted one - for questions like them, in the mix that `share_inside` states.
+or to any where none is right. Floors are tried one after another, each looser than the one before;
+they are kept while an upper confidence bound of the risk (Clopper and Pearson 1934) stays below the
+wanted one, and the first that fails ends the search. So with probability 1 - delta over the
+validation questions, the true risk is below the wanted one - for questions like them, in the mix
+that `share_inside` states. Where the first fails, no such promise is made and the floor is the one
+that serves both kinds of questions best.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from compllm.embed import Array
 
 Labels = npt.NDArray[np.int64]
 _NUM_FLOORS = 200
+# Where the search starts: of a floor that routes less than this nothing can be proved or used.
+_MIN_COVERAGE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Choice:
     coverage: float  # in-domain questions that reach an expert
     right: float  # in-domain questions that reach their own expert
     refused: float  # questions for no expert that are left to the base
-    is_met: bool  # False: no floor keeps the wanted risk, this is the strictest
+    is_met: bool  # False: the wanted risk cannot be kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,39 +57,54 @@ def choose_floor(
     share_inside: float = 0.5,
 ) -> Choice:
     """scores: [n, experts] of questions the head was not fitted on; labels: -1 for no expert."""
-    from scipy.stats import beta
 
     curve = risk_coverage(scores, labels, share_inside)
-    best, is_right = scores.max(axis=1), scores.argmax(axis=1) == labels
-    inside = labels >= 0
-    num_inside, num_outside = int(inside.sum()), int((~inside).sum())
-    met = 0
+    num_inside, num_outside = int((labels >= 0).sum()), int((labels < 0).sum())
+    first = int(np.searchsorted(curve.coverage, _MIN_COVERAGE))
     bounds = np.ones(len(curve.floors))
-    for place, floor in enumerate(curve.floors):
-        routed = best >= floor
-        wrong_inside = int((routed & inside & ~is_right).sum())
-        accepted = int((routed & ~inside).sum())
-        # Both kinds of mistake at once: each bound at half of delta, the coverage at its value.
-        bad_inside = beta.ppf(1 - delta / 2, wrong_inside + 1, num_inside - wrong_inside)
-        bad_outside = beta.ppf(1 - delta / 2, accepted + 1, num_outside - accepted)
-        wrong = share_inside * bad_inside + (1 - share_inside) * bad_outside
-        right = share_inside * (routed & is_right).sum() / num_inside
-        bounds[place] = np.nan_to_num(wrong / (wrong + right), nan=1.0)
-        # The very strictest floors route so little that nothing can be proved of them.
-        if bounds[place] > risk and met:
+    kept: int | None = None
+    for place in range(first, len(curve.floors)):
+        wrong_inside = round((curve.coverage[place] - curve.right[place]) * num_inside)
+        accepted = round(curve.accepted[place] * num_outside)
+        # Both kinds of mistake at once, each at half of delta.
+        worst_inside = _upper_bound(wrong_inside, num_inside, delta / 2)
+        worst_outside = _upper_bound(accepted, num_outside, delta / 2)
+        wrong = share_inside * worst_inside + (1 - share_inside) * worst_outside
+        bounds[place] = wrong / (wrong + share_inside * curve.right[place])
+        if bounds[place] > risk:
             break
-        if bounds[place] <= risk:
-            met = place
-    is_met = bool(bounds[met] <= risk)
+        kept = place
+    chosen = kept if kept is not None else int((curve.right - curve.accepted).argmax())
     return Choice(
-        round(float(curve.floors[met]), 4),
-        float(curve.risk[met]),
-        float(bounds[met]),
-        float(curve.coverage[met]),
-        float(curve.right[met]),
-        float(1 - curve.accepted[met]),
-        is_met,
+        round(float(curve.floors[chosen]), 4),
+        float(curve.risk[chosen]),
+        float(bounds[chosen]),
+        float(curve.coverage[chosen]),
+        float(curve.right[chosen]),
+        float(1 - curve.accepted[chosen]),
+        kept is not None,
     )
+
+
+def _upper_bound(num_bad: int, num: int, delta: float) -> float:
+    """Of a share, when num_bad of num were seen; exceeded with probability delta at most."""
+    from scipy.stats import beta
+
+    return 1.0 if num_bad >= num else float(beta.ppf(1 - delta, num_bad + 1, num - num_bad))
+
+
+def at_floor(
+    scores: Array, labels: Labels, floor: float, share_inside: float = 0.5
+) -> dict[str, float]:
+    """What a floor does to these questions: shares in [0, 1]."""
+    best, is_right = scores.max(axis=1), scores.argmax(axis=1) == labels
+    inside, routed = labels >= 0, best >= floor
+    coverage = float(routed[inside].mean())
+    right = float((routed & is_right)[inside].mean())
+    accepted = float(routed[~inside].mean())
+    wrong = share_inside * (coverage - right) + (1 - share_inside) * accepted
+    risk = wrong / max(wrong + share_inside * right, 1e-12)
+    return {"risk": risk, "coverage": coverage, "right": right, "refused": 1 - accepted}
 
 
 def risk_coverage(scores: Array, labels: Labels, share_inside: float = 0.5) -> Curve:

@@ -124,7 +124,7 @@ class Chooser:
             {
                 **record,
                 "expert": route.expert,
-                "similarity": round(route.similarity, 7),
+                "similarity": round(route.similarity, 6),
                 "is_fallback": route.is_fallback,
             }
             for record, route in zip(records, self.router.route(vectors), strict=True)

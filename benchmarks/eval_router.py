@@ -1,0 +1,107 @@
+"""Which router is right, what does it cost, and does it hold with more experts?
+
+    python -m benchmarks.eval_router --subjects FILE.jsonl [--datasets DIR] [--parts three scale]
+
+Fits every router on one half of the subject questions (with our own training questions and the
+catalogue's examples) and tests on the other half; then the shipped routers on our sub-queries, the
+base model's own vectors, 3 to 32 experts, other dress, the base model asked, and the time a route
+takes. Vectors, fits and answers are kept in $COMPLLM_HOME: a killed run goes on. Writes
+eval_router.json, .md and two .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.report import Report
+from benchmarks.report import add_arguments as add_report_arguments
+from benchmarks.routing.bench import Bench, saves
+from benchmarks.routing.parts_fitted import part_base, part_scale, part_three
+from benchmarks.routing.parts_shipped import part_asked, part_dress, part_own, part_speed
+
+PARTS = {
+    "three": part_three,
+    "base": part_base,
+    "scale": part_scale,
+    "own": part_own,
+    "dress": part_dress,
+    "speed": part_speed,
+    "asked": part_asked,
+}
+NOTE = (
+    "Choice: in-domain questions whose own expert scores highest. AUROC: best score of in-domain "
+    "questions against those for no expert; far leaves out subjects that are near an expert's or "
+    "mix all (physics, medicine, statistics, ...). means: one mean vector an expert; similarity: "
+    "16 cluster centres an expert; neighbours: 20 nearest questions; logistic-experts, -topics: "
+    "one softmax over experts and none, or over all topics; logistic: both, the default. In "
+    "brackets: 95 % bootstrap interval over questions."
+)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from benchmarks.evaluation.tables import write_markdown
+    from compllm.build_scripts.routing.questions import read_subjects
+    from compllm.catalogue import load_catalogue
+    from compllm.embed import SentenceEncoder
+    from compllm.paths import encoder_dir
+
+    report = Report("eval_router", arguments, ("openvino", "scikit-learn", "scipy"), NOTE)
+    encoder = asyncio.run(SentenceEncoder.load(encoder_dir()))
+    subjects = read_subjects(arguments.subjects)
+    if arguments.quick:
+        from compllm.build_scripts.routing.questions import first_of_each
+
+        subjects = tuple(first_of_each(subjects, 10))
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("starting")
+        bench = Bench(
+            arguments,
+            report,
+            load_catalogue(arguments.catalogue),
+            encoder,
+            subjects,
+            lambda text: progress.update(task, description=text),
+        )
+        for name in arguments.parts:
+            PARTS[name](bench)
+    if saves(arguments):
+        write_markdown(report, "Routers", arguments.out, NOTE)
+    report.finish()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from compllm.build_scripts.staging import run_script
+    from compllm.paths import home_dir
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add_report_arguments(parser)
+    add = parser.add_argument
+    default = home_dir() / "datasets"
+    add("--subjects", type=Path, required=True, metavar="FILE", help="question, subject")
+    add(
+        "--datasets",
+        type=Path,
+        default=default if default.is_dir() else None,
+        metavar="DIR",
+        help="of make_datasets.py; default: where it writes, if there",
+    )
+    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
+    add("--draws", type=int, default=3, help="orders of the subjects that become experts")
+    add("--rounds", type=int, default=3, help="of the part speed")
+    add("--engine", type=Path, default=None, metavar="DIR", help="of the part asked")
+    add("--catalogue", type=Path, default=None, metavar="FILE")
+    arguments = parser.parse_args(argv)
+    return run_script(lambda: _evaluate(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

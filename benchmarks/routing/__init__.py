@@ -1,0 +1,11 @@
+"""What `eval_router.py` is made of.
+
+bench         what its parts share; parts_fitted, parts_shipped: a table or two each
+metrics       scores and labels -> right choices, AUROC, with bootstrap intervals
+contestants   who is compared: a space of vectors and what is fitted on it
+scale         3 to 32 experts
+invariance    the same question in other dress
+latency       what embedding and routing one sub-query costs
+asked         the base model asked to choose
+pictures      risk over coverage, right choices over experts
+"""

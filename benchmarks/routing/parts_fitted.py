@@ -1,0 +1,156 @@
+"""Parts of `eval_router.py` that fit routers: on one half of the subject questions, tested on the
+other half."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.routing.bench import Bench, saves
+
+if TYPE_CHECKING:
+    from benchmarks.report import Row
+    from benchmarks.routing.contestants import Sample
+    from compllm.build_scripts.routing.thresholds import Curve
+    from compllm.embed import Array
+
+THREE = "three experts, everything else for none"
+FLOORS = "floors chosen for a risk on one half, measured on the other"
+BASE = "whose vectors: the sentence encoder's or the base model's (same questions)"
+SCALE = "more experts"
+GAIN = "best learned head over plain similarity"
+
+SCALE_HEADS = ("means", "similarity", "neighbours", "logistic-experts", "logistic-topics")
+RISKS = (0.05, 0.1, 0.2)
+
+
+def part_three(bench: Bench) -> None:
+    """The paper's three experts: choice, AUROC, time; then floors and the risk they keep."""
+    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.routing.contestants import fitted, microseconds
+    from benchmarks.routing.metrics import auroc_interval, choice
+    from benchmarks.routing.pictures import plot_risk
+    from compllm.build_scripts.routing.thresholds import risk_coverage
+
+    fit_on, test_on = bench.split()
+    everything = np.ones(len(test_on.labels), bool)
+    curves: dict[str, Curve] = {}
+    for name, head in fitted(fit_on, bench.experts):
+        scores = head.scores(test_on.vectors)
+        curves[name] = risk_coverage(scores, test_on.labels)
+        bench.report.add(
+            THREE,
+            router=name,
+            **interval_cells("choice", choice(scores, test_on.labels)),
+            **interval_cells("AUROC_far", auroc_interval(scores, test_on.labels, test_on.is_far)),
+            **interval_cells("AUROC_all", auroc_interval(scores, test_on.labels, everything)),
+            us_a_route=microseconds(head, test_on.vectors),
+        )
+        bench.tick(f"three experts: {name}")
+        if name in ("similarity", "neighbours", "logistic"):
+            _add_floors(bench, name, fit_on, test_on, scores)
+    bench.report.summary["three"] = {
+        "fitted_on": len(fit_on.labels),
+        "tested_on": len(test_on.labels),
+        "in_domain": int((test_on.labels >= 0).sum()),
+        "clearly_different": int((test_on.is_far & (test_on.labels < 0)).sum()),
+    }
+    if saves(bench.arguments):
+        bench.arguments.out.mkdir(parents=True, exist_ok=True)
+        plot_risk(bench.arguments.out / "eval_router_risk.png", curves)
+
+
+def _add_floors(bench: Bench, name: str, fit_on: Sample, test_on: Sample, scores: Array) -> None:
+    from compllm.build_scripts.routing.fit import FITS, out_of_fold
+    from compllm.build_scripts.routing.thresholds import at_floor, choose_floor
+
+    texts = [question.text for question in fit_on.questions]
+    # Only questions like the tested ones: our own are easy and would loosen the floor.
+    own = np.char.startswith(fit_on.topics, "set-") | np.char.startswith(fit_on.topics, "example-")
+    parts = (fit_on.vectors, fit_on.labels, fit_on.topics, bench.experts)
+    unseen = out_of_fold(FITS[name], *parts, groups=texts)
+    for risk in RISKS:
+        chosen = choose_floor(unseen[~own], fit_on.labels[~own], risk)
+        measured = at_floor(scores, test_on.labels, chosen.floor)
+        bench.report.add(
+            FLOORS,
+            router=name,
+            **{"wanted_risk_%": 100 * risk, "is_met": chosen.is_met, "floor": chosen.floor},
+            **{f"{key}_%": 100 * value for key, value in measured.items()},
+        )
+    bench.tick(f"floors: {name}")
+
+
+def part_base(bench: Bench) -> None:
+    """The paper's comparison: hidden states of the base model in place of sentence vectors."""
+    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.routing.contestants import BASE_MAX_EACH, centred, fitted
+    from benchmarks.routing.metrics import auroc_interval, choice
+    from compllm.build_scripts.manifest import weights_sha256
+    from compllm.build_scripts.routing.questions import first_of_each, halves
+    from compllm.build_scripts.routing.vectors import base_spaces, sentence_space
+    from compllm.paths import base_dir
+
+    chosen = first_of_each(bench.subjects, BASE_MAX_EACH)
+    ours, theirs = halves(chosen)
+    checkpoint = base_dir()
+    spaces = (sentence_space(bench.encoder), *base_spaces(checkpoint, weights_sha256(checkpoint)))
+    for space in spaces:
+        samples = bench.sample(ours, space), bench.sample(theirs, space)
+        for is_centred in (False, True):
+            fit_on, test_on = centred(*samples) if is_centred else samples
+            for name, head in fitted(fit_on, bench.experts, ("means", "similarity", "logistic")):
+                scores = head.scores(test_on.vectors)
+                area = auroc_interval(scores, test_on.labels, test_on.is_far)
+                bench.report.add(
+                    BASE,
+                    vectors=space.name + (", centred" if is_centred else ""),
+                    router=name,
+                    **interval_cells("choice", choice(scores, test_on.labels)),
+                    **interval_cells("AUROC_far", area),
+                )
+        bench.tick(f"base model: {space.name}")
+
+
+def part_scale(bench: Bench) -> None:
+    """3 to 32 experts, and whether learning pays there."""
+    from benchmarks.evaluation.intervals import mean
+    from benchmarks.evaluation.store import ResultStore, source_hash
+    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.routing.pictures import plot_scale
+    from benchmarks.routing.scale import COUNTS, difference, run_scale
+    from compllm.build_scripts.routing import fit
+    from compllm.build_scripts.routing.fit import PLAIN
+    from compllm.build_scripts.routing.questions import halves
+
+    ours, theirs = halves(bench.subjects)
+    fit_on, test_on = bench.sample(ours), bench.sample(theirs)
+    code = source_hash([Path(str(fit.__file__))])
+    with closing(ResultStore(bench.folder, "scale", code)) as store:
+        names, num_draws = SCALE_HEADS, bench.arguments.draws
+        found = run_scale(
+            fit_on, test_on, names, num_draws, store, lambda: bench.tick("more experts")
+        )
+    for count in COUNTS:
+        for name in names:
+            shares, area = found[name, count]
+            bench.report.add(
+                SCALE,
+                experts=count,
+                router=name,
+                **interval_cells("choice", mean(list(shares.values()))),
+                **{"AUROC_%": 100 * area, "questions": len(shares)},
+            )
+        values = {name: float(np.mean(list(found[name, count][0].values()))) for name in names}
+        plain = max(PLAIN, key=lambda name: values[name])
+        learned = max(set(names) - set(PLAIN), key=lambda name: values[name])
+        gain = difference(found[learned, count][0], found[plain, count][0])
+        bench.report.add(
+            GAIN, experts=count, learned=learned, plain=plain, **interval_cells("gain", gain)
+        )
+    if saves(bench.arguments):
+        rows: list[Row] = bench.report.tables[SCALE]
+        plot_scale(bench.arguments.out / "eval_router_scale.png", rows)

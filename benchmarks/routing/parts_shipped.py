@@ -1,0 +1,133 @@
+"""Parts of `eval_router.py` about the routers that a user has, and about asking the base model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from benchmarks.routing.bench import Bench, shipped
+
+if TYPE_CHECKING:
+    from compllm.embed import Array
+
+OWN = "our sub-queries (test wordings), shipped routers with their floors"
+DRESS = "routes that change with the dress of the question, %"
+SPEED = "one sub-query: embedding and routing"
+ASKED = "the base model asked to choose"
+
+
+def part_own(bench: Bench) -> None:
+    """Sub-queries of the composite sets and the one-step test sets: who gets them?"""
+    from benchmarks.evaluation.intervals import mean
+    from benchmarks.evaluation.tables import interval_cells
+    from compllm.build_scripts.routing.questions import read_composites, read_datasets
+
+    folder = bench.arguments.datasets
+    if folder is None:
+        bench.report.summary["own"] = "no data sets: run make_datasets.py first"
+        return
+    sets = {
+        "sub-queries of -P": read_composites(folder, "test", ("p",)),
+        "sub-queries of -All": read_composites(folder, "test", ("all",)),
+        "one-step questions": read_datasets(folder, bench.experts, "test"),
+    }
+    for set_name, questions in sets.items():
+        vectors = bench.vectors([question.text for question in questions])
+        for name, router in shipped(bench).items():
+            routes = router.route(np.stack([vectors[question.text] for question in questions]))
+            pairs = list(zip(routes, questions, strict=True))
+            right = [route.expert == question.expert for route, question in pairs]
+            bench.report.add(
+                OWN,
+                set=set_name,
+                questions=len(questions),
+                router=name,
+                **interval_cells("right", mean(right)),
+                **{"left_to_the_base_%": 100 * float(np.mean([r.is_fallback for r in routes]))},
+            )
+        bench.tick(f"own: {set_name}")
+
+
+def part_dress(bench: Bench) -> None:
+    """Upper case, punctuation, white space: how often does the route flip?"""
+    from benchmarks.routing.invariance import DRESSES
+    from compllm.build_scripts.routing.questions import first_of_each, read_composites
+    from compllm.embed import plain
+
+    each = 2 if bench.arguments.quick else 8
+    sets = {"subject questions": [q.text for q in first_of_each(bench.subjects, each)]}
+    if bench.arguments.datasets is not None:
+        steps = read_composites(bench.arguments.datasets, "test", ("p", "all"))
+        unique = list(dict.fromkeys(question.text for question in steps))
+        sets["our sub-queries"] = unique[:: max(1, len(unique) // (each * 57))]
+    for set_name, texts in sets.items():
+        dressed = {name: [dress(text) for text in texts] for name, dress in DRESSES.items()}
+        # The encoder reads the plain form, so that is what is looked up.
+        every = [plain(text) for one in (texts, *dressed.values()) for text in one]
+        vectors = bench.vectors(every)
+
+        def rows(some: Sequence[str], vectors: dict[str, Array] = vectors) -> Array:
+            return np.stack([vectors[plain(text)] for text in some])
+
+        for name, router in shipped(bench).items():
+            before = [route.expert for route in router.route(rows(texts))]
+            flips = {}
+            for dress, others in dressed.items():
+                after = [route.expert for route in router.route(rows(others))]
+                flips[dress] = 100 * float(
+                    np.mean([a != b for a, b in zip(before, after, strict=True)])
+                )
+            bench.report.add(DRESS, set=set_name, questions=len(texts), router=name, **flips)
+        bench.tick(f"dress: {set_name}")
+
+
+def part_speed(bench: Bench) -> None:
+    """Milliseconds of one sub-query, beside an engine that does nothing."""
+    from benchmarks.routing.latency import measure
+    from compllm.build_scripts.routing.questions import read_composites
+    from compllm.embed import SentenceEncoder
+    from compllm.paths import encoder_dir
+
+    texts = [text for examples in bench.catalogue.examples for text in examples]
+    if bench.arguments.datasets is not None:
+        steps = read_composites(bench.arguments.datasets, "test", ("p", "all"))
+        texts = list(dict.fromkeys(question.text for question in steps))[:300]
+    router = shipped(bench)["default"]
+
+    async def run() -> None:
+        for number in range(bench.arguments.rounds):
+            # A new encoder: nothing is kept from the round before.
+            encoder = await SentenceEncoder.load(encoder_dir())
+            bench.report.add(SPEED, round=number + 1, **await measure(router, encoder, texts))
+            bench.tick("speed")
+
+    asyncio.run(run())
+
+
+def part_asked(bench: Bench) -> None:
+    """The LLM as the router, on some of the test questions."""
+    from benchmarks.evaluation.intervals import mean
+    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.routing.asked import ask_model
+    from compllm.build_scripts.routing.questions import first_of_each, halves
+    from compllm.paths import engine_dir
+
+    _, theirs = halves(bench.subjects)
+    some = first_of_each(theirs, 1 if bench.arguments.quick else 12)
+    inside = [question for question in some if question.expert]
+    outside = [q for q in first_of_each(theirs, 2) if not q.expert][: len(inside)]
+    questions = [*inside, *outside]
+    engine = bench.arguments.engine or engine_dir()
+    names, spent_ms = ask_model(bench.catalogue, engine, questions, bench.folder)
+    found = [(name, q.expert) for name, q in zip(names, questions, strict=True)]
+    bench.report.add(
+        ASKED,
+        questions=len(questions),
+        **interval_cells("right_in_domain", mean([n == e for n, e in found if e])),
+        **interval_cells("refused_for_none", mean([n == "base" for n, e in found if not e])),
+        ms_a_question=spent_ms or None,
+    )
+    bench.tick("asked")
