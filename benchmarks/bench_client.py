@@ -77,8 +77,10 @@ def _nearest(text: str, alone: Mapping[int, str], own: int) -> int:
 async def storm(
     info: ServerInfo, tokenizer: Tokenizer, weights: AdapterWeights, report: Report, rounds: int
 ) -> None:
+    from compllm.connection import ClientOptions
     from compllm.triton import TritonBackend
 
+    patient = ClientOptions(adapter_wait_s=600.0)  # a slow machine is no failure of the client
     ids = range(1, NUM_ADAPTERS + 1)
     quiet = TritonBackend(info.grpc_url, tokenizer, weights)
     alone = {each: (await timed(quiet, _request("alone", each, 24))).text for each in ids}
@@ -86,7 +88,7 @@ async def storm(
     assert len(set(alone.values())) == NUM_ADAPTERS, "the adapters cannot be told apart"
     for number in range(rounds):
         before = await idle_metrics(info.metrics_url)
-        client = TritonBackend(info.grpc_url, tokenizer, weights)
+        client = TritonBackend(info.grpc_url, tokenizer, weights, options=patient)
         order = [ids[k % NUM_ADAPTERS] for k in range(NUM_REQUESTS)]
         random.Random(number).shuffle(order)
         start = time.monotonic()
@@ -98,6 +100,7 @@ async def storm(
         await client.aclose()
         num_tokens = sum(each.num_tokens for each in answers)
         after = await idle_metrics(info.metrics_url, before.get(GENERATED, 0) + num_tokens)
+        print(f"storm {number + 1}: {wall_s:.1f} s", file=sys.stderr, flush=True)
         report.add(
             "storm",
             round=number,
