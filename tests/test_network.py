@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from helpers import MakeAdapter
 
 from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
-from compllm.embedded.runner import STATIC_SIZES, AdapterForm, Runner, Step
+from compllm.embedded.runner import AdapterForm, Runner, Step
 
 # Largest difference of a logit, over the standard deviation of all. Measured are 4e-6 without an
 # adapter and 4e-3 with one, whose factors the operations hold in half precision.
@@ -41,16 +41,20 @@ def engine_dir(
 
 
 def runner(
-    engine_dir: Path, form: AdapterForm, static_sizes: Sequence[int] = STATIC_SIZES
+    engine_dir: Path,
+    form: AdapterForm,
+    kv_precision: str = "f32",
+    *,
+    is_decode_fused: bool = True,
 ) -> Runner:
     weights = Weights.load(engine_dir)
     made = Runner(
         weights,
         num_blocks=16,
-        kv_precision="f32",
+        kv_precision=kv_precision,
         num_slots=2,
         form=form,
-        static_sizes=static_sizes,
+        is_decode_fused=is_decode_fused,
     )
     adapters = Manifest.read(engine_dir).load_adapters(engine_dir, weights.shape)
     made.set_adapters(dict(enumerate(adapters, start=1)))
@@ -86,25 +90,36 @@ def test_operations_compute_what_openvinos_graph_does(engine_dir: Path) -> None:
         each.close()
 
 
-def test_models_of_fixed_shape_decode_as_the_dynamic_one(engine_dir: Path) -> None:
-    """Over caches that the dynamic model filled, of changing numbers of blocks."""
-    runners = [runner(engine_dir, "op", sizes) for sizes in ((1, 2, 3), ())]
+@pytest.mark.parametrize("kv_precision", ["f32", "f16"])
+def test_the_decode_operation_attends_as_openvinos_paged_attention(
+    engine_dir: Path, kv_precision: str
+) -> None:
+    """Sequences on both sides of a block's end, each writing to the cache what the next step
+    reads, beside a mixed step of the other model on the same cache."""
+    runners = [
+        runner(engine_dir, "op", kv_precision, is_decode_fused=is_fused)
+        for is_fused in (True, False)
+    ]
     lengths = (40, 31, 10)
     for made in runners:
         step = Step()
         for place, length in enumerate(lengths):
             step.add(PROMPTS[place][:length], 0, place, [2 * place, 2 * place + 1], is_sampled=True)
         made.run(step)
-    for num in (3, 1, 2, 3):
-        for past in (0, 1):
-            logits = []
-            for made in runners:
-                step = Step()
-                for place, length in enumerate(lengths[:num]):
-                    blocks = [2 * place, 2 * place + 1][: (length + past) // 32 + 1]
-                    step.add([17 + past], length + past, place, blocks, is_sampled=True)
-                logits.append(made.run(step).copy())
-            np.testing.assert_array_equal(*logits)
+    pasts = list(lengths)
+    for round_number, num in enumerate((3, 1, 2, 3, 3)):
+        logits = []
+        for made in runners:
+            step = Step()
+            for place, past in enumerate(pasts[:num]):
+                blocks = [2 * place, 2 * place + 1][: past // 32 + 1]
+                step.add([17 + past], past, place, blocks, is_sampled=True)
+            if round_number == 3:  # no step of decoding alone
+                step.add(PROMPTS[3][:5], 0, 1, [6], is_sampled=True)
+            logits.append(made.run(step).copy())
+        pasts[:num] = [past + 1 for past in pasts[:num]]
+        ours, theirs = logits
+        assert np.abs(ours - theirs).max() < TOLERANCE * theirs.std()
     for made in runners:
         made.close()
 

@@ -4,10 +4,13 @@
 // OpenVINO keeps the paged attention, the cache and the graph; the products with 8-bit weights,
 // each token's own adapter, rotary embedding, SwiGLU and norms happen here, over the tables of
 // tables.hpp. Why not the plug-in's own products: on AVX2 they take two to three times as long at 1
-// to 16 tokens (docs/ENGINE.md compares).
+// to 16 tokens. A step of decoding alone is one operation, DecoderStep, with its own attention over
+// the same cache: a third of such a step was the plug-in's way from node to node and its attention
+// to single tokens (docs/ENGINE.md compares).
 #include <tbb/parallel_for.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -60,6 +63,18 @@ struct Scratch {
     Buffer wide;
     Buffer inner;
     Buffer normed;
+    Buffer residual;
+    Buffer q;
+    Buffer k;
+    Buffer v;
+    Buffer attended;
+};
+
+// Where the sequences of a step keep their keys and values: one new token each.
+struct Paging {
+    const std::int32_t* past_lens;     // [T]
+    const std::int32_t* blocks;        // of all sequences
+    const std::int32_t* block_begins;  // [T + 1]
 };
 
 // One step over a layer's matrices and the adapters of its tokens.
@@ -164,6 +179,74 @@ struct Step {
         });
     }
 
+    // From the attention's result to the normed input of the next layer, or of the head; residual
+    // becomes the one after this layer.
+    void finish(int layer, const float* attended, float* residual, float* normed) const {
+        float* inner = scratch.inner.room(static_cast<long>(num_tokens) * table.inner);
+        const auto norm = [&](int place) {
+            return table.norms[static_cast<std::size_t>(2 * layer + place)];
+        };
+        add_norm(layer, kOut, attended, residual, norm(1), normed);
+        gate_up(layer, normed, inner);
+        add_norm(layer, kDown, inner, residual, norm(2), normed);
+    }
+
+    // residual = the tokens' embeddings; normed = the norm of them
+    void embed(const std::int32_t* ids, float* residual, float* normed) const {
+        for (long t = 0; t < num_tokens; ++t) {
+            kernels().row(table.embed, ids[t], residual + t * table.hidden);
+            kernels().add_norm(residual + t * table.hidden, nullptr, table.norms[0], table.eps,
+                               normed + t * table.hidden, table.hidden);
+        }
+    }
+
+    // Puts each token's key and value into the cache, and attends to its sequence up to itself.
+    void attend(int layer, const Paging& paging, const float* q, const float* k, const float* v,
+                float* attended) const {
+        const Cache& cache = table.caches[static_cast<std::size_t>(layer)];
+        const int dim = table.head_dim;
+        const int num_kv = table.kv_size / dim;
+        const int group = table.q_size / table.kv_size;
+        const long head_size = static_cast<long>(table.tokens_per_block) * dim;
+        const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+        share(num_tokens * num_kv, 1, num_tokens > 1, [&](int first, int last) {
+            thread_local Buffer scores;
+            for (int i = first; i < last; ++i) {
+                const int token = i / num_kv;
+                const int head = i % num_kv;
+                const int past = paging.past_lens[token];
+                const std::int32_t* blocks = paging.blocks + paging.block_begins[token];
+                const long place =
+                    (static_cast<long>(blocks[past / table.tokens_per_block]) * num_kv + head) *
+                        head_size +
+                    static_cast<long>(past % table.tokens_per_block) * dim;
+                const long from = static_cast<long>(token) * table.kv_size + head * dim;
+                Attention a{};
+                if (cache.half_keys != nullptr) {
+                    kernels().to_half(k + from, cache.half_keys + place, dim);
+                    kernels().to_half(v + from, cache.half_values + place, dim);
+                    a.half_keys = cache.half_keys + head * head_size;
+                    a.half_values = cache.half_values + head * head_size;
+                } else {
+                    copy(cache.keys + place, k + from, dim);
+                    copy(cache.values + place, v + from, dim);
+                    a.keys = cache.keys + head * head_size;
+                    a.values = cache.values + head * head_size;
+                }
+                a.blocks = blocks;
+                a.block_size = num_kv * head_size;
+                a.tokens_per_block = table.tokens_per_block;
+                a.num_tokens = past + 1;
+                a.num_heads = group;
+                a.head_dim = dim;
+                a.scale = scale;
+                const long at = static_cast<long>(token) * table.q_size + head * group * dim;
+                kernels().attend(a, q + at, attended + at,
+                                 scores.room(static_cast<long>(group) * a.num_tokens));
+            }
+        });
+    }
+
     static void copy(float* to, const float* from, int n) {
         std::memcpy(to, from, static_cast<std::size_t>(n) * sizeof(float));
     }
@@ -245,11 +328,7 @@ class DecoderStart : public DecoderOp {
         const auto* ids = inputs[0].data<const std::int32_t>();
         auto* residual = outputs[3].data<float>();
         float* normed = step.scratch.normed.room(static_cast<long>(tokens) * hidden_);
-        for (long t = 0; t < step.num_tokens; ++t) {
-            kernels().row(table->embed, ids[t], residual + t * hidden_);
-            kernels().add_norm(residual + t * hidden_, nullptr, table->norms[0], table->eps,
-                               normed + t * hidden_, static_cast<int>(hidden_));
-        }
+        step.embed(ids, residual, normed);
         step.qkv(0, normed, inputs[2].data<const float>(), inputs[3].data<const float>(),
                  outputs[0].data<float>(), outputs[1].data<float>(), outputs[2].data<float>());
         return true;
@@ -291,16 +370,9 @@ class DecoderBlock : public DecoderOp {
   protected:
     // From the attention's result to the normed input of what follows; residual gets the new one.
     const float* finish(const Step& step, const ov::TensorVector& inputs, float* residual) const {
-        const auto layer = static_cast<int>(layer_);
-        const auto& norms = step.table.norms;
         std::memcpy(residual, inputs[1].data<const float>(), inputs[1].get_byte_size());
         float* normed = step.scratch.normed.room(static_cast<long>(step.num_tokens) * hidden_);
-        float* inner =
-            step.scratch.inner.room(static_cast<long>(step.num_tokens) * step.table.inner);
-        step.add_norm(layer, kOut, inputs[0].data<const float>(), residual,
-                      norms[size(2 * layer + 1)], normed);
-        step.gate_up(layer, normed, inner);
-        step.add_norm(layer, kDown, inner, residual, norms[size(2 * layer + 2)], normed);
+        step.finish(static_cast<int>(layer_), inputs[0].data<const float>(), residual, normed);
         return normed;
     }
 };
@@ -347,18 +419,75 @@ class DecoderEnd : public DecoderBlock {
         thread_local Buffer residual;
         const float* normed =
             finish(step, inputs, residual.room(static_cast<long>(tokens) * hidden_));
-        const auto* sampled = inputs[3].data<const std::int32_t>();
-        float* rows = buffers.inner.room(static_cast<long>(num_sampled) * hidden_);
-        for (long n = 0; n < static_cast<long>(num_sampled); ++n)
-            Step::copy(rows + n * hidden_, normed + sampled[n] * hidden_,
-                       static_cast<int>(hidden_));
-        const Step last{*table, static_cast<int>(num_sampled), nullptr, buffers};
-        last.linear(table->head, rows, outputs[0].data<float>());
+        logits(*table, normed, inputs[3], outputs[0]);
         return true;
     }
 
-  private:
+  protected:
+    // The head, for the sampled of the tokens.
+    void logits(const Table& table, const float* normed, const ov::Tensor& sampled,
+                ov::Tensor& output) const {
+        const auto num_sampled = sampled.get_shape()[0];
+        const auto* places = sampled.data<const std::int32_t>();
+        Scratch& buffers = scratch();
+        float* rows = buffers.inner.room(static_cast<long>(num_sampled) * hidden_);
+        for (long n = 0; n < static_cast<long>(num_sampled); ++n)
+            Step::copy(rows + n * hidden_, normed + places[n] * hidden_, static_cast<int>(hidden_));
+        const Step last{table, static_cast<int>(num_sampled), nullptr, buffers};
+        last.linear(table.head, rows, output.data<float>());
+    }
+
     long vocab_ = 0;
+};
+
+// A whole step of decoding alone: one new token for each sequence, attention included.
+// inputs: ids i32 [T], slots i32 [T], cos [T, head_dim / 2], sin the same, sampled i32 [N],
+// past_lens i32 [T], blocks i32, block_begins i32 [T + 1]; output: logits [N, vocab]
+class DecoderStep : public DecoderEnd {
+  public:
+    OPENVINO_OP("DecoderStep", "compllm", DecoderEnd);
+    DecoderStep() = default;
+    DecoderStep(const ov::OutputVector& inputs, long table, long hidden, long vocab) {
+        table_ = table;
+        hidden_ = hidden;
+        vocab_ = vocab;
+        set_arguments(inputs);
+        constructor_validate_and_infer_types();
+    }
+    void validate_and_infer_types() override {
+        set_output_type(0, ov::element::f32, {get_input_partial_shape(4)[0], vocab_});
+    }
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<DecoderStep>(inputs, table_, hidden_, vocab_);
+    }
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const std::shared_lock lock(tables_mutex());
+        const Table* table = find_table(table_);
+        if (table == nullptr || table->caches.empty()) return false;
+        outputs[0].set_shape({inputs[4].get_shape()[0], size(vocab_)});
+        const auto tokens = static_cast<long>(inputs[0].get_shape()[0]);
+        Scratch& buffers = scratch();
+        const Step step{*table, static_cast<int>(tokens), inputs[1].data<const std::int32_t>(),
+                        buffers};
+        const Paging paging{inputs[5].data<const std::int32_t>(),
+                            inputs[6].data<const std::int32_t>(),
+                            inputs[7].data<const std::int32_t>()};
+        float* residual = buffers.residual.room(tokens * hidden_);
+        float* normed = buffers.normed.room(tokens * hidden_);
+        float* q = buffers.q.room(tokens * table->q_size);
+        float* k = buffers.k.room(tokens * table->kv_size);
+        float* v = buffers.v.room(tokens * table->kv_size);
+        float* attended = buffers.attended.room(tokens * table->q_size);
+        step.embed(inputs[0].data<const std::int32_t>(), residual, normed);
+        for (int layer = 0; layer < table->num_layers; ++layer) {
+            step.qkv(layer, normed, inputs[2].data<const float>(), inputs[3].data<const float>(), q,
+                     k, v);
+            step.attend(layer, paging, q, k, v, attended);
+            step.finish(layer, attended, residual, normed);
+        }
+        logits(*table, normed, inputs[4], outputs[0]);
+        return true;
+    }
 };
 
 }  // namespace
@@ -367,4 +496,5 @@ class DecoderEnd : public DecoderBlock {
 OPENVINO_CREATE_EXTENSIONS(
     std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<compllm::DecoderStart>>(),
                                      std::make_shared<ov::OpExtension<compllm::DecoderBlock>>(),
-                                     std::make_shared<ov::OpExtension<compllm::DecoderEnd>>()}));
+                                     std::make_shared<ov::OpExtension<compllm::DecoderEnd>>(),
+                                     std::make_shared<ov::OpExtension<compllm::DecoderStep>>()}));

@@ -46,6 +46,22 @@ struct LoraGroup {
     int num_modules;
 };
 
+// One token's query heads that share a key/value head, and the cache they look back on. A cache is
+// [blocks, key/value heads, tokens_per_block, head_dim].
+struct Attention {
+    const std::uint16_t* half_keys;  // of this key/value head in block 0; IEEE half, or null
+    const std::uint16_t* half_values;
+    const float* keys;  // instead of the halves
+    const float* values;
+    const std::int32_t* blocks;  // of the sequence, in order
+    long block_size;             // numbers from one block to the next
+    int tokens_per_block;
+    int num_tokens;  // to look back on, the token itself among them
+    int num_heads;
+    int head_dim;  // a multiple of kPanel
+    float scale;
+};
+
 struct Kernels {
     const char* name;
     // y[t, first : last] = (W x[t])[first : last] for num_tokens rows of x; x_sums[t] is the sum of
@@ -60,6 +76,11 @@ struct Kernels {
     void (*rope)(float* heads, int num_heads, int head_dim, const float* cos, const float* sin);
     // out[i] = silu(gate[i]) * up[i]
     void (*swiglu)(const float* gate, const float* up, float* out, int n);
+    // out[h] = softmax(scale * q[h] keys^T) values, h < num_heads, both [num_heads, head_dim];
+    // scores holds num_heads * num_tokens floats.
+    void (*attend)(const Attention& attention, const float* q, float* out, float* scores);
+    // to[i] = from[i] as IEEE half, to nearest even
+    void (*to_half)(const float* from, std::uint16_t* to, int n);
     // sum += y (nothing where y is null); normed = sum / rms(sum) * weight
     void (*add_norm)(float* sum, const float* y, const float* weight, float eps, float* normed,
                      int n);

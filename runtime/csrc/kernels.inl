@@ -1,7 +1,7 @@
 // Included once per instruction set, after the macros below are defined:
 //   WIDTH, VEC, LOAD(p), LOAD_HALF(p), LOAD_INT8(p), STORE(p, v), FMA(a, b, c), ADD(a, b), MUL(a,
-//   b), SPLAT(f), ZERO(), SUM(v), HALF(u16), and TILE_1, TILE_2, TILE_4: vectors of rows of a tile
-//   for one, two or three, and four tokens, as many sums as the registers hold.
+//   b), SPLAT(f), ZERO(), SUM(v), HALF(u16), TO_HALF(f), and TILE_1, TILE_2, TILE_4: vectors of
+//   rows of a tile for one, two or three, and four tokens, as many sums as the registers hold.
 // See kernels.hpp for the rules this file must obey.
 
 namespace compllm {
@@ -275,9 +275,103 @@ inline float exp_approx(float x) {
     return p * scale.f;
 }
 
+void softmax(float* x, int n) {
+    float most = x[0];
+    for (int i = 1; i < n; ++i) most = x[i] > most ? x[i] : most;
+    float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+    for (int i = 0; i < n; ++i) {
+        x[i] = exp_approx(x[i] - most);
+        total += x[i];
+    }
+    const float scale = 1.0f / total;
+#pragma omp simd
+    for (int i = 0; i < n; ++i) x[i] *= scale;
+}
+
+// Where a cache's token is, among those of one key/value head.
+template <class T>
+inline const T* cached(const T* cache, const Attention& a, int token) {
+    return cache + a.blocks[token / a.tokens_per_block] * a.block_size +
+           static_cast<long>(token % a.tokens_per_block) * a.head_dim;
+}
+
+inline VEC load_cached(const std::uint16_t* p) { return LOAD_HALF(p); }
+inline VEC load_cached(const float* p) { return LOAD(p); }
+
+// scores[h][token] = scale * q[h] . key for NH heads: a key is read and widened once for them all.
+template <int NH, class T>
+inline void attention_scores(const Attention& a, const T* keys, const float* q, float* scores) {
+    for (int token = 0; token < a.num_tokens; ++token) {
+        const T* key = cached(keys, a, token);
+        VEC acc[NH];
+        for (int h = 0; h < NH; ++h) acc[h] = ZERO();
+        for (int i = 0; i < a.head_dim; i += WIDTH) {
+            const VEC k = load_cached(key + i);
+            for (int h = 0; h < NH; ++h)
+                acc[h] = FMA(k, LOAD(q + static_cast<long>(h) * a.head_dim + i), acc[h]);
+        }
+        for (int h = 0; h < NH; ++h)
+            scores[static_cast<long>(h) * a.num_tokens + token] = SUM(acc[h]) * a.scale;
+    }
+}
+
+// out[h] = the mean of the values, weighed, for NH heads; two vectors of the head at a time.
+template <int NH, class T>
+inline void attention_values(const Attention& a, const T* values, const float* weights,
+                             float* out) {
+    for (int i = 0; i < a.head_dim; i += 2 * WIDTH) {
+        VEC low[NH], high[NH];
+        for (int h = 0; h < NH; ++h) low[h] = high[h] = ZERO();
+        for (int token = 0; token < a.num_tokens; ++token) {
+            const T* value = cached(values, a, token) + i;
+            const VEC v0 = load_cached(value);
+            const VEC v1 = load_cached(value + WIDTH);
+            for (int h = 0; h < NH; ++h) {
+                const VEC w = SPLAT(weights[static_cast<long>(h) * a.num_tokens + token]);
+                low[h] = FMA(v0, w, low[h]);
+                high[h] = FMA(v1, w, high[h]);
+            }
+        }
+        for (int h = 0; h < NH; ++h) {
+            STORE(out + static_cast<long>(h) * a.head_dim + i, low[h]);
+            STORE(out + static_cast<long>(h) * a.head_dim + i + WIDTH, high[h]);
+        }
+    }
+}
+
+template <int NH, class T>
+inline void attend_heads(const Attention& a, const T* keys, const T* values, const float* q,
+                         float* out, float* scores) {
+    attention_scores<NH>(a, keys, q, scores);
+    for (int h = 0; h < NH; ++h)
+        softmax(scores + static_cast<long>(h) * a.num_tokens, a.num_tokens);
+    attention_values<NH>(a, values, scores, out);
+}
+
+template <class T>
+inline void attend_cached(const Attention& a, const T* keys, const T* values, const float* q,
+                          float* out, float* scores) {
+    int h = 0;
+    const auto at = [&](auto* p) { return p + static_cast<long>(h) * a.head_dim; };
+    for (; h + 3 <= a.num_heads; h += 3) attend_heads<3>(a, keys, values, at(q), at(out), scores);
+    for (; h < a.num_heads; ++h) attend_heads<1>(a, keys, values, at(q), at(out), scores);
+}
+
+void attend(const Attention& a, const float* q, float* out, float* scores) {
+    if (a.half_keys != nullptr)
+        attend_cached(a, a.half_keys, a.half_values, q, out, scores);
+    else
+        attend_cached(a, a.keys, a.values, q, out, scores);
+}
+
 void swiglu(const float* gate, const float* up, float* out, int n) {
 #pragma omp simd
     for (int i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exp_approx(-gate[i])) * up[i];
+}
+
+void to_half(const float* from, std::uint16_t* to, int n) {
+    for (int i = 0; i < n; ++i) to[i] = TO_HALF(from[i]);
 }
 
 void add_norm(float* sum, const float* y, const float* weight, float eps, float* normed, int n) {

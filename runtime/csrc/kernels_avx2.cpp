@@ -17,6 +17,7 @@
 #define ZERO() _mm256_setzero_ps()
 #define SUM(v) sum8(v)
 #define HALF(h) _cvtsh_ss(h)
+#define TO_HALF(f) _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT)
 #define TILE_1 8
 #define TILE_2 4
 #define TILE_4 2
@@ -34,5 +35,5 @@ inline float sum8(__m256 v) {
 #include "kernels.inl"
 
 namespace compllm {
-const Kernels kAvx2Kernels{"avx2", linear, sum, lora, rope, swiglu, add_norm, row};
+const Kernels kAvx2Kernels{"avx2", linear, sum, lora, rope, swiglu, attend, to_half, add_norm, row};
 }

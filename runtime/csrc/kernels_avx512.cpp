@@ -17,6 +17,7 @@
 #define ZERO() _mm512_setzero_ps()
 #define SUM(v) _mm512_reduce_add_ps(v)
 #define HALF(h) _cvtsh_ss(h)
+#define TO_HALF(f) _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT)
 #define TILE_1 8
 #define TILE_2 6
 #define TILE_4 4
@@ -24,5 +25,6 @@
 #include "kernels.inl"
 
 namespace compllm {
-const Kernels kAvx512Kernels{"avx512", linear, sum, lora, rope, swiglu, add_norm, row};
+const Kernels kAvx512Kernels{"avx512", linear, sum,     lora,     rope,
+                             swiglu,   attend, to_half, add_norm, row};
 }

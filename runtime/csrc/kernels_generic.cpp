@@ -26,6 +26,29 @@ inline float half_to_float(std::uint16_t h) {
     return value.f;
 }
 
+// Float to IEEE half, to nearest even.
+inline std::uint16_t float_to_half(float f) {
+    union {
+        float f;
+        std::uint32_t u;
+    } value{f};
+    const std::uint32_t sign = (value.u >> 16) & 0x8000u;
+    value.u &= 0x7fffffffu;
+    std::uint32_t half;
+    if (value.u > 0x7f800000u) {
+        half = 0x7e00u;  // not a number
+    } else if (value.u >= 0x477ff000u) {
+        half = 0x7c00u;  // rounds to infinity
+    } else if (value.u < 0x38800000u) {
+        // A subnormal half: the sum with 0.5 rounds its last bit to the last of the significand.
+        value.f += 0.5f;
+        half = value.u - 0x3f000000u;
+    } else {
+        half = (value.u - 0x38000000u + 0xfffu + ((value.u >> 13) & 1u)) >> 13;
+    }
+    return static_cast<std::uint16_t>(sign | half);
+}
+
 }  // namespace
 }  // namespace compllm
 
@@ -42,6 +65,7 @@ inline float half_to_float(std::uint16_t h) {
 #define ZERO() 0.0f
 #define SUM(v) (v)
 #define HALF(h) half_to_float(h)
+#define TO_HALF(f) float_to_half(f)
 #define TILE_1 16
 #define TILE_2 16
 #define TILE_4 16
@@ -50,7 +74,8 @@ inline float half_to_float(std::uint16_t h) {
 
 namespace compllm {
 
-const Kernels kGenericKernels{"generic", linear, sum, lora, rope, swiglu, add_norm, row};
+const Kernels kGenericKernels{"generic", linear, sum,     lora,     rope,
+                              swiglu,    attend, to_half, add_norm, row};
 
 namespace {
 

@@ -82,6 +82,28 @@ COMPLLM_API int compllm_table_norm(long id, int place, const float* weight) {
     return 0;
 }
 
+// Sets a layer's cache, not copied: of IEEE halves or of floats. Returns 0, or -1 for a wrong
+// layer.
+COMPLLM_API int compllm_table_cache(long id, int layer, int tokens_per_block, int is_half,
+                                    void* keys, void* values) {
+    const std::unique_lock lock(compllm::tables_mutex());
+    const auto found = g_tables.find(id);
+    if (found == g_tables.end() || layer < 0 || layer >= found->second->num_layers) return -1;
+    auto& table = *found->second;
+    table.caches.resize(static_cast<std::size_t>(table.num_layers));
+    table.tokens_per_block = tokens_per_block;
+    auto& cache = table.caches[static_cast<std::size_t>(layer)];
+    cache = {};
+    if (is_half != 0) {
+        cache.half_keys = static_cast<std::uint16_t*>(keys);
+        cache.half_values = static_cast<std::uint16_t*>(values);
+    } else {
+        cache.keys = static_cast<float*>(keys);
+        cache.values = static_cast<float*>(values);
+    }
+    return 0;
+}
+
 // Copies one group of an adapter into a slot. a: half [sum of ranks, in]; b: half, the modules'
 // [rank, out] one after another; per module rank, out and y_offset. Returns 0, or -1 for a table,
 // slot or layer that is not there.

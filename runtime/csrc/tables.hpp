@@ -24,6 +24,14 @@ struct AdapterGroup {
 using Adapter =
     std::vector<std::unique_ptr<AdapterGroup>>;  // [layer * kNumGroups + group]; null: untouched
 
+// One layer's keys and values, [blocks, key/value heads, tokens_per_block, head_dim].
+struct Cache {
+    std::uint16_t* half_keys = nullptr;  // IEEE half, or null
+    std::uint16_t* half_values = nullptr;
+    float* keys = nullptr;  // instead of the halves
+    float* values = nullptr;
+};
+
 // A base model and its adapters. The arrays of the base belong to the caller and outlive the table.
 struct Table {
     int num_layers = 0;
@@ -39,6 +47,8 @@ struct Table {
     std::vector<const float*>
         norms;  // input norm of layer 0, post norm 0, input norm 1, ..., final norm
     std::vector<std::unique_ptr<Adapter>> slots;  // [0] is the base: always empty
+    std::vector<Cache> caches;                    // by layer
+    int tokens_per_block = 0;
 };
 
 // Writers are the engine's own thread between two inferences; the lock only makes misuse harmless.

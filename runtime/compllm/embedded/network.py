@@ -49,19 +49,10 @@ def plain_network(weights: Weights, adapters: MaskedAdapters | None = None) -> o
     return _Builder(weights).plain(adapters or {})
 
 
-def fix_decode_shapes(network: ov.Model, num_sequences: int) -> None:
-    """Let the network take steps of one token for each of so many sequences, and no others; the
-    blocks of their caches alone stay of any number."""
-    one = ("input_ids", "position_ids", "adapter_slots", "sampled_tokens_indices", "past_lens")
-    sizes = dict.fromkeys(one, num_sequences)
-    sizes |= dict.fromkeys(("subsequence_begins", "block_indices_begins"), num_sequences + 1)
-    network.reshape(
-        {
-            port: ov.PartialShape([sizes[port.any_name]])
-            for port in network.inputs
-            if port.any_name in sizes
-        }
-    )
+def decode_network(table: DecoderTable) -> ov.Model:
+    """A step of one new token for each sequence, all in one C++ operation over the caches that the
+    table was told of: logits f32 [N, vocab]."""
+    return _Builder(table.weights).decode(table)
 
 
 class _Builder:
@@ -112,6 +103,20 @@ class _Builder:
                 sizes | {"layer": last, "vocab": s.vocab},
             )
         )
+
+    def decode(self, table: DecoderTable) -> ov.Model:
+        s = self.shape
+        past_lens, _, blocks, block_begins = self.paging
+        self.parameters = [
+            each for each in self.parameters if each not in (self.paging[1], self.max_context_len)
+        ]
+        ids, sampled = ops.convert(self.ids, "i32"), ops.convert(self.sampled, "i32")
+        inputs = _nodes(
+            ids, self.slots, self.cos, self.sin, sampled, past_lens, blocks, block_begins
+        )
+        sizes = {"table": table.id, "hidden": s.hidden, "vocab": s.vocab}
+        unused = {"layer": 0, "q_size": 0, "kv_size": 0}
+        return self._model(table.node_factory.create("DecoderStep", inputs, sizes | unused))
 
     def plain(self, adapters: MaskedAdapters) -> ov.Model:
         s, arrays = self.shape, self.weights.arrays

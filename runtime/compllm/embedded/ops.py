@@ -99,6 +99,20 @@ class DecoderTable:
         if self._library.compllm_adapter_clear(self.id, slot):
             raise EngineError(f"adapter slot {slot} does not exist")
 
+    def set_cache(self, layer: int, keys: NDArray[Any], values: NDArray[Any]) -> None:
+        """Tell where a layer's keys and values are, [blocks, kv heads, tokens of a block, head_dim]
+        in float16 or float32; whoever made them keeps them."""
+        code = self._library.compllm_table_cache(
+            self.id,
+            layer,
+            keys.shape[2],
+            keys.dtype == np.float16,
+            keys.ctypes.data,
+            values.ctypes.data,
+        )
+        if code:
+            raise AssertionError(f"no layer {layer}")
+
     def close(self) -> None:
         """Free the C++ side. Nothing may run with it any more."""
         self._library.compllm_table_free(self.id)
@@ -184,9 +198,7 @@ class _Arena:
         place = self._bytes[self._used : self._used + num_bytes].view(matrix.dtype)
         panels = place.reshape(-1, inputs, PANEL)
         whole = rows // PANEL
-        np.copyto(
-            panels[:whole], matrix[: whole * PANEL].reshape(-1, PANEL, inputs).swapaxes(1, 2)
-        )
+        np.copyto(panels[:whole], matrix[: whole * PANEL].reshape(-1, PANEL, inputs).swapaxes(1, 2))
         if rows % PANEL:
             panels[whole, :, : rows % PANEL] = matrix[whole * PANEL :].T
         self._used += -(-num_bytes // _LINE) * _LINE
@@ -212,6 +224,7 @@ def _load(path: Path) -> Any:
     library.compllm_table_free.argtypes = [table]
     library.compllm_table_matrix.argtypes = [table, *([number] * 3), *([pointer] * 5)]
     library.compllm_table_norm.argtypes = [table, number, pointer]
+    library.compllm_table_cache.argtypes = [table, *([number] * 3), *([pointer] * 2)]
     library.compllm_adapter_clear.argtypes = [table, number]
     library.compllm_adapter_set.argtypes = [
         table,

@@ -1,13 +1,13 @@
 """Runs one engine step on OpenVINO: token ids in, logits out, keys and values in the paged cache.
 
 `executor.py` decides what a step holds; this module knows compiled models and tensors, nothing
-of requests. One model with dynamic lengths serves any step; small steps of decoding alone have one
-of fixed shape each, which OpenVINO runs with less ado (3 to 11 % of a step, docs/ENGINE.md).
+of requests. One model on OpenVINO's paged attention serves any step; steps of decoding alone have
+one of a single C++ operation over the same cache (a third faster: docs/ENGINE.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from compllm.embedded.adapters import Adapter
 from compllm.embedded.lora import masked_adapters
 from compllm.embedded.model import Weights
-from compllm.embedded.network import fix_decode_shapes, fused_network, plain_network
+from compllm.embedded.network import decode_network, fused_network, plain_network
 from compllm.embedded.ops import DecoderTable, library_path
 from compllm.errors import EngineError
 
 AdapterForm = Literal["auto", "op", "mask"]
 
-# Sequences of a decoding step that have a model of their own: 0.2 s of start for each.
-STATIC_SIZES = (1, 2, 3, 4, 5, 6, 7, 8)
+_PANEL = 16  # the operation's attention takes heads of a multiple of this
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -77,7 +76,7 @@ class Runner:
         num_slots: int,
         form: AdapterForm = "auto",
         num_threads: int = 0,
-        static_sizes: Sequence[int] = STATIC_SIZES,
+        is_decode_fused: bool = True,
     ) -> None:
         self.weights = weights
         self._core = ov.Core()
@@ -103,8 +102,11 @@ class Runner:
         self._masked: dict[int, Adapter] = {}
         self._num_blocks = num_blocks
         self._cache: dict[str, ov.Tensor] = {}
-        self._static_sizes = tuple(static_sizes)
-        self._static: dict[int, _Graph] = {}  # by sequences of a decoding step
+        self._decode: _Graph | None = None
+        # The operation knows halves and floats; 8-bit caches are in OpenVINO's own packing.
+        self._is_decode_fused = (
+            is_decode_fused and kv_precision != "u8" and weights.shape.head_dim % _PANEL == 0
+        )
         self._compile()
 
     def set_adapter(self, slot: int, adapter: Adapter) -> None:
@@ -127,10 +129,9 @@ class Runner:
 
     def run(self, step: Step) -> NDArray[np.float32]:
         """Logits [N, vocab], a view that the next run overwrites."""
-        num = len(step.past_lens)
-        is_decoding = len(step.input_ids) == len(step.sampled) == num
-        graph = self._static.get(num) if is_decoding else None
-        return (graph or self._graph).run(
+        is_decoding = len(step.input_ids) == len(step.past_lens)
+        graph = self._decode if self._decode is not None and is_decoding else self._graph
+        return graph.run(
             {
                 "input_ids": np.array(step.input_ids, np.int64),
                 "position_ids": np.array(step.positions, np.int64),
@@ -146,49 +147,53 @@ class Runner:
 
     def close(self) -> None:
         """Free models, cache and table; nothing may run any more."""
-        self._static.clear()
         self._graph.close()
+        if self._decode is not None:
+            self._decode.close()
         self._cache.clear()
         if self.table is not None:
             self.table.close()
 
     def _compile(self) -> None:
         if self.table is None:
-            # Made again for every adapter that comes: no time for more than one.
             masked = masked_adapters(self.weights.shape, self._masked)
             self._graph = self._compiled(plain_network(self.weights, masked))
             return
         self._graph = self._compiled(fused_network(self.table))
-        for num in self._static_sizes:
-            network = fused_network(self.table)
-            fix_decode_shapes(network, num)
-            self._static[num] = self._compiled(network)
+        if self._is_decode_fused:
+            for layer in range(self.weights.shape.num_layers):
+                keys, values = (self._cache[f"{kind}_cache.{layer}"] for kind in ("key", "value"))
+                self.table.set_cache(layer, keys.data, values.data)
+            self._decode = self._compiled(decode_network(self.table))
 
     def _compiled(self, network: ov.Model) -> _Graph:
         compiled = self._core.compile_model(network, "CPU", self._config)
         request = compiled.create_infer_request()
+        names = []
         for port in compiled.inputs:
             name = port.any_name
             if "cache" not in name:
+                names.append(name)
                 continue
             if name not in self._cache:
                 dims = [d.get_length() for d in list(port.partial_shape)[1:]]
                 shape = ov.Shape([self._num_blocks, *dims])
                 self._cache[name] = ov.Tensor(port.element_type, shape)
             request.set_tensor(name, self._cache[name])
-        return _Graph(request)
+        return _Graph(request, names)
 
 
 class _Graph:
     """One compiled model on the shared cache."""
 
-    def __init__(self, request: Any) -> None:
+    def __init__(self, request: Any, names: Collection[str]) -> None:
         self._request = request
+        self._names = names  # of the inputs it has
         self._arrays: Arrays = {}  # what the request's tensors point to
 
     def run(self, arrays: Arrays) -> NDArray[np.float32]:
-        for name, array in arrays.items():
-            kept = self._arrays.get(name)
+        for name in self._names:
+            array, kept = arrays[name], self._arrays.get(name)
             if kept is not None and kept.shape == array.shape:
                 kept[...] = array  # handing over a tensor anew takes longer
                 continue
