@@ -26,14 +26,15 @@ MANIFEST_FILE = "manifest.json"
 _FORMAT = "compllm-lora/1"
 
 
-def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.device) -> nn.Module:
+def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.device) -> Any:
     """The frozen base with fresh factors in float32. Raises EngineError for a checkpoint that no
     engine could serve."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a log file would hold a line for each of its strokes
+    # A log file would hold a line for each of its strokes.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     validate_checkpoint(checkpoint)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(settings.seed)
@@ -46,20 +47,20 @@ def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.devi
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft's, about a base that it cannot look up
-        model: nn.Module = get_peft_model(base, config)
+        model = get_peft_model(base, config)
     model.eval()  # nothing random in the pass: the factors have no dropout
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()
     return model.to(device)
 
 
-def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(model: Any) -> dict[str, nn.Parameter]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
 def write_adapter(
     out: Path,
-    model: nn.Module,
+    model: Any,
     factors: Mapping[str, Tensor],
     checkpoint: Path,
     record: Mapping[str, Any],
@@ -71,7 +72,7 @@ def write_adapter(
     from safetensors.torch import save_file
 
     out = out.resolve()
-    config = model.peft_config["default"]  # type: ignore[index]
+    config = model.peft_config["default"]
     tensors = {
         name.replace(".default.", "."): value.detach().half().contiguous()
         for name, value in factors.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compllm.build_scripts.training.examples import Example
 
@@ -21,7 +22,7 @@ class Batches:
         self._examples = examples
         self._size = batch_size
         self._seed = seed
-        self._orders: dict[int, np.ndarray] = {}  # of the epochs in use
+        self._orders: dict[int, NDArray[np.int64]] = {}  # of the epochs in use
 
     def num_steps(self, epochs: float) -> int:
         return max(1, round(len(self._examples) * epochs / self._size))

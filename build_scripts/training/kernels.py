@@ -44,7 +44,7 @@ class LoraLinear(Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, u, *parts = ctx.saved_tensors
         du = torch.empty_like(u)
         grads = []
@@ -72,10 +72,11 @@ class SwiGlu(Function):
     def forward(ctx: Any, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
         gate, up = both.chunk(2, dim=-1)
-        return torch.sigmoid(gate).mul_(gate).mul_(up)
+        y: Tensor = torch.sigmoid(gate).mul_(gate).mul_(up)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
         (both,) = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
         sigmoid = torch.sigmoid(gate)
@@ -98,12 +99,14 @@ class RmsNorm(Function):
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = scale.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        y: Tensor = (x * scale).mul_(weight)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         x, weight, scale = ctx.saved_tensors
         g = dy * weight
         # dx = scale * (g - x * scale^2 * mean(g x))
         dot = (g * x).sum(-1, keepdim=True).mul_(scale.square()).div_(-x.shape[-1])
-        return g.addcmul_(x, dot).mul_(scale), None, None
+        dx: Tensor = g.addcmul_(x, dot).mul_(scale)
+        return dx, None, None

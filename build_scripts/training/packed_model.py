@@ -63,8 +63,8 @@ class Layer:
 class PackedModel:
     """Made of a PEFT model, once: `parameters` are what to train, and PEFT's model sees them."""
 
-    def __init__(self, model: nn.Module) -> None:
-        causal: Any = model.get_base_model()  # type: ignore[operator]
+    def __init__(self, model: Any) -> None:
+        causal = model.get_base_model()
         config, inner = causal.config, causal.model
         self._num_heads: int = config.num_attention_heads
         self._num_kv: int = config.num_key_value_heads
@@ -101,12 +101,16 @@ class PackedModel:
         h = self._embed[batch.tokens]
         cos, sin = self._rotary(h, batch.positions[None])
         cos, sin = cos[0][:, None], sin[0][:, None]  # [N, 1, head_dim]
-        for layer in self._layers:
-            x = _norm(h, layer.norm1, layer.eps)
-            h = h + layer.out(self._attend(layer.qkv(x), batch, cos, sin))
-            x = _norm(h, layer.norm2, layer.eps)
-            h = h + layer.down(SwiGlu.apply(layer.gate_up(x)))  # type: ignore[no-untyped-call]
-        return _norm(h[batch.sources], self._norm, self._eps)
+        wanted = batch.owners
+        for place, layer in enumerate(self._layers):
+            mixed = self._attend(layer.qkv(_norm(h, layer.norm1, layer.eps)), batch, cos, sin)
+            if place == len(self._layers) - 1:
+                # Nobody reads the others any more.
+                h, wanted = h[batch.sources], wanted[batch.sources]
+            h = h + layer.out(mixed[wanted])
+            x = layer.gate_up(_norm(h, layer.norm2, layer.eps))
+            h = h + layer.down(SwiGlu.apply(x))  # type: ignore[no-untyped-call]
+        return _norm(h, self._norm, self._eps)
 
     def logits(self, batch: Packed) -> Tensor:
         """[R, vocabulary], float32."""
@@ -117,20 +121,23 @@ class PackedModel:
         return functional.cross_entropy(self.logits(batch), batch.targets)
 
     def _attend(self, qkv: Tensor, batch: Packed, cos: Tensor, sin: Tensor) -> Tensor:
-        """[N, (heads + 2 kv heads) * head_dim] -> [N, heads * head_dim]."""
-        num_rows, length = batch.paths.shape
+        """[N, (heads + 2 kv heads) * head_dim] -> [places in paths, heads * head_dim]."""
         heads, kv, dim = self._num_heads, self._num_kv, self._head_dim
         turned = qkv[:, : (heads + kv) * dim].view(-1, heads + kv, dim)
         turned = turned * cos + _rotate_half(turned) * sin
         both = torch.cat((turned, qkv[:, (heads + kv) * dim :].view(-1, kv, dim)), dim=1)
-        paths = both[batch.paths.view(-1)].view(num_rows, length, heads + 2 * kv, dim)
-        q, k, v = paths.transpose(1, 2).split((heads, kv, kv), dim=1)
-        if kv != heads:
-            k = k.repeat_interleave(heads // kv, dim=1)
-            v = v.repeat_interleave(heads // kv, dim=1)
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        flat = mixed.transpose(1, 2).reshape(num_rows * length, heads * dim)
-        return flat[batch.owners]
+        sizes = [rows * length for rows, length in batch.blocks]
+        mixed = []
+        for block, (rows, length) in zip(
+            torch.split(both[batch.paths], sizes), batch.blocks, strict=True
+        ):
+            paths = block.view(rows, length, heads + 2 * kv, dim).transpose(1, 2)
+            q, k, v = torch.split(paths, [heads, kv, kv], dim=1)
+            one = functional.scaled_dot_product_attention(
+                q, k, v, is_causal=True, enable_gqa=kv != heads
+            )
+            mixed.append(one.transpose(1, 2).reshape(rows * length, heads * dim))
+        return torch.cat(mixed)
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -145,11 +152,14 @@ def _rotate_half(x: Tensor) -> Tensor:
 
 
 def _layer(layer: Any) -> Layer:
-    sites = [
+    qkv, out, gate_up, down = (
         _site([getattr(getattr(layer, block), name) for name in names]) for block, names in _SITES
-    ]
+    )
     return Layer(
-        *sites,
+        qkv,
+        out,
+        gate_up,
+        down,
         norm1=layer.input_layernorm.weight,
         norm2=layer.post_attention_layernorm.weight,
         eps=layer.input_layernorm.variance_epsilon,

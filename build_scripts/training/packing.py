@@ -4,54 +4,47 @@ The tokens of a batch form a trie: what two examples share from their start (the
 "What is the ...") is one stretch of nodes. Causal attention makes a token's hidden state depend on
 its predecessors alone, so one computation serves them all, in the forward and, since gradients add
 up, in the backward pass. The linear layers (nearly all of the work) see each node once; only
-attention works on a padded [examples, longest] view of them, gathered by `paths`.
+attention works on blocks of whole examples, [rows, length], gathered by `paths`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from compllm.build_scripts.training.examples import Example
 
-_IGNORED = -100  # the target of a padding row, as torch's cross entropy has it
-
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One batch. N nodes, B examples of at most L input tokens, R response tokens."""
+    """One batch. N nodes, R response tokens; `paths` are blocks of [rows, length], flattened."""
 
     tokens: torch.Tensor  # int64 [N]
     positions: torch.Tensor  # int64 [N]
-    paths: torch.Tensor  # int64 [B, L], the nodes of each example; padding repeats node 0
-    owners: torch.Tensor  # int64 [N], where in the flattened paths a node stands first
+    paths: torch.Tensor  # int64, the nodes of each example; padding repeats node 0
+    owners: torch.Tensor  # int64 [N], where in `paths` a node stands first
     sources: torch.Tensor  # int64 [R], the node that predicts
     targets: torch.Tensor  # int64 [R], what it is to predict
-    rows: torch.Tensor  # int64 [R], the example it belongs to; B is padding
-    num_nodes: int  # without padding
+    rows: torch.Tensor  # int64 [R], the example it belongs to
+    blocks: tuple[tuple[int, int], ...]  # (rows, length), in the order of `paths`
     num_tokens: int  # of the examples, as if nothing were shared
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.tokens)
 
     def to(self, device: torch.device) -> Packed:
         if device.type == "cpu":
             return self
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("tokens", "positions", "paths", "owners", "sources", "targets", "rows")
-        }
-        return Packed(**moved, num_nodes=self.num_nodes, num_tokens=self.num_tokens)
+        names = ("tokens", "positions", "paths", "owners", "sources", "targets", "rows")
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return replace(self, **moved)
 
 
-def pack(
-    examples: Sequence[Example],
-    *,
-    node_multiple: int = 1,
-    row_multiple: int = 8,
-    response_multiple: int = 1,
-) -> Packed:
-    """Pack a batch; the multiples keep the number of different shapes small."""
+def pack(examples: Sequence[Example]) -> Packed:
+    """Pack a batch. `rows` count the examples as they are given."""
     trie: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     tokens: list[int] = []
     positions: list[int] = []
@@ -59,45 +52,43 @@ def pack(
     sources: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
-    # The last token is only a target.
-    inputs = [(*example.prompt_ids, *example.response_ids[:-1]) for example in examples]
-    length = _up(max(map(len, inputs)), row_multiple)
-    paths = np.zeros((len(examples), length), np.int64)
-    for row, (example, ids) in enumerate(zip(examples, inputs, strict=True)):
+    paths: list[int] = []
+    order = sorted(range(len(examples)), key=lambda row: -examples[row].num_tokens)
+    blocks = _blocks([examples[row].num_tokens - 1 for row in order])
+    lengths = [length for num_rows, length in blocks for _ in range(num_rows)]
+    for row, length in zip(order, lengths, strict=True):
+        example = examples[row]
+        path: list[int] = []
         node = -1
-        for position, token in enumerate(ids):
+        # The last token is only a target.
+        for position, token in enumerate((*example.prompt_ids, *example.response_ids[:-1])):
             key = (node, token)
             node = trie.get(key, -1)
             if node < 0:
                 node = trie[key] = len(tokens)
                 tokens.append(token)
                 positions.append(position)
-                owners.append(row * length + position)
-            paths[row, position] = node
-        first = len(example.prompt_ids) - 1
-        sources += paths[row, first : len(ids)].tolist()
+                owners.append(len(paths) + position)
+            path.append(node)
+        sources += path[len(example.prompt_ids) - 1 :]
         targets += example.response_ids
         rows += [row] * len(example.response_ids)
-    num_nodes = len(tokens)
-    nodes_missing = _up(num_nodes, node_multiple) - num_nodes
-    for padded, value in ((tokens, 0), (positions, 0), (owners, 0)):
-        padded += [value] * nodes_missing
-    responses_missing = _up(len(targets), response_multiple) - len(targets)
-    sources += [0] * responses_missing
-    targets += [_IGNORED] * responses_missing
-    rows += [len(examples)] * responses_missing
+        paths += path + [0] * (length - len(path))
     return Packed(
-        torch.tensor(tokens),
-        torch.tensor(positions),
-        torch.from_numpy(paths),
-        torch.tensor(owners),
-        torch.tensor(sources),
-        torch.tensor(targets),
-        torch.tensor(rows),
-        num_nodes,
-        sum(example.num_tokens for example in examples),
+        *(torch.tensor(each) for each in (tokens, positions, paths, owners)),
+        *(torch.tensor(each) for each in (sources, targets, rows)),
+        blocks=blocks,
+        num_tokens=sum(example.num_tokens for example in examples),
     )
 
 
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+def _blocks(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Rows of alike lengths (falling) in one block, so that attention pads little: a block ends
+    where a row has less than three quarters of its length."""
+    blocks: list[tuple[int, int]] = []
+    for length in lengths:
+        if blocks and length >= 0.75 * blocks[-1][1]:
+            blocks[-1] = (blocks[-1][0] + 1, blocks[-1][1])
+        else:
+            blocks.append((1, length))
+    return tuple(blocks)
