@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from benchmarks.evaluation.cache import AnswerCache, CachedBackend
 from benchmarks.evaluation.runner import Work, run_records
-from benchmarks.evaluation.store import ResultStore, content_hash
+from benchmarks.evaluation.store import ResultStore, content_hash, source_hash
 
 from compllm.backend import GenerateRequest, Segment, collect
 from compllm.errors import BackendError, ConfigError, EngineError
@@ -96,6 +96,16 @@ def test_a_hash_tells_dataclasses_apart() -> None:
     assert content_hash(Item("a")) != content_hash(Item("a", "b"))
     with pytest.raises(TypeError, match="cannot be hashed"):
         content_hash(object())
+
+
+def test_a_comment_changes_no_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+    hashes = []
+    for source in ("def f():\n    return 1", '"""Doc."""\ndef f():  # why\n    "d"\n    return 1'):
+        path.write_text(source)
+        hashes.append(source_hash([path]))
+    path.write_text("def f():\n    return 2")
+    assert hashes[0] == hashes[1] != source_hash([path])
 
 
 async def test_the_same_request_is_generated_once(cache: AnswerCache) -> None:
