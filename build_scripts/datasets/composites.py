@@ -8,7 +8,7 @@ composition (which kinds, in which shape) belongs to one split, and so does ever
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,13 @@ from compllm.errors import ConfigError
 
 MAX_QUESTION_CHARS = 400
 MAX_TEXT_CHARS = 150  # of a sub-query; the runtime's guide allows 160
-_MAX_DRAWS = 50_000  # for one composite; the rarest shape takes some hundred
+_MAX_DRAWS = 1500  # of one shape with one last operation; most need some dozen
+_MAX_FAILED = 100  # shapes in a row that did not fit
 _ENTITIES = ("element", "amino", "codon")
 
 
-_Shape = Callable[[], tuple[str, list[Expression]]]  # the question's text, and its parts
+_Drawn = tuple[str, list[Expression]]  # the question's text, and its parts
+_Shape = Callable[[], _Drawn]
 
 
 class _Misfit(Exception):
@@ -63,48 +65,70 @@ class Composer:
         self._split: Split = split
         self._rng = rng
         self._joiners = read_joiners(split)
-        self._shapes: list[tuple[_Shape, float]] = [
-            (self._chain, 3),
-            (self._long_chain, 1.5),
-            (self._count, 3),
-            (self._join, 5),
-            (self._wide_join, 1.5),
-            (self._deep_join, 1.5),
-            (self._beside, 2),
-            (self._fork, 1.5),
-            (self._diamond, 2),
+        # Each with its weight and with how many numbers the last operation takes, if it has one.
+        self._shapes: list[tuple[Callable[[Kind], _Drawn], float, int]] = [
+            (lambda _: self._chain(), 3, 0),
+            (lambda _: self._long_chain(), 1.5, 0),
+            (self._count, 3, 1),
+            (self._join, 5, 2),
+            (self._wide_join, 1.5, 3),
+            (self._deep_join, 1.2, 2),
+            (self._double_chain, 1.2, 2),
+            (self._topped_join, 1.2, 1),
+            (lambda _: self._beside(), 2.5, 0),
+            (self._beside_join, 1, 2),
+            (lambda _: self._fork(), 1.5, 0),
+            (self._diamond, 2, 2),
         ]
 
     def parallel(self, count: int) -> list[Composite]:
         return self._many(count, lambda: self._parallel)
 
     def dependent(self, count: int) -> list[Composite]:
-        shapes = self._rng.choices(*zip(*self._shapes, strict=True), k=count)
-        remaining: Iterator[_Shape] = iter(shapes)
-        return self._many(count, lambda: next(remaining))
+        return self._many(count, self._pick_shape)
+
+    def _pick_shape(self) -> _Shape:
+        """A shape and its last operation: what is often a misfit is drawn again, not given up."""
+        weights = [weight for _, weight, _ in self._shapes]
+        shape, _, arity = self._rng.choices(self._shapes, weights)[0]
+        tops = self._reckoning(max(arity, 1))
+        if arity == 1:  # the second operand is then a plain number
+            kinds = self._bank.of("mathematics")
+            tops += [kind for kind in kinds if kind.takes[0] == "number" and len(kind.takes) == 2]
+        top = choose(self._rng, tops)
+        return lambda: shape(top)
 
     def _many(self, count: int, next_shape: Callable[[], _Shape]) -> list[Composite]:
-        """Different questions, each of the shape asked for: misfits do not change the mixture.
+        """Different questions, mostly of the shapes asked for: a misfit is drawn again.
 
         Raises ConfigError when there are not so many.
         """
         found: dict[str, Composite] = {}
+        num_failed = 0
         while len(found) < count:
-            shape = next_shape()
-            for _ in range(_MAX_DRAWS):
-                try:
-                    composite = self._finish(*shape())
-                except _Misfit:
-                    continue
-                if composite.text not in found:
-                    found[composite.text] = composite
-                    break
-            else:
+            composite = self._fit(next_shape(), found)
+            if composite is not None:
+                found[composite.text] = composite
+                num_failed = 0
+                continue
+            num_failed += 1
+            if num_failed == _MAX_FAILED:
                 raise ConfigError(
                     f"only {len(found)} different composite questions could be drawn for "
                     f"{self._split}, not {count}: ask for fewer"
                 )
         return list(found.values())
+
+    def _fit(self, shape: _Shape, found: Container[str]) -> Composite | None:
+        """A new composite of this shape; None where none, or next to none, fits the split."""
+        for _ in range(_MAX_DRAWS):
+            try:
+                composite = self._finish(*shape())
+            except _Misfit:
+                continue
+            if composite.text not in found:
+                return composite
+        return None
 
     def _finish(self, text: str, parts: Sequence[Expression]) -> Composite:
         composition = " + ".join(sorted(part.shape() for part in parts))
@@ -123,7 +147,7 @@ class Composer:
 
     # -P
 
-    def _parallel(self) -> tuple[str, list[Expression]]:
+    def _parallel(self) -> _Drawn:
         rng = self._rng
         count = rng.choices((2, 3, 4), (5, 4, 2))[0]
         domains = rng.sample(DOMAINS, min(count, 3))
@@ -135,69 +159,76 @@ class Composer:
 
     # -All
 
-    def _chain(self) -> tuple[str, list[Expression]]:
+    def _chain(self) -> _Drawn:
         """f(g(x)) over entities."""
         inner = self._entity()
         return self._ask_one(self._over(inner, self._takers(inner)))
 
-    def _long_chain(self) -> tuple[str, list[Expression]]:
+    def _long_chain(self) -> _Drawn:
         """f(g(h(x))): entities, or a count of an entity that is then reckoned with."""
         inner = self._entity()
         middle = self._over(inner, self._takers(inner), is_noun=True)
         return self._ask_one(self._over(middle, self._takers(middle)))
 
-    def _count(self) -> tuple[str, list[Expression]]:
+    def _count(self, top: Kind) -> _Drawn:
         """One count, reckoned with: even, doubled, seven more."""
         inner = self._leaf(self._kind(self._counting(), True), True)
-        return self._ask_one(self._over(inner, self._takers(inner, ("mathematics",))))
+        return self._ask_one(self._over(inner, [top]))
 
-    def _join(self) -> tuple[str, list[Expression]]:
-        return self._ask_one(self._reckon(self._counts(2)))
+    def _join(self, top: Kind) -> _Drawn:
+        return self._ask_one(self._reckon(top, self._counts(2)))
 
-    def _wide_join(self) -> tuple[str, list[Expression]]:
-        return self._ask_one(self._reckon(self._counts(3)))
+    def _wide_join(self, top: Kind) -> _Drawn:
+        return self._ask_one(self._reckon(top, self._counts(3)))
 
-    def _deep_join(self) -> tuple[str, list[Expression]]:
-        """A join with a chain below it, or with one more operation on top of it."""
+    def _deep_join(self, top: Kind) -> _Drawn:
+        pair = [self._counted_entity(), *self._counts(1)]
+        self._rng.shuffle(pair)
+        return self._ask_one(self._reckon(top, pair))
+
+    def _double_chain(self, top: Kind) -> _Drawn:
+        return self._ask_one(self._reckon(top, [self._counted_entity(), self._counted_entity()]))
+
+    def _topped_join(self, top: Kind) -> _Drawn:
+        """A join with one more operation on top of it."""
+        kinds = [kind for kind in self._reckoning(2) if kind.gives == "number"]
+        joined = self._reckon(choose(self._rng, kinds), self._counts(2), is_noun=True)
+        return self._ask_one(self._over(joined, [top]))
+
+    def _beside(self) -> _Drawn:
+        """A chain, or one count reckoned with, beside independent questions."""
         if self._rng.random() < 0.5:
             entity = self._entity()
-            chain = self._over(entity, self._takers(entity, gives="number"), is_noun=True)
-            pair = [chain, *self._counts(1)]
-            self._rng.shuffle(pair)
-            return self._ask_one(self._reckon(pair))
-        joined = self._reckon(self._counts(2), gives="number", is_noun=True)
-        return self._ask_one(self._over(joined, self._takers(joined, ("mathematics",))))
-
-    def _beside(self) -> tuple[str, list[Expression]]:
-        """A dependent question beside independent ones."""
-        inner = self._entity() if self._rng.random() < 0.4 else None
-        if inner is not None:
-            dependent = self._over(inner, self._takers(inner))
-        elif self._rng.random() < 0.5:
-            dependent = self._reckon(self._counts(2))
+            dependent = self._over(entity, self._takers(entity))
         else:
             count = self._counts(1)[0]
             dependent = self._over(count, self._takers(count, ("mathematics",)))
+        return self._with_others(dependent)
+
+    def _beside_join(self, top: Kind) -> _Drawn:
+        return self._with_others(self._reckon(top, self._counts(2)))
+
+    def _with_others(self, dependent: Expression) -> _Drawn:
         parts = [dependent]
-        for _ in range(self._rng.choices((1, 2), (3, 1))[0]):
+        for _ in range(self._rng.choices((1, 2), (3, 2))[0]):
             domain = self._rng.choice(DOMAINS)
             parts.append(self._leaf(choose(self._rng, self._bank.of(domain))))
         self._rng.shuffle(parts)
         return self._ask_all(parts, are_nouns=False), parts
 
-    def _fork(self) -> tuple[str, list[Expression]]:
+    def _fork(self) -> _Drawn:
         """Two questions about one thing that has to be found first."""
         shared = self._entity()
         takers = self._takers(shared)
         parts = [self._over(shared, takers), self._over(shared, takers)]
         return self._introduce(shared, parts), parts
 
-    def _diamond(self) -> tuple[str, list[Expression]]:
+    def _diamond(self, top: Kind) -> _Drawn:
         """Two counts of one thing, reckoned with."""
         shared = self._entity()
         takers = self._takers(shared, gives="number")
         counts = [self._over(shared, takers, is_noun=True) for _ in range(2)]
-        whole = self._reckon(counts)
+        whole = self._reckon(top, counts)
         return self._introduce(shared, [whole]), [whole]
 
     # Parts
@@ -219,14 +250,19 @@ class Composer:
         kind = self._kind(self._bank.givers(wanted), True)
         return self._leaf(kind, True)
 
+    def _counted_entity(self) -> Expression:
+        """A noun phrase: a count of something that has to be found first."""
+        entity = self._entity()
+        return self._over(entity, self._takers(entity, gives="number"), is_noun=True)
+
     def _counting(self) -> list[Kind]:
         return [kind for kind in self._bank.givers("number") if kind.domain != "mathematics"]
 
     def _counts(self, count: int) -> list[Expression]:
-        """Numbers to find: of different domains where there are several, a sum now and then."""
+        """Numbers to find, of different domains where there are several."""
         kinds = self._counting()
         found: list[Expression] = []
-        for domain in self._rng.sample(("chemistry", "biology", "chemistry", "biology"), count):
+        for domain in self._rng.sample(("chemistry", "biology", "chemistry"), count):
             near = [kind for kind in kinds if kind.domain == domain]
             found.append(self._leaf(self._kind(near, True), True))
         return found
@@ -265,22 +301,16 @@ class Composer:
         return Expression(kind, wording, tuple(operands))
 
     def _reckon(
-        self,
-        operands: Sequence[Expression],
-        gives: str | None = None,
-        *,
-        is_noun: bool | None = None,
+        self, kind: Kind, operands: Sequence[Expression], *, is_noun: bool | None = None
     ) -> Expression:
-        kinds = [
-            kind
-            for kind in self._bank.of("mathematics")
-            if kind.takes == ("number",) * len(operands)
-            and gives in (None, kind.gives)
-            and self._wordings(kind, operands, is_noun)
-        ]
-        kind = choose(self._rng, kinds)
-        wording = self._rng.choice(self._wordings(kind, operands, is_noun))
-        return Expression(kind, wording, tuple(operands))
+        wordings = self._wordings(kind, operands, is_noun)
+        if not wordings:
+            raise _Misfit
+        return Expression(kind, self._rng.choice(wordings), tuple(operands))
+
+    def _reckoning(self, arity: int) -> list[Kind]:
+        kinds = self._bank.of("mathematics")
+        return [kind for kind in kinds if kind.takes == ("number",) * arity]
 
     def _wordings(
         self, kind: Kind, inner: Sequence[Expression], is_noun: bool | None
@@ -293,7 +323,7 @@ class Composer:
 
     # The whole
 
-    def _ask_one(self, expression: Expression) -> tuple[str, list[Expression]]:
+    def _ask_one(self, expression: Expression) -> _Drawn:
         text = expression.text({})
         if expression.wording.is_noun:
             text = self._rng.choice(self._joiners.ask).format(a=text)

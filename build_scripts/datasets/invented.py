@@ -59,7 +59,9 @@ def invented_bank(bank: Bank, split: Split) -> Bank:
         (
             *bank.of("mathematics"),
             *(
-                replace(kind, items=names, solve=_solver(kind.gives), accepts_more=_is_name)
+                replace(
+                    kind, items=names, solve=_solver(kind.name, kind.gives), accepts_more=_is_name
+                )
                 for kind in named
             ),
             *_quantities(split, names),
@@ -81,7 +83,7 @@ def _quantities(split: Split, names: tuple[Operands, ...]) -> list[Kind]:
             takes=("name",),
             gives=gives,
             items=names,
-            solve=_solver(gives),
+            solve=_solver(text, gives),
             wordings=(
                 Wording(
                     f"invented-{index}/{split}", text.replace("{e}", "{x}"), split, is_noun, True
@@ -92,11 +94,15 @@ def _quantities(split: Split, names: tuple[Operands, ...]) -> list[Kind]:
     ]
 
 
-def _solver(gives: str) -> Callable[[str], str]:
-    """Any value of the type, the same for the same name."""
+def _solver(asked: str, gives: str) -> Callable[[str], str]:
+    """Any value of the type, the same for the same question."""
 
     def solve(name: str) -> str:
-        return str(zlib.crc32(name.encode()) % 40 + 1) if gives == "number" else f"{name}a"
+        return (
+            str(zlib.crc32(f"{asked} {name}".encode()) % 40 + 1)
+            if gives == "number"
+            else f"{name}a"
+        )
 
     return solve
 
