@@ -47,8 +47,9 @@ def _streamed(bench: Bench) -> str:
     expect(bool(outputs["text_output"].strip()), "the answer is empty")
     expect(outputs["finish_reason"] in ("stop", "length"), f"ended with {outputs['finish_reason']}")
     expect(isinstance(stats, dict), "stats_json is no object")
-    num_nodes = len(plan.get("sub_queries", plan.get("nodes", [])))
-    return f"{len(responses)} responses, plan of {num_nodes}, {outputs['finish_reason']}"
+    expect(plan["num_nodes"] == len(plan["lines"]), f"plan_json has {plan}")
+    told = f"plan of {plan['num_nodes']} sub-queries, {outputs['finish_reason']}"
+    return f"{len(responses)} responses, {told}"
 
 
 def _http(bench: Bench) -> str:
