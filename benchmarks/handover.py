@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks.report import Report, percentiles
@@ -80,22 +82,35 @@ async def measure(
 
 
 async def bench(report: Report, arguments: argparse.Namespace, **backends: CompLLM) -> None:
-    num_queries = 4 if arguments.quick else 30
+    num_queries = 4 if arguments.quick else 40
+    num_rounds = 1 if arguments.quick else 5
     for name, llm in backends.items():
         async with llm:
             await measure(llm, 1, 2, random.Random(arguments.seed))
-            for num_live in (1, 4) if arguments.quick else (1, 4, 8):
-                gaps, num_failed = await measure(
-                    llm, num_live, num_queries, random.Random(arguments.seed)
-                )
+            rounds: dict[int, list[tuple[list[float], int]]] = {}
+            # Other users of the machine stop this process for tens of ms now and then: that is
+            # in `max_ms`, and in some round's p99.
+            for _ in range(num_rounds):
+                for num_live in (1, 4) if arguments.quick else (1, 4, 8):
+                    rng = random.Random(arguments.seed)
+                    found = await measure(llm, num_live, num_queries, rng)
+                    rounds.setdefault(num_live, []).append(found)
+            for num_live, each in rounds.items():
+                by_round = [percentiles(gaps) for gaps, _ in each]
+                medians = {
+                    f"{key}_ms": round(statistics.median(p[key] for p in by_round), 3)
+                    for key in by_round[0]
+                }
                 report.add(
                     TABLE,
                     backend=name,
                     live_queries=num_live,
-                    children=len(gaps),
-                    failed_nodes=num_failed,
-                    **{f"{key}_ms": round(value, 3) for key, value in percentiles(gaps).items()},
-                    max_ms=round(max(gaps), 3),
+                    rounds=num_rounds,
+                    children=sum(len(gaps) for gaps, _ in each),
+                    failed_nodes=sum(num_failed for _, num_failed in each),
+                    **medians,
+                    worst_p99_ms=round(max(p["p99"] for p in by_round), 3),
+                    max_ms=round(max(max(gaps) for gaps, _ in each), 3),
                 )
 
 
@@ -108,16 +123,16 @@ async def connect() -> CompLLM:
 
 
 def scripted() -> CompLLM:
-    from compllm.catalogue import load_catalogue
+    from compllm.catalogue import RouterSettings, load_catalogue
     from compllm.config import load_config
     from compllm.pipeline import CompLLM
     from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
-    config, catalogue = load_config(overrides=_settings(), environ={}), load_catalogue()
-    encoder = HashingEncoder()
+    config = load_config(overrides=_settings(), environ={})
     # Which expert answers is of no interest here; the router only has to accept the encoder.
-    encoder.id = catalogue.router.encoder
-    return CompLLM(ScriptedBackend(Reply("a short response")), encoder, catalogue, config)
+    router = RouterSettings(0.5, HashingEncoder.id)
+    catalogue = replace(load_catalogue(), router=router)
+    return CompLLM(ScriptedBackend(Reply("a short response")), HashingEncoder(), catalogue, config)
 
 
 def _settings() -> dict[str, object]:

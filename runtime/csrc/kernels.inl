@@ -44,8 +44,7 @@ inline void row_tile(const std::uint16_t* w, int in, const float* x, float* out)
 
 // Vectors of a panel.
 constexpr int kVectors = kPanel / WIDTH;
-// Bytes ahead of the products that the next weights are asked for: the processor's own prefetching
-// alone leaves a third of the memory's speed unused.
+// Bytes ahead of the products that the next weights are asked for.
 constexpr int kAhead = 1024;
 
 // NV vectors of rows, from panel `w` on, times NT tokens, as raw sums: NV * NT of them hide the

@@ -49,10 +49,19 @@ def plain_network(weights: Weights, adapters: MaskedAdapters | None = None) -> o
     return _Builder(weights).plain(adapters or {})
 
 
-def decode_network(table: DecoderTable) -> ov.Model:
-    """A step of one new token for each sequence, all in one C++ operation over the caches that the
-    table was told of: logits f32 [N, vocab]."""
-    return _Builder(table.weights).decode(table)
+def decode_network(table: DecoderTable, num_sequences: int = 0) -> ov.Model:
+    """A step of one new token for each of so many sequences (0: of any number), all in one C++
+    operation over the caches that the table was told of: logits f32 [N, vocab]."""
+    network = _Builder(table.weights).decode(table)
+    if num_sequences:
+        blocks = ("block_indices", "block_indices_begins")  # as many as the caches are long
+        sizes = {
+            port: ov.PartialShape([num_sequences])
+            for port in network.inputs
+            if port.any_name not in blocks
+        }
+        network.reshape(sizes)
+    return network
 
 
 class _Builder:

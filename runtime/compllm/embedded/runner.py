@@ -26,6 +26,10 @@ AdapterForm = Literal["auto", "op", "mask"]
 
 _PANEL = 16  # the operation's attention takes heads of a multiple of this
 
+# Sequences of a decoding step that have a model of their own, of fixed shape; 0 takes any number.
+# One is made in milliseconds: it is one operation.
+DECODE_SIZES = (0, 1, 2, 3, 4, 5, 6, 7, 8)
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -76,7 +80,7 @@ class Runner:
         num_slots: int,
         form: AdapterForm = "auto",
         num_threads: int = 0,
-        is_decode_fused: bool = True,
+        decode_sizes: Sequence[int] = DECODE_SIZES,
     ) -> None:
         self.weights = weights
         self._core = ov.Core()
@@ -102,11 +106,10 @@ class Runner:
         self._masked: dict[int, Adapter] = {}
         self._num_blocks = num_blocks
         self._cache: dict[str, ov.Tensor] = {}
-        self._decode: _Graph | None = None
+        self._decode: dict[int, _Graph] = {}  # by sequences; 0: any number
         # The operation knows halves and floats; 8-bit caches are in OpenVINO's own packing.
-        self._is_decode_fused = (
-            is_decode_fused and kv_precision != "u8" and weights.shape.head_dim % _PANEL == 0
-        )
+        is_fit = kv_precision != "u8" and weights.shape.head_dim % _PANEL == 0
+        self._decode_sizes = tuple(decode_sizes) if is_fit else ()
         self._compile()
 
     def set_adapter(self, slot: int, adapter: Adapter) -> None:
@@ -129,9 +132,7 @@ class Runner:
 
     def run(self, step: Step) -> NDArray[np.float32]:
         """Logits [N, vocab], a view that the next run overwrites."""
-        is_decoding = len(step.input_ids) == len(step.past_lens)
-        graph = self._decode if self._decode is not None and is_decoding else self._graph
-        return graph.run(
+        return self._graph_for(step).run(
             {
                 "input_ids": np.array(step.input_ids, np.int64),
                 "position_ids": np.array(step.positions, np.int64),
@@ -148,8 +149,8 @@ class Runner:
     def close(self) -> None:
         """Free models, cache and table; nothing may run any more."""
         self._graph.close()
-        if self._decode is not None:
-            self._decode.close()
+        for graph in self._decode.values():
+            graph.close()
         self._cache.clear()
         if self.table is not None:
             self.table.close()
@@ -160,11 +161,19 @@ class Runner:
             self._graph = self._compiled(plain_network(self.weights, masked))
             return
         self._graph = self._compiled(fused_network(self.table))
-        if self._is_decode_fused:
+        if self._decode_sizes:
             for layer in range(self.weights.shape.num_layers):
                 keys, values = (self._cache[f"{kind}_cache.{layer}"] for kind in ("key", "value"))
                 self.table.set_cache(layer, keys.data, values.data)
-            self._decode = self._compiled(decode_network(self.table))
+        for num in self._decode_sizes:
+            self._decode[num] = self._compiled(decode_network(self.table, num))
+
+    def _graph_for(self, step: Step) -> _Graph:
+        num = len(step.past_lens)
+        if len(step.input_ids) > num:
+            return self._graph
+        fixed = self._decode.get(num) if len(step.sampled) == num else None
+        return fixed or self._decode.get(0, self._graph)
 
     def _compiled(self, network: ov.Model) -> _Graph:
         compiled = self._core.compile_model(network, "CPU", self._config)
