@@ -2,7 +2,7 @@
 
 `executor.py` decides what a step holds; this module knows compiled models and tensors, nothing
 of requests. One model on OpenVINO's paged attention serves any step; steps of decoding alone have
-one of a single C++ operation over the same cache (a third faster: docs/ENGINE.md).
+one of a single C++ operation over the same cache (docs/ENGINE.md has what that brings).
 """
 
 from __future__ import annotations
