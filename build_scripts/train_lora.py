@@ -2,7 +2,8 @@
 
     python build_scripts/train_lora.py --dataset DIR/chemistry --out engines/adapters/chemistry
     python build_scripts/train_lora.py --dataset DIR/generator --out ... --batch-size 8
-    python build_scripts/train_lora.py --union DIR/chemistry DIR/biology DIR/all --rank 24 --out ...
+    python build_scripts/train_lora.py --union DIR/chemistry DIR/all --like ADAPTER ... --out ...
+    python build_scripts/train_lora.py --dataset DIR/chemistry --sweep lr=5e-4,1e-3 --max-minutes 5
 
 Reads train.jsonl and validation.jsonl of make_datasets.py; writes a PEFT directory with a manifest,
 which build_openvino.py takes. A run that is stopped or killed continues when it is started again.
@@ -14,7 +15,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,8 @@ from compllm.build_scripts.fetch_base import ensure_base
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import run_script, say
 from compllm.build_scripts.training.settings import TrainSettings
+from compllm.build_scripts.training.sweep import parse_grid, sweep
+from compllm.embedded.checkpoint import read_json
 from compllm.paths import home_dir
 from compllm.prompts import TEMPLATES
 
@@ -34,7 +37,7 @@ def train_adapter(
     *,
     checkpoint: Path,
     template: str = "chatml",
-    work: Path | None = None,
+    work: Path,
     is_restart: bool = False,
     num_threads: int = 0,
 ) -> dict[str, Any] | None:
@@ -64,7 +67,7 @@ def train_adapter(
         datasets, "validation", tokenizer, max_tokens=settings.max_tokens, template=chat
     )
     hashes, base_sha256 = data_hashes(datasets), weights_sha256(checkpoint)
-    path = (work or home_dir() / "training" / out.resolve().name) / "state.pt"
+    path = work / "state.pt"
     if is_restart:
         path.unlink(missing_ok=True)
     fingerprint = settings.fingerprint(hashes, base_sha256, template)
@@ -129,7 +132,9 @@ _OPTIONS = {  # option -> field of TrainSettings
     "lr": "learning_rate",
     "rank": "rank",
     "alpha": "alpha",
+    "first-layer": "first_layer",
     "batch-size": "batch_size",
+    "group-size": "group_size",
     "epochs": "epochs",
     "max-minutes": "max_minutes",
     "warmup": "warmup_steps",
@@ -142,12 +147,24 @@ _OPTIONS = {  # option -> field of TrainSettings
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train one LoRA adapter.")
+def summed_rank(adapters: Sequence[Path]) -> int:
+    """The rank at which one adapter has as many parameters as all of these together. Raises
+    EngineError for a folder that holds no adapter."""
+    return sum(int(read_json(folder / "adapter_config.json")["r"]) for folder in adapters)
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=prog, description="Train one LoRA adapter.")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("--dataset", type=Path, metavar="DIR", help="train.jsonl, validation.jsonl")
     data.add_argument("--union", type=Path, nargs="+", metavar="DIR", help="several of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the adapter")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the adapter; not with --sweep")
+    parser.add_argument(
+        "--sweep", nargs="+", metavar="OPTION=V,V", help="compare short runs: --sweep lr=5e-4,1e-3"
+    )
+    parser.add_argument(
+        "--like", type=Path, nargs="+", metavar="ADAPTER", help="as many parameters as all of them"
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the fetched base")
     parser.add_argument("--template", choices=sorted(TEMPLATES), default="chatml")
     parser.add_argument("--work", type=Path, metavar="DIR", help="state; default: in the cache")
@@ -167,18 +184,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     settings = TrainSettings(**{name: getattr(options, name) for name in _OPTIONS.values()})
 
+    if (options.out is None) != (options.sweep is not None):
+        parser.error("give --out, or --sweep, which writes no adapter")
+
     def work() -> None:
-        manifest = train_adapter(
-            options.union or [options.dataset],
-            options.out,
-            settings,
-            checkpoint=options.checkpoint or ensure_base(),
-            template=options.template,
-            work=options.work,
-            is_restart=options.restart,
-            num_threads=options.threads,
-        )
-        if manifest is None:
+        chosen = replace(settings, rank=summed_rank(options.like)) if options.like else settings
+        datasets = options.union or [options.dataset]
+        checkpoint = options.checkpoint or ensure_base()
+
+        def train(each: TrainSettings, out: Path, place: Path) -> dict[str, Any] | None:
+            return train_adapter(
+                datasets,
+                out,
+                each,
+                checkpoint=checkpoint,
+                template=options.template,
+                work=place,
+                is_restart=options.restart,
+                num_threads=options.threads,
+            )
+
+        if options.sweep:
+            grid = parse_grid(options.sweep, _OPTIONS)
+            names = "-".join(folder.resolve().name for folder in datasets)
+            place = options.work or home_dir() / "training" / f"sweep-{names}"
+            is_whole = sweep(
+                chosen,
+                grid,
+                lambda each, name: train(each, place / name / "adapter", place / name),
+                place / "sweep.json",
+            )
+        else:
+            place = options.work or home_dir() / "training" / options.out.resolve().name
+            is_whole = train(chosen, options.out, place) is not None
+        if not is_whole:
             raise KeyboardInterrupt
 
     return run_script(work)

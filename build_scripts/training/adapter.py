@@ -43,6 +43,11 @@ def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.devi
         r=settings.rank,
         lora_alpha=settings.scale_alpha,
         target_modules=list(settings.modules),
+        layers_to_transform=(
+            list(range(settings.first_layer, base.config.num_hidden_layers))
+            if settings.first_layer
+            else None
+        ),
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():

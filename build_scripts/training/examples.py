@@ -2,7 +2,8 @@
 
 Every prompt is made by `compllm.prompts` and tokenised by `compllm.tokenizer`, as serving does, so
 that a trained adapter meets at run time the very ids it was trained on. Which role a record trains
-is told by what it holds: a plan (generator), facts (aggregator), else an answer (expert).
+is told by what it holds: a plan (generator), facts (aggregator), else an answer (expert, or a model
+that answers a composite question in one go).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from compllm.tokenizer import Tokenizer
 from compllm.types import Expert
 
 SPLITS = ("train", "validation", "test")
+_KINDS = ("kind", "source", "set")  # what accuracy is counted by: of facts, plans, composites
 # A trained expert reads no system text, whatever its name: its adapter says who it is.
 _TRAINED = Expert("trained", "", system="")
 
@@ -75,7 +77,9 @@ def record_prompt(record: dict[str, Any], template: ChatTemplate = CHATML) -> Pr
         return generator_prompt(question, template, is_few_shot=False)
     if "facts" in record:
         return aggregator_prompt(question, _pairs(record, "facts"), template, is_few_shot=False)
-    return node_prompt(_TRAINED, question, _pairs(record, "parents"), template)
+    # A composite question answered in one go: its parents are those of its steps.
+    parents = [] if "steps" in record else _pairs(record, "parents")
+    return node_prompt(_TRAINED, question, parents, template)
 
 
 def record_response(record: dict[str, Any]) -> str:
@@ -92,7 +96,7 @@ def make_example(
     response = tokenizer.encode((Segment(record_response(record)),))
     return Example(
         str(record.get("id", "")),
-        str(record.get("kind") or record.get("source") or record_role(record)),
+        str(next((record[key] for key in _KINDS if record.get(key)), "all")),
         tuple(tokenizer.encode(record_prompt(record, template))),
         (*response, tokenizer.special.end_id),
     )
@@ -124,12 +128,6 @@ def load_examples(
             f"no {split} example of at most {max_tokens} tokens in {names} ({num_long} are longer)"
         )
     return examples, num_long
-
-
-def record_role(record: dict[str, Any]) -> str:
-    if "plan" in record:
-        return "generator"
-    return "aggregator" if "facts" in record else "expert"
 
 
 def data_hashes(directories: Sequence[Path]) -> dict[str, str]:

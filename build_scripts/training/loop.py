@@ -49,17 +49,17 @@ def train(run: Run, state: State, is_stopped: Callable[[], bool] = lambda: False
     """Train from `state` on, in place, and write checkpoints. True at the end of the run, False
     when it was stopped before."""
     settings = run.settings
-    batches = Batches(run.train, settings.batch_size, settings.seed)
+    batches = Batches(run.train, settings.batch_size, settings.seed, settings.group_size)
     num_steps = batches.num_steps(settings.epochs)
     held_out = sample(run.validation, settings.validation_tokens, settings.seed)
     optimizer = _optimizer(run, state)
-    progress = _Progress(state, num_steps, settings.max_minutes)
+    progress = _Progress(run, state, num_steps)
     saved_s = time.monotonic()
-    while (done := _share_done(settings, state, num_steps)) < 1:
+    while (done := _share_done(run, state, num_steps)) < 1:
         rate = learning_rate(settings, state.step, done)
         _step(run, state, optimizer, batches[state.step], rate)
         progress.tick(rate)
-        done = _share_done(settings, state, num_steps)
+        done = _share_done(run, state, num_steps)
         if int(done * settings.num_evaluations) > len(state.curve):
             _evaluate(run, state, held_out)
             progress.skip()
@@ -83,10 +83,19 @@ def learning_rate(settings: TrainSettings, step: int, done: float) -> float:
     return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _share_done(settings: TrainSettings, state: State, num_steps: int) -> float:
+def _share_done(run: Run, state: State, num_steps: int) -> float:
     """In [0, 1]: by steps or, where there is a limit, by time; whichever ends first."""
-    by_time = state.seconds / (60 * settings.max_minutes) if settings.max_minutes else 0.0
+    budget_s = 60 * run.settings.max_minutes
+    by_time = _spent_s(run, state) / budget_s if budget_s else 0.0
     return min(1.0, max(state.step / num_steps, by_time))
+
+
+def _spent_s(run: Run, state: State) -> float:
+    """What counts against `max_minutes`. On a CPU the time of the processor: a neighbour that takes
+    half of it must not halve the training."""
+    if run.device.type != "cpu":
+        return state.seconds
+    return state.cpu_seconds / torch.get_num_threads()
 
 
 def _step(
@@ -189,9 +198,9 @@ class _Clock:
 class _Progress:
     """A line every few seconds: loss, speed, time left."""
 
-    def __init__(self, state: State, num_steps: int, max_minutes: float) -> None:
+    def __init__(self, run: Run, state: State, num_steps: int) -> None:
+        self._run = run
         self._state = state
-        self._budget_s = 60 * max_minutes
         self._num_steps = num_steps
         self._logged_s = time.monotonic()
         self.skip()
@@ -199,21 +208,21 @@ class _Progress:
     def skip(self) -> None:
         """Begin counting anew: what went by was no training."""
         state = self._state
-        self._from = (state.step, state.num_tokens, state.seconds, state.cpu_seconds)
+        self._done = _share_done(self._run, state, self._num_steps)
+        self._from = (state.num_tokens, state.seconds, state.cpu_seconds)
 
     def tick(self, rate: float) -> None:
         if time.monotonic() - self._logged_s < _LOG_EVERY_S:
             return
         self._logged_s = time.monotonic()
         state = self._state
-        step, tokens, seconds, cpu_seconds = self._from
+        tokens, seconds, cpu_seconds = self._from
         spent = max(state.seconds - seconds, 1e-9)
         cpu_spent = max(state.cpu_seconds - cpu_seconds, 1e-9)
-        left_s = (self._num_steps - state.step) * spent / max(state.step - step, 1)
-        if self._budget_s:
-            left_s = min(left_s, self._budget_s - state.seconds)
+        done = _share_done(self._run, state, self._num_steps)
+        left_s = (1 - done) * spent / max(done - self._done, 1e-9)
         say(
-            f"step {state.step}/{self._num_steps}  loss {state.loss:.4f}  lr {rate:.2e}  "
+            f"step {state.step} ({done:.1%})  loss {state.loss:.4f}  lr {rate:.2e}  "
             f"{(state.num_tokens - tokens) / spent:.0f} tokens/s "
             f"({(state.num_tokens - tokens) / cpu_spent:.0f} per CPU second)  "
             f"{state.seconds / 60:.1f} min, {left_s / 60:.1f} left"

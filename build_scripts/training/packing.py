@@ -75,8 +75,13 @@ def pack(examples: Sequence[Example]) -> Packed:
         rows += [row] * len(example.response_ids)
         paths += path + [0] * (length - len(path))
     return Packed(
-        *(torch.tensor(each) for each in (tokens, positions, paths, owners)),
-        *(torch.tensor(each) for each in (sources, targets, rows)),
+        tokens=torch.tensor(tokens),
+        positions=torch.tensor(positions),
+        paths=torch.tensor(paths),
+        owners=torch.tensor(owners),
+        sources=torch.tensor(sources),
+        targets=torch.tensor(targets),
+        rows=torch.tensor(rows),
         blocks=blocks,
         num_tokens=sum(example.num_tokens for example in examples),
     )

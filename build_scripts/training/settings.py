@@ -19,9 +19,11 @@ class TrainSettings:
     rank: int = 8
     alpha: int = 0  # 0: twice the rank, so that the scale stays 2 whatever the rank
     modules: tuple[str, ...] = MODULES
+    first_layer: int = 0  # the layers below it are left as they are, and cost no backward pass
     batch_size: int = 16
+    group_size: int = 1  # examples of a batch that begin alike, and share more of their tokens
     epochs: float = 3.0
-    max_minutes: float = 0.0  # of training; 0 is unlimited
+    max_minutes: float = 0.0  # of the processor, evaluations included; 0 is unlimited
     warmup_steps: int = 10
     weight_decay: float = 0.0
     max_norm: float = 1.0  # gradients are clipped to it

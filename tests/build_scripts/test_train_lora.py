@@ -11,14 +11,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from engines import make_engine
+from helpers import MakeAdapter
 from training_data import WORDINGS, facts, write_dataset
 
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.build_scripts.train_lora import main, train_adapter
+from compllm.build_scripts.training.examples import load_examples
 from compllm.build_scripts.training.settings import TrainSettings
+from compllm.build_scripts.verify_lora import main as verify_main
 from compllm.embedded.adapters import read_peft
 from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError
+from compllm.tokenizer import Tokenizer
 
 SETTINGS = TrainSettings(
     learning_rate=2e-2, rank=4, batch_size=8, epochs=3, num_evaluations=2, warmup_steps=2
@@ -81,9 +86,6 @@ def test_peft_reads_back_what_was_trained(
     """The loss of the manifest's best point, computed by transformers and PEFT alone."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-
-    from compllm.build_scripts.training.examples import load_examples
-    from compllm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_dir(tiny_checkpoint)
     examples, _ = load_examples([dataset], "validation", tokenizer, max_tokens=192)
@@ -201,6 +203,74 @@ def test_a_union_trains_on_all_of_its_data_sets(
     manifest = json.loads((tmp_path / "mono" / "manifest.json").read_text())
     assert manifest["num_examples"]["train"] == 8 * len(WORDINGS)
     assert "more/train.jsonl" in manifest["data"]
+
+
+def test_a_union_may_be_as_large_as_several_adapters_together(
+    trained: Path, dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    place = ["--checkpoint", str(tiny_checkpoint), "--work", str(tmp_path / "work")]
+    data = ["--union", str(dataset), "--epochs", "0.5", "--like", str(trained), str(trained)]
+    assert main([*data, *place, "--out", str(tmp_path / "mono")]) == 0
+    one, two = (
+        sum(weights.a.size + weights.b.size for weights in adapter.modules.values())
+        for adapter in (
+            read_peft(folder, validate_checkpoint(tiny_checkpoint))
+            for folder in (trained, tmp_path / "mono")
+        )
+    )
+    assert two == 2 * one
+
+
+def test_a_sweep_compares_settings_and_writes_no_adapter(
+    dataset: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--dataset", str(dataset), "--checkpoint", str(tiny_checkpoint)]
+    arguments += ["--work", str(tmp_path / "work"), "--epochs", "0.5"]
+    assert main([*arguments, "--sweep", "lr=1e-2,1e-9", "rank=2"]) == 0
+    runs = json.loads((tmp_path / "work" / "sweep.json").read_text())["runs"]
+    assert [(run["learning_rate"], run["rank"]) for run in runs] == [(1e-2, 2), (1e-9, 2)]
+    assert capsys.readouterr().out.startswith("learning_rate | rank | exact | loss")
+
+
+@pytest.mark.parametrize(
+    ("grid", "says"), [("speed=3", "expected one of lr, rank"), ("rank=big", "invalid literal")]
+)
+def test_a_sweep_over_something_else_is_one_line(
+    grid: str,
+    says: str,
+    dataset: Path,
+    tiny_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--dataset", str(dataset), "--checkpoint", str(tiny_checkpoint)]
+    assert main([*arguments, "--sweep", grid]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_the_engine_answers_as_peft_does(
+    trained: Path, dataset: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(trained), "--dataset", str(dataset), "--checkpoint", str(tiny_checkpoint)]
+    assert verify_main([*arguments, "--dtype", "fp16"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])["fp16"]
+    assert result["num_examples"] == 8
+    assert result["num_equal"] + result["num_ties"] == 8
+    assert result["engine_exact"] == result["peft_exact"]
+
+
+def test_an_engine_with_another_adapter_is_told_apart(
+    trained: Path, dataset: Path, tiny_checkpoint: Path, make_adapter: MakeAdapter
+) -> None:
+    from compllm.build_scripts.training.agreement import by_engine, by_peft, compare
+
+    modules = ("q_proj", "v_proj", "down_proj")
+    other = make_adapter(tiny_checkpoint, "other", modules=modules, scale=2.0)
+    examples, _ = load_examples(
+        [dataset], "validation", Tokenizer.from_dir(tiny_checkpoint), max_tokens=192
+    )
+    engine = make_engine(tiny_checkpoint, other.parent / "engine", "fp16", {"other": other})
+    expected = by_peft(tiny_checkpoint, trained, examples, 4)
+    assert compare(by_engine(engine, examples, 4), expected, examples).num_apart > 0
 
 
 def test_a_folder_without_data_is_one_line(

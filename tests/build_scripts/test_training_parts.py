@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from path_parts import CATALOGUE, node_reply, plan_reply
 from path_parts import settings as path_settings
 from torch.nn import functional
-from training_data import CHILD, PLAN, SUMMARY, facts, write_dataset
+from training_data import CHILD, COMPOSITE, PLAN, SUMMARY, facts, write_dataset
 
 from compllm.build_scripts.training.adapter import load_trainable, trainable
 from compllm.build_scripts.training.batches import Batches
@@ -94,6 +94,13 @@ async def test_the_ids_of_training_are_those_that_serving_sends(tokenizer: Token
     assert sorted(sent) == sorted(trained)
 
 
+def test_a_composite_question_may_be_answered_in_one_go(tokenizer: Tokenizer) -> None:
+    example = make_example(COMPOSITE, tokenizer)
+    alone = {"question": COMPOSITE["question"], "answer": "15"}
+    assert example.prompt_ids == make_example(alone, tokenizer).prompt_ids
+    assert example.kind == "all"
+
+
 def test_a_response_ends_with_the_token_that_the_engine_stops_on(
     examples: list[Example], tokenizer: Tokenizer
 ) -> None:
@@ -141,6 +148,15 @@ def test_a_step_has_the_same_batch_whoever_asks_first(examples: list[Example]) -
         Batches(examples, 4, seed=3)[9] == [*map(Batches(examples, 4, 3).__getitem__, range(10))][9]
     )
     assert Batches(examples, 4, seed=3)[9] != Batches(examples, 4, seed=4)[9]
+
+
+def test_groups_begin_alike_and_leave_nobody_out(examples: list[Example]) -> None:
+    facts_alone = examples[:8]
+    mixed = [*facts_alone, *(replace(e, id=f"x{e.id}", prompt_ids=(5,)) for e in facts_alone)]
+    batches = Batches(mixed, 4, seed=3, group_size=4)
+    seen = [batches[step] for step in range(4)]
+    assert sorted(e.id for batch in seen for e in batch) == sorted(e.id for e in mixed)
+    assert all(len({len(e.prompt_ids) == 1 for e in batch}) == 1 for batch in seen)
 
 
 def test_the_rate_warms_up_and_comes_down_to_zero() -> None:
@@ -211,6 +227,16 @@ def test_half_precision_stays_near(tiny_checkpoint: Path, examples: list[Example
     exact = PackedModel(model).loss(pack(examples)).item()
     half = PackedModel(load_trainable(tiny_checkpoint, TrainSettings(), CPU).bfloat16())
     assert half.loss(pack(examples)).item() == pytest.approx(exact, rel=2e-2)
+
+
+def test_layers_below_the_first_stay_as_they_are(
+    tiny_checkpoint: Path, examples: list[Example]
+) -> None:
+    model = load_trainable(tiny_checkpoint, TrainSettings(first_layer=1), CPU)
+    assert {name.split(".layers.")[1][0] for name in trainable(model)} == {"1"}
+    packed = PackedModel(model)
+    packed.loss(pack(examples)).backward()  # type: ignore[no-untyped-call]
+    assert packed.gradients().keys() == trainable(model).keys()
 
 
 def test_peft_sees_what_the_optimizer_changes(peft_model: Any, examples: list[Example]) -> None:

@@ -52,6 +52,15 @@ CHILD = {
     "answer": "15",
 }
 
+COMPOSITE = {
+    "id": "all-1",
+    "set": "all",
+    "question": "What is the number of iron plus the number of gold?",
+    "steps": ["What is the number of iron?", "What is the number of gold?", "What is #1 plus #2?"],
+    "parents": [[], [], [0, 1]],
+    "answer": "15",
+}
+
 
 def write_dataset(directory: Path, **splits: list[dict[str, Any]]) -> Path:
     """`directory` with a file of each split; train and validation wordings where none is given."""
