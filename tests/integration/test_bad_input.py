@@ -198,6 +198,10 @@ def write_catalogue(
         assert text.count(f"{line}\n") == 1
         text = text.replace(f"{line}\n", f"{line}\n{below}\n")
     (home / "experts.toml").write_text(text, encoding="utf-8")
+    # A catalogue names the router's file beside itself.
+    shutil.copytree(
+        default_catalogue_path().parent / "routers", home / "routers", dirs_exist_ok=True
+    )
     monkeypatch.setenv("COMPLLM_CATALOGUE", str(home / "experts.toml"))
 
 
