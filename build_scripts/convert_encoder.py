@@ -26,6 +26,7 @@ from compllm.build_scripts.staging import (
     staged_directory,
 )
 from compllm.embed import (
+    IR_FORM,
     IR_INPUTS,
     IR_MODEL,
     IR_RECORD,
@@ -50,7 +51,11 @@ def ensure_ir(encoder: Path) -> Path | None:
     """
     if importlib.util.find_spec("openvino") is None:
         return None
-    made_of = {"source": encoder_id(encoder), "openvino": importlib.metadata.version("openvino")}
+    made_of = {
+        "source": encoder_id(encoder),
+        "form": IR_FORM,
+        "openvino": importlib.metadata.version("openvino"),
+    }
     if _is_current(encoder, made_of):
         return ir_dir(encoder)
     with exclusive(encoder):  # the encoder's own lock: nobody fetches it anew meanwhile

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import rewrite_json
 
 from compllm.build_scripts.convert_encoder import ensure_ir
 from compllm.embed import (
+    IR_FORM,
     IR_RECORD,
     Array,
     OpenVINOEncoder,
@@ -149,7 +151,7 @@ def converted(tmp_path: Path) -> Path:
     """An encoder's folder with a record of what was converted from the encoder 'source'."""
     ir_dir(tmp_path).mkdir()
     (ir_dir(tmp_path) / "weights").write_bytes(b"12345")
-    record = {"source": "source", "openvino": "1", "sizes": {"weights": 5}}
+    record = {"source": "source", "form": IR_FORM, "openvino": "1", "sizes": {"weights": 5}}
     (ir_dir(tmp_path) / IR_RECORD).write_text(json.dumps(record))
     return tmp_path
 
@@ -160,6 +162,13 @@ def test_a_whole_conversion_of_this_encoder_is_found(converted: Path) -> None:
 
 def test_the_conversion_of_another_encoder_is_not_used(converted: Path) -> None:
     assert find_ir(converted, "other") is None
+
+
+def test_the_form_of_another_version_is_not_used(converted: Path) -> None:
+    # An 8-bit trial had left its files in the cache: every vector was a little off.
+    record = ir_dir(converted) / IR_RECORD
+    rewrite_json(record, {"form": "int8 rows"})
+    assert find_ir(converted, "source") is None
 
 
 @pytest.mark.parametrize("name", ["weights", IR_RECORD])

@@ -37,7 +37,10 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # The converted encoder: files of `ir_dir`.
 IR_MODEL = "openvino_model.xml"
 IR_TOKENIZER = "tokenizer.json"  # truncates and pads
-IR_RECORD = "converted.json"  # the encoder's id, OpenVINO's version, the size of every file
+IR_RECORD = "converted.json"  # the encoder's id, the form, OpenVINO's version, all files' sizes
+# What the conversion writes. Another version of this software may write another form to the same
+# place, with other numbers in its vectors: each takes only its own.
+IR_FORM = "float32"
 IR_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # an encoder may lack the last
 _BATCH = 16
 
@@ -167,14 +170,15 @@ def ir_dir(path: Path) -> Path:
 
 
 def find_ir(path: Path, source: str) -> Path | None:
-    """The OpenVINO form of the encoder with this id; None where it is missing, damaged or another
-    encoder's."""
+    """The OpenVINO form of the encoder with this id; None where it is missing, damaged, another
+    encoder's or of another form."""
     ir = ir_dir(path)
     try:
         record = json.loads((ir / IR_RECORD).read_text(encoding="utf-8"))
         sizes = record["sizes"].items()
         is_whole = all((ir / name).stat().st_size == size for name, size in sizes)
-        return ir if is_whole and record["source"] == source else None
+        is_ours = (record["source"], record["form"]) == (source, IR_FORM)
+        return ir if is_whole and is_ours else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -2,9 +2,11 @@
 
 The text is the prompt's words in a circle, one a token; `[NAME]` of the adapter before each. A word
 END ends it. What upstream does with a request (accumulated text, numbers as text, an answer to the
-stopper and none to the stopped) is done here too.
+stopper and none to the stopped) is done here too, on one event loop in one thread as upstream does
+it: a thread a request brings the server down, which cannot take so many senders at once.
 """
 
+import asyncio
 import json
 import os
 import threading
@@ -43,30 +45,33 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         policy = json.loads(args["model_config"])["model_transaction_policy"]
         self._is_decoupled = policy["decoupled"]
-        self._stops: dict[str, threading.Event] = {}
+        self._stops: dict[str, asyncio.Event] = {}  # of the loop's thread alone
         family = pb_utils.MetricFamily(
             name=f"stand_in_active_{args['model_name']}",
             description="requests under way",
             kind=pb_utils.MetricFamily.GAUGE,
         )
         self._family, self._active = family, family.Metric(labels={})
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            sender = request.get_response_sender()
-            if _value(request, "stop", False):
-                if (stop := self._stops.get(request.request_id())) is not None:
-                    stop.set()
-                error = pb_utils.TritonError("Request cancelled by client")
-                sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
-                continue
-            stop = self._stops[request.request_id()] = threading.Event()
-            threading.Thread(target=self._answer, args=(request, sender, stop)).start()
+            asyncio.run_coroutine_threadsafe(self._take(request), self._loop)
 
-    def _answer(self, request: Any, sender: Any, stop: threading.Event) -> None:
+    async def _take(self, request: Any) -> None:
+        sender = request.get_response_sender()
+        if _value(request, "stop", False):
+            if (stop := self._stops.get(request.request_id())) is not None:
+                stop.set()
+            error = pb_utils.TritonError("Request cancelled by client")
+            sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
+            return
+        stop = self._stops[request.request_id()] = asyncio.Event()
         self._active.increment(1)
         try:
-            self._generate(request, sender, stop)
+            await self._generate(request, sender, stop)
         except Exception as error:
             failure = pb_utils.TritonError(f"Error generating request: {error}")
             sender.send(pb_utils.InferenceResponse(error=failure), flags=_FINAL)
@@ -74,7 +79,7 @@ class TritonPythonModel:
             self._active.increment(-1)
             self._stops.pop(request.request_id(), None)
 
-    def _generate(self, request: Any, sender: Any, stop: threading.Event) -> None:
+    async def _generate(self, request: Any, sender: Any, stop: asyncio.Event) -> None:
         texts = pb_utils.get_input_tensor_by_name(request, "text_input").as_numpy()
         is_streamed = _value(request, "streaming", False)
         if is_streamed and not self._is_decoupled:
@@ -86,7 +91,8 @@ class TritonPythonModel:
         text, reason = "", "length"
         for number in range(_value(request, "sampling_param_max_tokens", 16)):
             word = words[number % len(words)]
-            if stop.wait(_PAUSE_S):
+            await asyncio.sleep(_PAUSE_S)
+            if stop.is_set():
                 return  # upstream sends nothing more to a stopped request
             if word == "END":
                 reason = "stop"
@@ -114,5 +120,5 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(tensors)
 
     def finalize(self) -> None:
-        for stop in list(self._stops.values()):
-            stop.set()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
