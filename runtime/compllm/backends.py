@@ -8,12 +8,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from compllm.catalogue import Catalogue
 from compllm.channel import CORE_MODEL, model_config
+from compllm.config import ServerConfig
 from compllm.connection import ClientOptions
 from compllm.errors import ConfigError
-from compllm.llmapi import LlmApiBackend, is_llmapi
+from compllm.llmapi import LlmApiBackend, is_llmapi, server_adapters
 from compllm.llmapi_wire import ServerAdapter
 from compllm.triton import TritonBackend
+
+
+async def connect_as_set(
+    url: str, server: ServerConfig, catalogue: Catalogue
+) -> TritonBackend | LlmApiBackend:
+    """`connect` by the settings: what the path does. Raises BackendUnavailable, ConfigError."""
+    root = server.adapters_dir
+    return await connect(
+        url,
+        server.tokenizer or None,
+        adapters_dir=root or None,
+        server_adapters=server_adapters(catalogue.adapters, root) if root else None,
+        timeout_s=server.ready_timeout_s,
+    )
 
 
 async def connect(

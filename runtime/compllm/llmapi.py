@@ -189,7 +189,8 @@ class LlmApiBackend:
         if adapter is None:
             known = ", ".join(map(str, self._adapters)) or "none"
             raise BackendRejected(
-                f"no path on the server is known for adapter {request.adapter_id}; known: {known}"
+                f"no path on the server is known for adapter {request.adapter_id}; known: {known}. "
+                "Set server.adapters_dir to the folder there that holds them by name"
             )
         return adapter
 

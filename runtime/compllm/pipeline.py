@@ -78,16 +78,12 @@ class CompLLM:
 
         Raises ConfigError, RouteError, BackendUnavailable.
         """
-        from compllm.triton import TritonBackend
+        from compllm import backends
 
         config = config or load_config()
         catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
-        server = config.server
-        backend = await TritonBackend.connect(
-            server.url or await asyncio.to_thread(_local_url),
-            server.tokenizer or None,
-            timeout_s=server.ready_timeout_s,
-        )
+        url = config.server.url or await asyncio.to_thread(_local_url)
+        backend = await backends.connect_as_set(url, config.server, catalogue)
         try:
             return cls(backend, await SentenceEncoder.load(encoder_dir()), catalogue, config)
         except BaseException:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
+from compllm.backends import connect_as_set
 from compllm.catalogue import load_catalogue
 from compllm.config import LimitsConfig, load_config
 from compllm.embed import SentenceEncoder
@@ -38,7 +39,6 @@ from compllm.face.late import LateBackend
 from compllm.face.usage import MeteredBackend
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
-from compllm.triton import TritonBackend
 from compllm.types import Query
 
 T = TypeVar("T")
@@ -84,18 +84,10 @@ async def load(server_url: str = "", config_file: str = "") -> Runtime:
     config = load_config(
         Path(config_file) if config_file else None, {"server.url": server_url or None}
     )
-    server = config.server
-
-    def connect() -> Awaitable[TritonBackend]:
-        return TritonBackend.connect(
-            server.url or "127.0.0.1:8001",
-            server.tokenizer or None,
-            timeout_s=server.ready_timeout_s,
-        )
-
-    engine = LateBackend(connect)
-    meter = MeteredBackend(engine)
     catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
+    url = config.server.url or "127.0.0.1:8001"
+    engine = LateBackend(lambda: connect_as_set(url, config.server, catalogue))
+    meter = MeteredBackend(engine)
     encoder = await SentenceEncoder.load(encoder_dir())
     return Runtime(CompLLM(meter, encoder, catalogue, config), engine, meter)
 
