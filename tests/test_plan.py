@@ -176,9 +176,11 @@ def test_the_fallback_plan_is_the_query_itself() -> None:
     )
 
 
-@given(st.integers(1, 6), st.data())
-def test_whatever_the_guide_allows_the_parser_reads(max_nodes: int, data: st.DataObject) -> None:
-    guide = plan_guide(max_nodes, max_text_chars=8).text
+@given(st.integers(1, 6), st.booleans(), st.data())
+def test_whatever_the_guide_allows_the_parser_reads(
+    max_nodes: int, is_question_only: bool, data: st.DataObject
+) -> None:
+    guide = plan_guide(max_nodes, max_text_chars=8, is_question_only=is_question_only).text
     text = data.draw(st.from_regex(re.compile(guide, re.ASCII), fullmatch=True))
     # Control characters are the engine's to write, and the parser's to refuse.
     if re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f]", text) or text.count("\n") >= max_nodes:
@@ -203,8 +205,26 @@ def test_the_guide_keeps_to_the_grammar(text: str, is_allowed: bool) -> None:
     assert bool(re.fullmatch(plan_guide(3).text, text)) is is_allowed
 
 
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ("1 | return flights\n2 <1> | return #1 from Toronto", True),
+        ("1 | return flights\n2 | return #1 from Toronto", False),
+        ("1 | Which? That one.", True),
+        ("1 | a\n2 <1> | ", False),
+    ],
+)
+def test_a_trained_generator_may_write_other_lines_than_questions(
+    text: str, is_allowed: bool
+) -> None:
+    guide = plan_guide(3, is_question_only=False).text
+    assert bool(re.fullmatch(guide, text)) is is_allowed
+
+
 def test_the_guide_compiles_quickly_where_it_is_used() -> None:
     llguidance = pytest.importorskip("llguidance")
     for max_nodes in (1, 5, 16):
-        grammar = llguidance.LLMatcher.grammar_from_regex(plan_guide(max_nodes).text)
-        assert not llguidance.LLMatcher.validate_grammar(grammar)
+        for is_question_only in (True, False):
+            guide = plan_guide(max_nodes, is_question_only=is_question_only).text
+            grammar = llguidance.LLMatcher.grammar_from_regex(guide)
+            assert not llguidance.LLMatcher.validate_grammar(grammar)

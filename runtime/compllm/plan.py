@@ -162,15 +162,22 @@ def plan_depth(sub_queries: Iterable[SubQuery]) -> int:
     return max(depths.values(), default=0)
 
 
-def plan_guide(max_nodes: int, *, max_text_chars: int = 160) -> Guide:
-    """A regex that keeps a generator inside the grammar: at most `max_nodes` questions, in order,
+def plan_guide(
+    max_nodes: int, *, max_text_chars: int = 160, is_question_only: bool = True
+) -> Guide:
+    """A regex that keeps a generator inside the grammar: at most `max_nodes` sub-queries, in order,
     with rising parents. It cannot write a plan that PlanParser refuses, except by depth.
 
-    Stricter than the parser where that helps a small model: a text ends at its first question mark.
+    is_question_only: a text ends at its first question mark, which keeps a model that was only
+    shown examples from rambling. A trained one ends its lines itself, and may write commands
+    ("return the flights of #1") as human decompositions do.
     """
     body = rf"[^\n?|<>]{{1,{max_text_chars}}}\?"
+    first = r"[^\s?|<>]"
+    if not is_question_only:
+        body, first = rf"[^\n|<>]{{0,{max_text_chars}}}", r"[^\s|<>]"
     # Without parents no `#k` either: the model would ask about a response that it is not shown.
-    alone, below = rf"\| [^\s?|<>#]{body.replace('<>', '<>#')}", rf"\| [^\s?|<>]{body}"
+    alone, below = rf"\| {first}{body}".replace("<>", "<>#"), rf"\| {first}{body}"
     guide = ""
     for node_id in range(max_nodes, 0, -1):
         line = f"{node_id} {alone}"
