@@ -2,10 +2,17 @@ import asyncio
 
 import pytest
 
-from compllm.compose import Aggregator, compose, join
+from compllm.compose import Aggregator, compose, join, joined_end
 from compllm.errors import BackendUnavailable
 from compllm.testing import Reply, ScriptedBackend
-from compllm.types import ComposePolicy, Query, SamplingParams
+from compllm.types import (
+    ComposePolicy,
+    FinishReason,
+    NodeResult,
+    Query,
+    SamplingParams,
+    SubQuery,
+)
 
 QUERY = Query("Why and how?", id="q")
 ONE = (("Why?", "Because."),)
@@ -79,3 +86,26 @@ def test_joining_is_deterministic_and_leaves_out_what_is_missing() -> None:
     assert join((("Why?", None), ("How?", "So."))) == "How? So."
     assert join(ONE, is_whole=False) == "Why? Because."
     assert join((("Why?", None),)) == ""
+
+
+@pytest.mark.parametrize(("policy", "told"), [("always", ["length"]), ("never", [])])
+async def test_why_the_model_ended_is_told_where_one_wrote(
+    policy: ComposePolicy, told: list[FinishReason]
+) -> None:
+    backend = ScriptedBackend(Reply("x", finish_reason="length"))
+    ends: list[FinishReason] = []
+    _ = [each async for each in compose(QUERY, TWO, backend, Aggregator(policy), ends.append)]
+    assert ends == told
+
+
+def test_joined_answer_is_cut_where_a_leaf_was() -> None:
+    lines = (SubQuery(1, "a?"), SubQuery(2, "b?", (1,)))
+
+    def nodes(*reasons: FinishReason) -> list[NodeResult]:
+        return [
+            NodeResult(number, "base", "done", finish_reason=reason)
+            for number, reason in enumerate(reasons, 1)
+        ]
+
+    assert joined_end(lines, nodes("stop", "length")) == "length"
+    assert joined_end(lines, nodes("length", "stop")) == "stop"

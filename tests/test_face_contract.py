@@ -215,19 +215,16 @@ async def test_without_stream_everything_comes_in_one_response() -> None:
     assert set(response.stats) == {"nodes", "timings", "bound", "usage"}
 
 
-async def test_finish_reason_is_that_of_the_model_that_wrote_the_answer() -> None:
-    assert (await _last(_answer(), QueryUsage(answer_end="length"))).finish_reason == "length"
-
-
-async def test_response_passed_through_is_cut_off_when_its_node_was() -> None:
-    nodes = [NodeResult(k, "base", "done", finish_reason=r) for k, r in ((1, "stop"), (2, "stop"))]
-    assert (await _last(_answer(*nodes))).finish_reason == "stop"
-    nodes[1] = NodeResult(2, "base", "done", finish_reason="length")
-    assert (await _last(_answer(*nodes))).finish_reason == "length"
+async def test_finish_reason_is_the_answers() -> None:
+    last = await _last(_answer(finish_reason="length"))
+    assert last.finish_reason == "length"
+    assert last.stats is not None
+    assert "finish_reason" not in last.stats
 
 
 async def test_partial_answer_ends_in_error_and_says_why() -> None:
-    last = await _last(_answer(is_partial=True, error="the deadline of 1 s is over"))
+    error = "the deadline of 1 s is over"
+    last = await _last(_answer(is_partial=True, error=error, finish_reason="error"))
     assert last.finish_reason == "error"
     assert last.stats is not None
     assert last.stats["error"] == "the deadline of 1 s is over"

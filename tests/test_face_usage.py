@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compllm.backend import GenerateRequest, Segment, collect
-from compllm.face.usage import MeteredBackend
+from compllm.face.usage import MeteredBackend, QueryUsage
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Usage
 
@@ -17,8 +17,7 @@ async def test_requests_of_the_watched_query_are_summed() -> None:
     with backend.watch("q") as usage:
         for each in ("q-plan", "q-1-0", "other-plan", "q-answer"):
             await collect(backend, _request(each))
-    assert usage.to_dict() == {"num_requests": 3, "num_input_tokens": 9, "num_output_tokens": 6}
-    assert usage.answer_end == "stop"
+    assert usage == QueryUsage(num_requests=3, num_input_tokens=9, num_output_tokens=6)
 
 
 async def test_tokens_of_a_request_that_was_left_count() -> None:
@@ -28,7 +27,7 @@ async def test_tokens_of_a_request_that_was_left_count() -> None:
         chunks = backend.generate(_request("q-plan"))
         await anext(chunks)
         await chunks.aclose()
-    assert (usage.num_requests, usage.num_output_tokens, usage.answer_end) == (1, 1, None)
+    assert (usage.num_requests, usage.num_output_tokens) == (1, 1)
     assert scripted.requests[0].outcome == "cancelled"
 
 

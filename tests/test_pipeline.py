@@ -122,6 +122,19 @@ async def test_several_leaves_are_composed_and_the_text_streams() -> None:
     last = events[-1]
     assert isinstance(last, AnswerFinished)
     assert last.answer.text == "Iron has 26, neon 10."
+    assert last.answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("policy", ["always", "never"])
+async def test_an_answer_tells_why_it_ends(policy: str) -> None:
+    """The model that wrote it was cut, or without one a leaf was."""
+    backend = ScriptedBackend(
+        plan_reply(f"1 | {IRON}"),
+        Reply("Iron ha", contains=f"- {IRON} 26", finish_reason="length"),
+        node_reply(IRON, "26", finish_reason="length" if policy == "never" else "stop"),
+    )
+    async with make_llm(backend, compose__policy=policy) as llm:
+        assert (await llm.ask("Iron?")).finish_reason == "length"
 
 
 async def test_a_bad_plan_is_replaced_by_the_query_itself_and_counted() -> None:

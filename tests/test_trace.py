@@ -33,7 +33,7 @@ ANSWER = Answer(
 
 def test_the_object_has_the_agreed_keys() -> None:
     value = answer_to_dict(ANSWER)
-    assert list(value) == ["query", "answer", "plan", "nodes", "timings", "bound"]
+    assert list(value) == ["query", "answer", "finish_reason", "plan", "nodes", "timings", "bound"]
     assert list(value["plan"]) == ["num_nodes", "depth", "is_fallback", "lines"]
     assert list(value["nodes"][0]) == [
         "id", "text", "parents", "expert", "similarity", "status", "response", "ready_ms",

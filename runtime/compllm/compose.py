@@ -7,13 +7,22 @@ the responses are joined as they are.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from compllm.backend import Backend, GenerateRequest, open_chunks
 from compllm.errors import BackendError
 from compllm.prompts import CHATML, ChatTemplate, aggregator_prompt, one_line
-from compllm.types import ComposePolicy, Query, SamplingParams
+from compllm.types import (
+    ComposePolicy,
+    FinishReason,
+    NodeResult,
+    Query,
+    SamplingParams,
+    SubQuery,
+)
+
+OnEnd = Callable[[FinishReason], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +48,11 @@ async def compose(
     leaves: Sequence[tuple[str, str | None]],
     backend: Backend,
     aggregator: Aggregator,
+    on_end: OnEnd = lambda _: None,
 ) -> AsyncGenerator[str, None]:
     """Yield the answer's text as it is written. `leaves`: (question, response); None: it has none.
 
-    Raises BackendError.
+    on_end: told why the model ended, where one wrote. Raises BackendError.
     """
     if not aggregator.needs_model(leaves):
         yield join(leaves)
@@ -65,8 +75,16 @@ async def compose(
             if chunk.text:
                 yield chunk.text
             if chunk.finish_reason is not None:
+                on_end(chunk.finish_reason)
                 return
     raise BackendError("the answer broke off before its end")
+
+
+def joined_end(sub_queries: Sequence[SubQuery], nodes: Sequence[NodeResult]) -> FinishReason:
+    """Why an answer that no model wrote ends: the leaves' responses, whole unless one was cut."""
+    parents = {parent for sub_query in sub_queries for parent in sub_query.parents}
+    is_cut = any(node.finish_reason == "length" for node in nodes if node.id not in parents)
+    return "length" if is_cut else "stop"
 
 
 def join(pairs: Sequence[tuple[str, str | None]], *, is_whole: bool = True) -> str:

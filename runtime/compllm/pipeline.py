@@ -18,7 +18,7 @@ from types import TracebackType
 from compllm.admission import Admission
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.compose import Aggregator, compose, join
+from compllm.compose import Aggregator, compose, join, joined_end
 from compllm.config import Config, load_config
 from compllm.decompose import Generator, decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
@@ -33,6 +33,7 @@ from compllm.types import (
     AnswerDelta,
     AnswerFinished,
     Event,
+    FinishReason,
     NodeResult,
     Plan,
     PlanFinished,
@@ -214,7 +215,8 @@ class CompLLM:
         leaves = run.execution.leaves()
         has_slot = self._aggregator.needs_model(leaves)
         async with self._slot(run.live, _ANSWER_NODE) if has_slot else nullcontext():
-            texts = compose(run.query, leaves, self._engine.backend, self._aggregator)
+            backend = self._engine.backend
+            texts = compose(run.query, leaves, backend, self._aggregator, run.answer_ended)
             async with aclosing(texts):
                 async for text in texts:
                     yield text
@@ -290,6 +292,7 @@ class _Run:
     execution: Execution
     plan: Plan | None = None
     error: CompllmError | None = None
+    answer_end: FinishReason | None = None  # None: no model wrote the answer
     plan_s: float = 0.0
     route_s: float = 0.0
     first_token_s: float = 0.0
@@ -298,6 +301,9 @@ class _Run:
     def finish_plan(self, plan: Plan) -> None:
         self.plan, self.plan_s = plan, self.live.elapsed_s()
         self.live.emit(PlanFinished(plan))
+
+    def answer_ended(self, reason: FinishReason) -> None:
+        self.answer_end = reason
 
     def say(self, text: str) -> None:
         if not self.texts:
@@ -322,6 +328,8 @@ class _Run:
         sub_queries = tuple(execution.graph)
         # Cut short while planning, the plan is what there was of it.
         plan = self.plan or Plan(sub_queries)
+        is_partial = error is not None or any(node.status != "done" for node in nodes)
+        end = self.answer_end or joined_end(sub_queries, nodes)
         return Answer(
             self.query,
             "".join(self.texts),
@@ -330,8 +338,9 @@ class _Run:
             nodes,
             self._timings(nodes),
             execution.bound(),
-            is_partial=error is not None or any(node.status != "done" for node in nodes),
+            is_partial=is_partial,
             error=None if error is None else str(error),
+            finish_reason="error" if is_partial else end,
         )
 
     def _timings(self, nodes: Sequence[NodeResult]) -> Timings:

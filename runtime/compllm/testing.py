@@ -20,7 +20,7 @@ import numpy.typing as npt
 from compllm.backend import Chunk, GenerateRequest
 from compllm.errors import BackendError
 from compllm.prompts import prompt_text
-from compllm.types import Usage
+from compllm.types import FinishReason, Usage
 
 ANY: Literal["any"] = "any"
 
@@ -46,6 +46,7 @@ class Reply:
     piece_delay_s: float = 0.0  # before each further piece
     times: int | None = None  # answer so many requests, then leave them to later rules
     usage: Usage | None = None
+    finish_reason: FinishReason = "stop"
 
     def fits(self, request: GenerateRequest) -> bool:
         return (
@@ -147,7 +148,7 @@ class ScriptedBackend:
         num_tokens = sum(len(piece.split()) for piece in pieces)
         text = "" if request.is_streamed else "".join(pieces)
         usage = reply.usage or Usage(len(prompt_text(request.prompt).split()), num_tokens)
-        yield Chunk(text, num_tokens if text else 0, finish_reason="stop", usage=usage)
+        yield Chunk(text, num_tokens if text else 0, reply.finish_reason, usage)
 
 
 class HashingEncoder:

@@ -16,6 +16,7 @@ def answer_to_dict(answer: Answer) -> dict[str, Any]:
     return {
         "query": answer.query.text,
         "answer": answer.text,
+        "finish_reason": answer.finish_reason,
         **({"is_partial": True, "error": answer.error} if answer.is_partial else {}),
         "plan": plan_to_dict(plan),
         "nodes": [

@@ -140,6 +140,7 @@ class Answer:
     bound: Bound
     is_partial: bool = False  # a node failed, or the deadline cut it short
     error: str | None = None
+    finish_reason: FinishReason = "stop"  # of the text: 'error' where it is partial
 
 
 # What `CompLLM.stream` yields, in the order things happen. Times are seconds from the query's

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -132,26 +132,15 @@ def _last(
     answer: Answer, request: FaceRequest, usage: QueryUsage, *, is_plan_told: bool
 ) -> FaceResponse:
     stats = answer_to_dict(answer)
-    for told_elsewhere in ("query", "answer", "plan"):
+    for told_elsewhere in ("query", "answer", "finish_reason", "plan"):
         del stats[told_elsewhere]
-    stats["usage"] = usage.to_dict()
+    stats["usage"] = asdict(usage)
     return FaceResponse(
         "" if request.is_streamed else answer.text,
         None if is_plan_told else plan_to_dict(answer.plan, answer.routes),
-        _finish_reason(answer, usage),
+        answer.finish_reason,
         stats,
     )
-
-
-def _finish_reason(answer: Answer, usage: QueryUsage) -> FinishReason:
-    if answer.is_partial:
-        return "error"
-    if usage.answer_end is not None:
-        return usage.answer_end
-    # No model wrote the answer: it is the leaves' responses, whole unless one was cut off.
-    parents = {parent for sub_query in answer.plan.sub_queries for parent in sub_query.parents}
-    leaves = [node for node in answer.nodes if node.id not in parents]
-    return "length" if any(leaf.finish_reason == "length" for leaf in leaves) else "stop"
 
 
 class _RoutedPlan:

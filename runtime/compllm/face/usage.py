@@ -1,19 +1,17 @@
 """What one query used of the engine, over all its requests: seen by a Backend that others pass
 through.
 
-The path tells the nodes' token counts and not those of plan and answer, nor why the answer's text
-ended; a Triton client wants to know.
+The path tells the nodes' token counts and not those of plan and answer; a Triton client wants to
+know.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
-from compllm.types import FinishReason
 
 
 @dataclass(slots=True)
@@ -23,19 +21,11 @@ class QueryUsage:
     num_requests: int = 0
     num_input_tokens: int = 0  # of those that ran to their end: the engine tells it there
     num_output_tokens: int = 0
-    answer_end: FinishReason | None = None  # None: no model wrote the answer
 
-    def add(self, purpose: str, chunk: Chunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         self.num_output_tokens += chunk.num_tokens
         if chunk.usage is not None:
             self.num_input_tokens += chunk.usage.num_input_tokens
-        if purpose == "answer":
-            self.answer_end = chunk.finish_reason
-
-    def to_dict(self) -> dict[str, Any]:
-        sums = asdict(self)
-        del sums["answer_end"]
-        return sums
 
 
 class MeteredBackend:
@@ -56,12 +46,12 @@ class MeteredBackend:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         # The path names requests `QUERY-plan`, `QUERY-NODE-ATTEMPT` and `QUERY-answer`.
-        query_id, _, purpose = request.id.partition("-")
+        query_id = request.id.partition("-")[0]
         usage = self._watched.get(query_id, QueryUsage())  # of an unwatched query: for nobody
         usage.num_requests += 1
         async with open_chunks(self._backend, request) as chunks:
             async for chunk in chunks:
-                usage.add(purpose, chunk)
+                usage.add(chunk)
                 yield chunk
 
     async def aclose(self) -> None:
