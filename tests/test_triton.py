@@ -12,11 +12,15 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from path_parts import CATALOGUE
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from compllm import wire
+from compllm.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from compllm.backend import GenerateRequest, Guide, Segment, collect
+from compllm.backends import connect_as_set
 from compllm.client_stats import RequestStats
+from compllm.config import ServerConfig
 from compllm.connection import ClientOptions
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
 from compllm.stream import AdapterMissing, CacheFull, error_from, error_from_text
@@ -582,3 +586,17 @@ async def test_connect_reads_the_tokenizer_that_the_model_names(
     loopback.tokenizer_dir = ""
     with pytest.raises(ConfigError, match="names no tokenizer"):
         await TritonBackend.connect(loopback.url)
+
+
+async def test_settings_name_the_weights_to_send(
+    loopback: Loopback, base_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "7"
+    folder.mkdir()
+    np.save(folder / WEIGHTS_FILE, np.ones((1, 2), np.float16))
+    np.save(folder / CONFIG_FILE, np.array([[1, 0, 1, 0]], np.int32))
+    server = ServerConfig(tokenizer=str(base_dir), adapters_dir=str(tmp_path))
+    backend = await connect_as_set(loopback.url, server, CATALOGUE)
+    await collect(backend, _request(adapter_id=7))
+    await backend.aclose()
+    assert inputs(loopback.messages[0])["lora_weights"] == [[[1.0, 1.0]]]

@@ -49,8 +49,11 @@ def write_catalogue(catalogue: Catalogue, manifest: TrtManifest, engines: Path, 
     load_catalogue(path)  # reads what it wrote, with every check
 
 
-def write_settings(config: Path | None, engines: Path, final: Path, to: Path) -> None:
-    """compllm.toml: the user's settings with the catalogue and the tokenizer of this repository.
+def write_settings(
+    config: Path | None, manifest: TrtManifest, engines: Path, final: Path, to: Path
+) -> None:
+    """compllm.toml: the user's settings with what this repository has: catalogue, tokenizer and the
+    weights of adapters that an engine's cache may lack.
 
     final: the repository's place once it is made. Raises ConfigError for settings that are wrong.
     """
@@ -58,6 +61,8 @@ def write_settings(config: Path | None, engines: Path, final: Path, to: Path) ->
     table["catalogue"] = str(final / CATALOGUE)
     table.setdefault("server", {})["tokenizer"] = str(engines / TOKENIZER)
     table["server"].pop("url", None)  # the server's own, which launch.sh knows
+    if manifest.adapters:
+        table["server"].setdefault("adapters_dir", str(engines / ADAPTERS))
     path = to / SETTINGS
     path.write_text(render_toml(table), encoding="utf-8")
     load_config(path, environ={})

@@ -182,6 +182,7 @@ def test_settings_of_the_user_are_kept(
     assert config.limits.max_nodes == 7
     assert config.server.url == ""
     assert config.server.tokenizer == str(engines / "tokenizer")
+    assert config.server.adapters_dir == str(engines / "adapters")
     assert config.catalogue == str(out / "experts.toml")
 
 

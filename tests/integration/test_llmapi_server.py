@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from path_parts import CATALOGUE
 
 from compllm.backend import GenerateRequest, Guide, Segment, collect
-from compllm.backends import connect
+from compllm.backends import connect, connect_as_set
+from compllm.config import ServerConfig
 from compllm.embedded import tritonfiles, tritonprocess
 from compllm.embedded.tritonprocess import Ports, ServerInfo
 from compllm.errors import BackendRejected, ConfigError
@@ -115,6 +117,17 @@ async def test_adapter_is_named_with_its_path(backend: LlmApiBackend) -> None:
         await collect(backend, _request(adapter_id=8))
     with pytest.raises(BackendRejected, match="no path on the server is known for adapter 9"):
         await collect(backend, _request(adapter_id=9))
+
+
+async def test_settings_name_the_folder_of_the_adapters(
+    server: ServerInfo, base_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "chem").mkdir()
+    settings = ServerConfig(tokenizer=str(base_dir), adapters_dir=str(tmp_path))
+    backend = await connect_as_set(server.grpc_url, settings, CATALOGUE)
+    text, _ = await collect(backend, _request(max_tokens=1, adapter_id=7))
+    assert text == "[chem]one "
+    await backend.aclose()
 
 
 async def test_many_requests_share_the_one_stream(backend: LlmApiBackend) -> None:
