@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from path_parts import CATALOGUE, DIAMOND, node_reply, plan_reply, settings
 
+from compllm.admission import EngineLoad
 from compllm.backend import Backend
 from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
 from compllm.face.late import LateBackend
@@ -66,7 +67,8 @@ class Face:
     def __init__(self, *replies: Reply, connect: Callable[[], Awaitable[Backend]] | None = None):
         self.scripted = ScriptedBackend(*replies)
         self._connect = connect
-        self.model = FaceModel(self._load)
+        self.loads: queue.SimpleQueue[tuple[int, Mapping[str, EngineLoad]]] = queue.SimpleQueue()
+        self.model = FaceModel(self._load, lambda *told: self.loads.put(told))
 
     async def _load(self) -> Runtime:
         self._loop = asyncio.get_running_loop()
@@ -244,6 +246,23 @@ def test_closing_answers_everybody_who_still_waits() -> None:
         face.wait_for(f"user\n{QUESTION}", 3)
     assert {sender.next() for sender in senders} == {("the request was cancelled", "CANCELLED")}
     assert face.scripted.is_closed
+
+
+def test_load_of_the_queues_is_told_up_to_the_last_end() -> None:
+    gate = asyncio.Event()
+    with opened(PLAN, node_reply(QUESTION, "26", gate=gate)) as face:
+        sender = face.ask()
+        face.wait_for(QUESTION, 2)
+        told: list[tuple[int, int]] = []
+        while not told or told[-1] != (1, 1):
+            num_queries, loads = face.loads.get(timeout=WAIT_S)
+            told.append((num_queries, loads["tensorrt_llm"].num_in_flight))
+        face.set(gate)
+        assert sender.next()
+        while told[-1] != (0, 0):
+            num_queries, loads = face.loads.get(timeout=WAIT_S)
+            told.append((num_queries, loads["tensorrt_llm"].num_in_flight))
+    assert told[0] == (0, 0)
 
 
 def test_closing_at_once_answers_even_who_was_not_begun() -> None:

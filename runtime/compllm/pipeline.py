@@ -91,6 +91,11 @@ class CompLLM:
             await backend.aclose()
             raise
 
+    @property
+    def admission(self) -> Admission:
+        """The queue in front of the engines; its loads are for metrics."""
+        return self._engine.admission
+
     async def __aenter__(self) -> CompLLM:
         try:
             self._router = await Router.build(self.catalogue, self._encoder)

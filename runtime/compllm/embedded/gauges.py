@@ -5,14 +5,11 @@ Only what this engine can tell is here. `serving.py` hands in snapshots, the Tri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
 
 from compllm.embedded.request import EngineStats
+from compllm.gauges import COUNTER, GAUGE, MakeMetric, Publisher, Value
 
-Labels = tuple[tuple[str, str], ...]
-
-GAUGE, COUNTER = "gauge", "counter"
 FAMILIES = {
     "nv_trt_llm_request_metrics": (GAUGE, "TRT LLM request metrics"),
     "nv_trt_llm_kv_cache_block_metrics": (GAUGE, "TRT LLM KV cache block metrics"),
@@ -31,22 +28,10 @@ FAMILIES = {
 }
 
 
-class Metric(Protocol):
-    """Triton's custom metric."""
-
-    def set(self, value: float) -> None: ...
-    def increment(self, value: float) -> None: ...
-
-
-MakeMetric = Callable[[str, Mapping[str, str]], Metric]
-
-
-def values(stats: EngineStats, max_batch_size: int) -> Iterator[tuple[str, Labels, float]]:
+def values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
     """Family, labels, value. Counters as totals."""
 
-    def group(
-        family: str, label: str, each: Mapping[str, float]
-    ) -> Iterator[tuple[str, Labels, float]]:
+    def group(family: str, label: str, each: Mapping[str, float]) -> Iterator[Value]:
         return ((family, ((label, name),), value) for name, value in each.items())
 
     yield from group(
@@ -96,28 +81,14 @@ def values(stats: EngineStats, max_batch_size: int) -> Iterator[tuple[str, Label
 
 
 class Gauges:
-    """Publishes what has changed: each change of a metric is a message between two processes."""
+    """Publishes the engine's counters."""
 
     def __init__(
         self, make_metric: MakeMetric, labels: Mapping[str, str], max_batch_size: int
     ) -> None:
         """`labels`: those that every metric carries."""
-        self._make_metric = make_metric
-        self._labels = dict(labels)
+        self._publisher = Publisher(make_metric, FAMILIES, labels)
         self._max_batch_size = max_batch_size
-        self._metrics: dict[tuple[str, Labels], Metric] = {}
-        self._published: dict[tuple[str, Labels], float] = {}
 
     def publish(self, stats: EngineStats) -> None:
-        for family, labels, value in values(stats, self._max_batch_size):
-            key = family, labels
-            before = self._published.get(key)
-            if value == before:
-                continue
-            if key not in self._metrics:
-                self._metrics[key] = self._make_metric(family, self._labels | dict(labels))
-            if FAMILIES[family][0] == COUNTER:
-                self._metrics[key].increment(value - (before or 0))
-            else:
-                self._metrics[key].set(value)
-            self._published[key] = value
+        self._publisher.publish(values(stats, self._max_batch_size))

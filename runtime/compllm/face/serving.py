@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
+from compllm.admission import EngineLoad
 from compllm.backends import connect_as_set
 from compllm.catalogue import load_catalogue
 from compllm.config import LimitsConfig, load_config
@@ -47,6 +48,7 @@ T = TypeVar("T")
 ErrorCode = Literal["INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"]
 
 _CHECK_PERIOD_S = 0.02
+_LOADS_PERIOD_S = 0.25
 _CHECK_ALL_S = 0.2  # within which each live request is asked whether its client is gone
 
 _CODES: tuple[tuple[type[CompllmError], ErrorCode], ...] = (
@@ -76,6 +78,7 @@ class Runtime:
 
 
 Load = Callable[[], Awaitable[Runtime]]
+OnLoads = Callable[[int, Mapping[str, EngineLoad]], None]  # live queries, load by engine
 
 
 async def load(server_url: str = "", config_file: str = "") -> Runtime:
@@ -93,14 +96,17 @@ async def load(server_url: str = "", config_file: str = "") -> Runtime:
 
 
 class FaceModel:
-    """Serves until it is closed. Raises, when it is made, what `load` raises."""
+    """Serves until it is closed. Raises, when it is made, what `load` raises.
 
-    def __init__(self, load: Load = load) -> None:
+    on_loads: told of the queues, on a thread of its own, while anything is live and once after.
+    """
+
+    def __init__(self, load: Load = load, on_loads: OnLoads = lambda _, __: None) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="compllm-loop")
         self._thread.start()
         try:
-            self._desk = self._wait_for(_Desk.open(load))
+            self._desk = self._wait_for(_Desk.open(load, on_loads))
         except BaseException:
             self._end_loop()
             raise
@@ -153,24 +159,26 @@ class _Live:
 
 
 class _Desk:
-    """What runs on the event loop: a task for each live request, and one that looks for clients who
-    left."""
+    """What runs on the event loop: a task for each live request, one that looks for clients who
+    left, one that tells of the queues."""
 
-    def __init__(self, runtime: Runtime, closing: AsyncExitStack) -> None:
+    def __init__(self, runtime: Runtime, on_loads: OnLoads, closing: AsyncExitStack) -> None:
         self._runtime = runtime
+        self._on_loads = on_loads
         self._closing = closing
         self._live: dict[_Live, asyncio.Task[None]] = {}  # who waits longest to be asked is first
         self._has_live = asyncio.Event()
         self._senders = ThreadPoolExecutor(1, thread_name_prefix="compllm-senders")
         self._watcher = asyncio.create_task(self._watch(), name="compllm-watch")
+        self._teller = asyncio.create_task(self._tell_loads(), name="compllm-loads")
         self._warm_up = asyncio.create_task(self._connect_early(), name="compllm-warm-up")
 
     @classmethod
-    async def open(cls, load: Load) -> _Desk:
+    async def open(cls, load: Load, on_loads: OnLoads) -> _Desk:
         async with AsyncExitStack() as stack:
             runtime = await load()
             await stack.enter_async_context(runtime.llm)
-            return cls(runtime, stack.pop_all())
+            return cls(runtime, on_loads, stack.pop_all())
         raise AssertionError("unreachable")
 
     @property
@@ -185,7 +193,7 @@ class _Desk:
         self._has_live.set()
 
     async def aclose(self) -> None:
-        tasks = [*self._live.values(), self._watcher, self._warm_up]
+        tasks = [*self._live.values(), self._watcher, self._teller, self._warm_up]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -267,6 +275,18 @@ class _Desk:
             if (task := self._live.get(live)) is not None:
                 task.cancel()
         return bool(gone)
+
+    # Metrics
+
+    async def _tell_loads(self) -> None:
+        """Now and then, as each change of a metric is a message to another process."""
+        while True:
+            num_told = len(self._live)
+            loads = self._runtime.llm.admission.loads()
+            await asyncio.to_thread(self._on_loads, num_told, loads)
+            if not num_told:  # else the last of them has an end to tell
+                await self._has_live.wait()
+            await asyncio.sleep(_LOADS_PERIOD_S)
 
     async def _ask_senders(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._senders, call)

@@ -11,7 +11,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from compllm.face.gauges import FAMILIES, QueueGauges
 from compllm.face.serving import ErrorCode, FaceModel, load
+from compllm.gauges import Families
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -36,7 +38,11 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         parameters = json.loads(args["model_config"])["parameters"]
         settings = {key: each["string_value"].strip() for key, each in parameters.items()}
-        self._model = FaceModel(partial(load, settings["server_url"], settings["config_file"]))
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        gauges = QueueGauges(Families(pb_utils.MetricFamily, FAMILIES), labels)
+        self._model = FaceModel(
+            partial(load, settings["server_url"], settings["config_file"]), gauges.publish
+        )
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

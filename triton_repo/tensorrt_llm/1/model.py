@@ -12,10 +12,11 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from compllm.embedded.executor import Executor, ExecutorOptions
-from compllm.embedded.gauges import COUNTER, FAMILIES, Gauges
+from compllm.embedded.gauges import FAMILIES, Gauges
 from compllm.embedded.lora_tensors import read_base_shape
 from compllm.embedded.serving import CoreModel
 from compllm.errors import ConfigError, EngineError
+from compllm.gauges import Families
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -52,7 +53,8 @@ class TritonPythonModel:
         base = read_base_shape(engine_dir)
         engine = Executor(engine_dir, options)
         labels = {"model": args["model_name"], "version": args["model_version"]}
-        gauges = Gauges(_Families(), labels, options.max_batch_size)
+        families = Families(pb_utils.MetricFamily, FAMILIES)
+        gauges = Gauges(families, labels, options.max_batch_size)
         self._model = CoreModel(
             engine,
             base,
@@ -74,24 +76,6 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         self._model.close()
-
-
-class _Families:
-    """Metric families, which Triton wants made once each and kept."""
-
-    def __init__(self) -> None:
-        kinds = pb_utils.MetricFamily
-        self._families = {
-            name: kinds(
-                name=name,
-                description=text,
-                kind=kinds.COUNTER if kind == COUNTER else kinds.GAUGE,
-            )
-            for name, (kind, text) in FAMILIES.items()
-        }
-
-    def __call__(self, family: str, labels: Mapping[str, str]) -> Any:
-        return self._families[family].Metric(labels=dict(labels))
 
 
 class _Settings:
