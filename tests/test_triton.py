@@ -171,7 +171,7 @@ async def test_message_carries_everything_that_was_asked_for(
     loopback: Loopback, backend: TritonBackend, tokenizer: Tokenizer
 ) -> None:
     request = _request(
-        sampling=SamplingParams(9, 0.5, 3, 0.75, 1.5, -1),
+        sampling=SamplingParams(9, 0.5, 3, 0.75, 1.5, -1, min_tokens=4),
         adapter_id=2**52,
         guide=Guide("regex", "ä+"),
         is_streamed=True,
@@ -196,6 +196,7 @@ async def test_message_carries_everything_that_was_asked_for(
         "temperature": [[0.5]],
         "seed": [[2**64 - 1]],
         "repetition_penalty": [[1.5]],
+        "min_tokens": [[4]],
         "lora_task_id": [[2**52]],
         "guided_decoding_guide_type": "regex",
         "guided_decoding_guide": "ä+",

@@ -178,6 +178,11 @@ class LlmApiBackend:
                 f"the llmapi repository takes no repetition penalty: it must be 1, not "
                 f"{request.sampling.repetition_penalty:g}"
             )
+        if request.sampling.min_tokens:
+            raise BackendRejected(
+                f"the llmapi repository takes no least number of tokens: it must be 0, not "
+                f"{request.sampling.min_tokens}"
+            )
         if request.adapter_id is None:
             return None
         if not self._has_lora:

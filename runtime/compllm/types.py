@@ -25,6 +25,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # 1 is off
     seed: int = 0
     stop: tuple[str, ...] = ()  # strings that end the text; not part of it
+    min_tokens: int = 0  # new tokens before which the text may not end
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class NodeResult:
     response: str = ""
     error: str | None = None
     finish_reason: FinishReason | None = None
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = field(default_factory=Usage)  # of a shared response: of the one request
+    is_shared: bool = False  # the response to another's identical request, or out of the cache
     # Seconds from the start of the query.
     ready_s: float = 0.0  # last parent ended (or the line of the plan was complete)
     start_s: float = 0.0  # handed to the backend

@@ -150,6 +150,8 @@ def _add_sampling(message: Any, sampling: SamplingParams) -> None:
         add_array(message, "seed", [[sampling.seed % 2**64]], np.uint64)
     if sampling.repetition_penalty != 1:
         add_array(message, "repetition_penalty", [[sampling.repetition_penalty]], np.float32)
+    if sampling.min_tokens:
+        add_array(message, "min_tokens", [[sampling.min_tokens]], np.int32)
 
 
 def _flat_words(words: Sequence[Sequence[int]]) -> NDArray[np.int32]:

@@ -169,6 +169,8 @@ async def test_what_llmapi_cannot_do_is_refused(backend: LlmApiBackend) -> None:
         await collect(backend, _request(guide=Guide("regex", "[0-9]")))
     with pytest.raises(BackendRejected, match="repetition penalty"):
         await collect(backend, _request(sampling=SamplingParams(repetition_penalty=1.1)))
+    with pytest.raises(BackendRejected, match="least number of tokens"):
+        await collect(backend, _request(sampling=SamplingParams(min_tokens=2)))
 
 
 async def test_server_without_lora_inputs_is_not_asked_for_adapters(
