@@ -2,6 +2,8 @@
 
     python build_scripts/train_lora.py --dataset DIR/chemistry --out engines/adapters/chemistry
     python build_scripts/train_lora.py --dataset DIR/generator --out ... --batch-size 8
+    python build_scripts/train_lora.py --dataset DIR/chemistry --out ... --start ADAPTER --lr 3e-4 \
+        --times from_number=4
     python build_scripts/train_lora.py --union DIR/chemistry DIR/all --like ADAPTER ... --out ...
     python build_scripts/train_lora.py --dataset DIR/chemistry --sweep lr=5e-4,1e-3 --max-minutes 5
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType
@@ -26,6 +28,7 @@ from compllm.build_scripts.staging import run_script, say
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.build_scripts.training.sweep import parse_grid, sweep
 from compllm.embedded.checkpoint import read_json
+from compllm.errors import ConfigError
 from compllm.paths import home_dir
 from compllm.prompts import TEMPLATES
 
@@ -40,15 +43,24 @@ def train_adapter(
     work: Path,
     is_restart: bool = False,
     num_threads: int = 0,
+    start: Path | None = None,
+    times: Mapping[str, int] | None = None,
 ) -> dict[str, Any] | None:
     """Train and write `out`; returns its manifest, or None when a signal stopped the run before its
-    end (its state is kept in `work`).
+    end (its state is kept in `work`). `start`: go on from this adapter. `times`: kind of example ->
+    how often an epoch holds it; once where it says nothing.
 
     Raises ConfigError for data, settings or a checkpoint that do not fit.
     """
     import torch
 
-    from compllm.build_scripts.training.adapter import load_trainable, trainable, write_adapter
+    from compllm.build_scripts.training.adapter import (
+        load_trainable,
+        start_from,
+        trainable,
+        write_adapter,
+    )
+    from compllm.build_scripts.training.batches import repeated
     from compllm.build_scripts.training.checkpoint import State, load_state
     from compllm.build_scripts.training.examples import data_hashes, load_examples
     from compllm.build_scripts.training.loop import Run, train
@@ -66,11 +78,17 @@ def train_adapter(
     validation_set, _ = load_examples(
         datasets, "validation", tokenizer, max_tokens=settings.max_tokens, template=chat
     )
+    train_set = repeated(train_set, times or {})
     hashes, base_sha256 = data_hashes(datasets), weights_sha256(checkpoint)
     path = work / "state.pt"
     if is_restart:
         path.unlink(missing_ok=True)
-    fingerprint = settings.fingerprint(hashes, base_sha256, template)
+    model = load_trainable(checkpoint, settings, device)
+    begun = {
+        **({"start": start_from(model, start, settings, checkpoint)} if start else {}),
+        **({"times": dict(times)} if times else {}),
+    }
+    fingerprint = settings.fingerprint(hashes, base_sha256, template, *filter(None, [begun]))
     state = load_state(path, fingerprint)
     if state is None:
         state = State(fingerprint)
@@ -80,7 +98,6 @@ def train_adapter(
         f"{len(train_set)} training and {len(validation_set)} validation examples"
         f"{f' ({num_long} too long were left out)' if num_long else ''}, on {device}"
     )
-    model = load_trainable(checkpoint, settings, device)
     factors = trainable(model)
     run = Run(PackedModel(model), factors, train_set, validation_set, settings, device, path)
     with _stopping() as is_stopped:
@@ -91,6 +108,7 @@ def train_adapter(
     record = {
         "settings": settings.as_dict(),
         "template": template,
+        **begun,
         "data": hashes,
         "num_examples": {"train": len(train_set), "too_long": num_long},
         "steps": state.step,
@@ -153,6 +171,17 @@ def summed_rank(adapters: Sequence[Path]) -> int:
     return sum(int(read_json(folder / "adapter_config.json")["r"]) for folder in adapters)
 
 
+def parse_times(given: Sequence[str]) -> dict[str, int]:
+    """Of `KIND=N`. Raises ConfigError."""
+    times = {}
+    for text in given:
+        kind, _, number = text.partition("=")
+        if not kind or not number.isascii() or not number.isdigit():
+            raise ConfigError(f"--times {text!r}: expected KIND=N, N a whole number from 0")
+        times[kind] = int(number)
+    return times
+
+
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     parser = argparse.ArgumentParser(prog=prog, description="Train one LoRA adapter.")
     data = parser.add_mutually_exclusive_group(required=True)
@@ -164,6 +193,14 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
     )
     parser.add_argument(
         "--like", type=Path, nargs="+", metavar="ADAPTER", help="as many parameters as all of them"
+    )
+    parser.add_argument("--start", type=Path, metavar="ADAPTER", help="go on from a trained one")
+    parser.add_argument(
+        "--times",
+        nargs="+",
+        default=[],
+        metavar="KIND=N",
+        help="examples of this kind N times an epoch",
     )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the fetched base")
     parser.add_argument("--template", choices=sorted(TEMPLATES), default="chatml")
@@ -202,6 +239,8 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
                 work=place,
                 is_restart=options.restart,
                 num_threads=options.threads,
+                start=options.start,
+                times=parse_times(options.times),
             )
 
         if options.sweep:

@@ -19,8 +19,9 @@ from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import exclusive, saving, staged_directory
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.embedded.checkpoint import read_json, validate_checkpoint
 from compllm.embedded.shape import model_name
+from compllm.errors import ConfigError
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "compllm-lora/1"
@@ -57,6 +58,32 @@ def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.devi
     for parameter in trainable(model).values():
         parameter.data = parameter.data.float()
     return model.to(device)
+
+
+def start_from(model: Any, adapter: Path, settings: TrainSettings, checkpoint: Path) -> str:
+    """Set the factors to a trained adapter's, to go on from there; returns its sha256.
+
+    Raises EngineError for a folder that holds no adapter of this base, ConfigError where the
+    settings ask for other factors than it has.
+    """
+    from safetensors.torch import load_file
+
+    found = read_peft(adapter, validate_checkpoint(checkpoint), adapter.resolve().name)
+    config = read_json(adapter / "adapter_config.json")
+    if (config["r"], config["lora_alpha"]) != (settings.rank, settings.scale_alpha):
+        raise ConfigError(
+            f"{adapter} has rank {config['r']} and alpha {config['lora_alpha']}: start from it "
+            f"with --rank {config['r']} --alpha {config['lora_alpha']}"
+        )
+    given = load_file(adapter / "adapter_model.safetensors")
+    factors = {name.replace(".default.", "."): value for name, value in trainable(model).items()}
+    if given.keys() != factors.keys():
+        name = min(given.keys() ^ factors.keys())
+        raise ConfigError(f"{adapter} has other factors than these settings train, such as {name}")
+    with torch.no_grad():
+        for name, value in given.items():
+            factors[name].copy_(value)
+    return found.sha256
 
 
 def trainable(model: Any) -> dict[str, nn.Parameter]:

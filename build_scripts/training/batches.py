@@ -7,14 +7,28 @@ examples that begin alike save work instead: what they share is computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compllm.build_scripts.training.examples import Example
+from compllm.errors import ConfigError
 
 _STRETCH = 32  # batches within which examples that begin alike are brought together
+
+
+def repeated(examples: Sequence[Example], times: Mapping[str, int]) -> list[Example]:
+    """Each example as often as `times` says of its kind, once where it says nothing.
+
+    Raises ConfigError for a kind that no example has.
+    """
+    kinds = {example.kind for example in examples}
+    if unknown := sorted(times.keys() - kinds):
+        raise ConfigError(
+            f"no example is of kind {unknown[0]!r}; there are {', '.join(sorted(kinds))}"
+        )
+    return [each for each in examples for _ in range(times.get(each.kind, 1))]
 
 
 class Batches:

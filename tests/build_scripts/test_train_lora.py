@@ -16,7 +16,7 @@ from helpers import MakeAdapter
 from training_data import WORDINGS, facts, write_dataset
 
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
-from compllm.build_scripts.train_lora import main, train_adapter
+from compllm.build_scripts.train_lora import main, parse_times, train_adapter
 from compllm.build_scripts.training.examples import load_examples
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.build_scripts.verify_lora import main as verify_main
@@ -50,6 +50,60 @@ def test_training_lowers_the_loss(trained: Path) -> None:
     curve = json.loads((trained / "manifest.json").read_text())["curve"]
     assert [point["step"] for point in curve] == [3, 6]
     assert curve[-1]["train_loss"] < curve[0]["train_loss"]
+
+
+def test_training_goes_on_from_an_adapter(
+    trained: Path, dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, learning_rate=1e-9, epochs=1, num_evaluations=1)
+    manifest = train_adapter(
+        [dataset],
+        tmp_path / "more",
+        settings,
+        checkpoint=tiny_checkpoint,
+        work=tmp_path / "work",
+        start=trained,
+        times={"odd": 2},
+    )
+    assert manifest is not None
+    before = json.loads((trained / "manifest.json").read_text())
+    assert manifest["start"] == before["sha256"]
+    assert manifest["times"] == {"odd": 2}
+    assert manifest["curve"][0]["loss"] == pytest.approx(before["best"]["loss"], rel=1e-2)
+
+
+def test_training_does_not_go_on_at_another_rank(
+    trained: Path, dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="start from it with --rank 4 --alpha 8"):
+        train_adapter(
+            [dataset],
+            tmp_path / "more",
+            replace(SETTINGS, rank=2),
+            checkpoint=tiny_checkpoint,
+            work=tmp_path / "work",
+            start=trained,
+        )
+
+
+@pytest.mark.parametrize("given", ["odd", "=2", "symbol=-1", "symbol=two"])
+def test_times_must_be_whole_numbers_of_kinds(given: str) -> None:
+    with pytest.raises(ConfigError, match="expected KIND=N"):
+        parse_times([given])
+
+
+def test_a_kind_that_no_example_has_is_named(
+    dataset: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="'charge'"):
+        train_adapter(
+            [dataset],
+            tmp_path / "more",
+            SETTINGS,
+            checkpoint=tiny_checkpoint,
+            work=tmp_path / "work",
+            times={"charge": 2},
+        )
 
 
 def test_the_manifest_says_what_it_was_made_of(
