@@ -15,6 +15,9 @@ import yaml
 from compose_spec import PyCompose
 
 from compllm.build_scripts.trtllm.image import IMAGES
+from compllm.embedded.gauges import FAMILIES as ENGINE_FAMILIES
+from compllm.face.gauges import FAMILIES as FACE_FAMILIES
+from compllm.face.gauges import QUEUE
 from compllm.paths import resource_dir
 
 DEPLOY = resource_dir("build_scripts") / "deploy"
@@ -153,11 +156,16 @@ def test_servers_have_probes_for_start_traffic_and_life() -> None:
     }
 
 
-def test_scaling_follows_the_requests_of_the_engine() -> None:
+def test_scaling_follows_the_queue_in_front_of_the_engine() -> None:
     objects = _rendered(VALUES["everything"])
     metrics = _one(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
-    labels = [each["pods"]["metric"]["selector"]["matchLabels"] for each in metrics]
-    assert labels == [{"request_type": "active"}, {"request_type": "waiting"}]
+    found = [each["pods"]["metric"] for each in metrics]
+    assert [(each["name"], each["selector"]["matchLabels"]) for each in found] == [
+        (QUEUE, {"state": "waiting"}),
+        (QUEUE, {"state": "in_flight"}),
+        ("nv_trt_llm_request_metrics", {"request_type": "active"}),
+    ]
+    assert {each["name"] for each in found} <= {*FACE_FAMILIES, *ENGINE_FAMILIES}
     assert "replicas" not in _one(objects, "Deployment")["spec"]
 
 
