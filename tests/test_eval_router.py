@@ -1,5 +1,6 @@
 """The parts of the router's evaluation, on a small space of vectors."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_an_interval_holds_its_value() -> None:
 def test_experts_grow_from_the_three_domains_and_keep_those_before() -> None:
     drawn = [draw_experts(TOPICS, count, 1) for count in COUNTS]
     assert drawn[0] == EXPERTS
-    for fewer, more in zip(drawn, drawn[1:], strict=False):
+    for fewer, more in itertools.pairwise(drawn):
         assert more[: len(fewer)] == fewer
     assert draw_experts(TOPICS, 8, 1) != draw_experts(TOPICS, 8, 2)
 

@@ -60,19 +60,30 @@ class Bench:
 
     def split(self) -> tuple[Sample, Sample]:
         """(fit, test): halves of the subjects; our own questions and the examples join the fit."""
-        from compllm.build_scripts.routing.questions import (
-            catalogue_questions,
-            halves,
-            read_datasets,
-            thin_out,
-        )
+        from compllm.build_scripts.routing.questions import catalogue_questions, halves
 
         ours, theirs = halves(self.subjects)
-        extra = list(catalogue_questions(self.catalogue))
-        if self.arguments.datasets is not None:
-            drawn = read_datasets(self.arguments.datasets, self.experts, "train")
-            extra += thin_out(drawn, 400, self.arguments.seed)
+        extra = (*catalogue_questions(self.catalogue), *self.own_training(400))
         return self.sample([*ours, *extra]), self.sample(theirs)
+
+    def own_training(self, max_each: int) -> list[Question]:
+        """Generated one-step questions to fit on, at most so many an expert."""
+        from compllm.build_scripts.routing.questions import read_datasets, thin_out
+
+        if self.arguments.datasets is None:
+            return []
+        drawn = read_datasets(self.arguments.datasets, self.experts, "train")
+        return thin_out(drawn, max_each, self.arguments.seed)
+
+    def sub_queries(self, limit: int | None = None) -> list[Question]:
+        """Nodes of the composite test sets, each text once, evenly thinned out to `limit`."""
+        from compllm.build_scripts.routing.questions import read_composites
+
+        if self.arguments.datasets is None:
+            return []
+        steps = read_composites(self.arguments.datasets, "test", ("p", "all"))
+        unique = list({question.text: question for question in steps}.values())
+        return unique[:: -(-len(unique) // limit)] if limit else unique
 
 
 def shipped(bench: Bench) -> dict[str, Router]:

@@ -16,8 +16,6 @@ from compllm.build_scripts.routing.questions import NEAR_SUBJECTS, Question
 from compllm.embed import Array
 from compllm.routers.heads import Head
 
-BASE_MAX_EACH = 60  # questions of a subject that the base model reads: more would take hours
-
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -46,17 +44,17 @@ class Sample:
         return (self.labels >= 0) | ~np.isin(self.topics, list(NEAR_SUBJECTS))
 
 
-def centred(fit_on: Sample, test_on: Sample) -> tuple[Sample, Sample]:
-    """Both without the mean vector of the first: hidden states of a language model share a large
+def centred(*samples: Sample) -> tuple[Sample, ...]:
+    """All without the mean vector of the first: hidden states of a language model share a large
     common part that hides what tells them apart."""
-    mean = fit_on.vectors.mean(axis=0)
+    mean = samples[0].vectors.mean(axis=0)
 
     def move(sample: Sample) -> Sample:
         rows = sample.vectors - mean
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         return replace(sample, vectors=rows.astype(np.float32))
 
-    return move(fit_on), move(test_on)
+    return tuple(move(sample) for sample in samples)
 
 
 def fitted(

@@ -12,12 +12,13 @@ import numpy as np
 from benchmarks.routing.bench import Bench, saves
 
 if TYPE_CHECKING:
-    from benchmarks.report import Row
+    from benchmarks.report import Cell, Row
     from benchmarks.routing.contestants import Sample
     from compllm.build_scripts.routing.thresholds import Curve
     from compllm.embed import Array
+    from compllm.routers.heads import Head
 
-THREE = "three experts, everything else for none"
+THREE = "three experts, everything else for none; and our sub-queries"
 FLOORS = "floors chosen for a risk on one half, measured on the other"
 BASE = "whose vectors: the sentence encoder's or the base model's (same questions)"
 SCALE = "more experts"
@@ -36,6 +37,7 @@ def part_three(bench: Bench) -> None:
     from compllm.build_scripts.routing.thresholds import risk_coverage
 
     fit_on, test_on = bench.split()
+    own = bench.sample(bench.sub_queries()) if bench.sub_queries() else None
     everything = np.ones(len(test_on.labels), bool)
     curves: dict[str, Curve] = {}
     for name, head in fitted(fit_on, bench.experts):
@@ -47,6 +49,7 @@ def part_three(bench: Bench) -> None:
             **interval_cells("choice", choice(scores, test_on.labels)),
             **interval_cells("AUROC_far", auroc_interval(scores, test_on.labels, test_on.is_far)),
             **interval_cells("AUROC_all", auroc_interval(scores, test_on.labels, everything)),
+            **_own_cells(head, own),
             us_a_route=microseconds(head, test_on.vectors),
         )
         bench.tick(f"three experts: {name}")
@@ -57,23 +60,36 @@ def part_three(bench: Bench) -> None:
         "tested_on": len(test_on.labels),
         "in_domain": int((test_on.labels >= 0).sum()),
         "clearly_different": int((test_on.is_far & (test_on.labels < 0)).sum()),
+        "own_sub_queries": len(own.labels) if own else 0,
     }
     if saves(bench.arguments):
         bench.arguments.out.mkdir(parents=True, exist_ok=True)
         plot_risk(bench.arguments.out / "eval_router_risk.png", curves)
 
 
+def _own_cells(head: Head, own: Sample | None) -> dict[str, Cell]:
+    """Sub-queries of our composite sets: whether their own expert scores highest."""
+    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.routing.metrics import choice
+
+    if own is None:
+        return {}
+    return interval_cells("own_choice", choice(head.scores(own.vectors), own.labels))
+
+
 def _add_floors(bench: Bench, name: str, fit_on: Sample, test_on: Sample, scores: Array) -> None:
     from compllm.build_scripts.routing.fit import FITS, out_of_fold
+    from compllm.build_scripts.routing.questions import GENERATED
     from compllm.build_scripts.routing.thresholds import at_floor, choose_floor
 
     texts = [question.text for question in fit_on.questions]
     # Only questions like the tested ones: our own are easy and would loosen the floor.
-    own = np.char.startswith(fit_on.topics, "set-") | np.char.startswith(fit_on.topics, "example-")
+    own = [topic.startswith((GENERATED, "example-")) for topic in fit_on.topics]
+    is_people = ~np.array(own)
     parts = (fit_on.vectors, fit_on.labels, fit_on.topics, bench.experts)
     unseen = out_of_fold(FITS[name], *parts, groups=texts)
     for risk in RISKS:
-        chosen = choose_floor(unseen[~own], fit_on.labels[~own], risk)
+        chosen = choose_floor(unseen[is_people], fit_on.labels[is_people], risk)
         measured = at_floor(scores, test_on.labels, chosen.floor)
         bench.report.add(
             FLOORS,
@@ -87,21 +103,35 @@ def _add_floors(bench: Bench, name: str, fit_on: Sample, test_on: Sample, scores
 def part_base(bench: Bench) -> None:
     """The paper's comparison: hidden states of the base model in place of sentence vectors."""
     from benchmarks.evaluation.tables import interval_cells
-    from benchmarks.routing.contestants import BASE_MAX_EACH, centred, fitted
+    from benchmarks.routing.contestants import centred, fitted
     from benchmarks.routing.metrics import auroc_interval, choice
     from compllm.build_scripts.manifest import weights_sha256
     from compllm.build_scripts.routing.questions import first_of_each, halves
     from compllm.build_scripts.routing.vectors import base_spaces, sentence_space
     from compllm.paths import base_dir
 
-    chosen = first_of_each(bench.subjects, BASE_MAX_EACH)
-    ours, theirs = halves(chosen)
+    # A part of the questions: reading them all with the base model would take hours.
+    num_inside, num_outside = bench.arguments.base_each
+    ours, theirs = halves(
+        [
+            *first_of_each((q for q in bench.subjects if q.expert), num_inside),
+            *first_of_each((q for q in bench.subjects if not q.expert), num_outside),
+        ]
+    )
+    ours += bench.own_training(num_inside)
+    own = bench.sub_queries(5 * num_inside)
+    bench.report.summary["base"] = {
+        "fitted_on": len(ours),
+        "tested_on": len(theirs),
+        "in_domain": sum(question.expert is not None for question in theirs),
+        "own_sub_queries": len(own),
+    }
     checkpoint = base_dir()
     spaces = (sentence_space(bench.encoder), *base_spaces(checkpoint, weights_sha256(checkpoint)))
     for space in spaces:
-        samples = bench.sample(ours, space), bench.sample(theirs, space)
+        samples = [bench.sample(each, space) for each in (ours, theirs, own) if each]
         for is_centred in (False, True):
-            fit_on, test_on = centred(*samples) if is_centred else samples
+            fit_on, test_on, *rest = centred(*samples) if is_centred else samples
             for name, head in fitted(fit_on, bench.experts, ("means", "similarity", "logistic")):
                 scores = head.scores(test_on.vectors)
                 area = auroc_interval(scores, test_on.labels, test_on.is_far)
@@ -111,6 +141,7 @@ def part_base(bench: Bench) -> None:
                     router=name,
                     **interval_cells("choice", choice(scores, test_on.labels)),
                     **interval_cells("AUROC_far", area),
+                    **_own_cells(head, rest[0] if rest else None),
                 )
         bench.tick(f"base model: {space.name}")
 

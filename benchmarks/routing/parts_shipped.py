@@ -54,15 +54,13 @@ def part_own(bench: Bench) -> None:
 def part_dress(bench: Bench) -> None:
     """Upper case, punctuation, white space: how often does the route flip?"""
     from benchmarks.routing.invariance import DRESSES
-    from compllm.build_scripts.routing.questions import first_of_each, read_composites
+    from compllm.build_scripts.routing.questions import first_of_each
     from compllm.embed import plain
 
     each = 2 if bench.arguments.quick else 8
     sets = {"subject questions": [q.text for q in first_of_each(bench.subjects, each)]}
-    if bench.arguments.datasets is not None:
-        steps = read_composites(bench.arguments.datasets, "test", ("p", "all"))
-        unique = list(dict.fromkeys(question.text for question in steps))
-        sets["our sub-queries"] = unique[:: max(1, len(unique) // (each * 57))]
+    if own := bench.sub_queries(each * 57):
+        sets["our sub-queries"] = [question.text for question in own]
     for set_name, texts in sets.items():
         dressed = {name: [dress(text) for text in texts] for name, dress in DRESSES.items()}
         # The encoder reads the plain form, so that is what is looked up.
@@ -87,14 +85,12 @@ def part_dress(bench: Bench) -> None:
 def part_speed(bench: Bench) -> None:
     """Milliseconds of one sub-query, beside an engine that does nothing."""
     from benchmarks.routing.latency import measure
-    from compllm.build_scripts.routing.questions import read_composites
     from compllm.embed import SentenceEncoder
     from compllm.paths import encoder_dir
 
     texts = [text for examples in bench.catalogue.examples for text in examples]
-    if bench.arguments.datasets is not None:
-        steps = read_composites(bench.arguments.datasets, "test", ("p", "all"))
-        texts = list(dict.fromkeys(question.text for question in steps))[:300]
+    if own := bench.sub_queries():
+        texts = [question.text for question in own[:300]]
     router = shipped(bench)["default"]
 
     async def run() -> None:
@@ -108,7 +104,7 @@ def part_speed(bench: Bench) -> None:
 
 
 def part_asked(bench: Bench) -> None:
-    """The LLM as the router, on some of the test questions."""
+    """The LLM as the router, on some of the test questions and of our sub-queries."""
     from benchmarks.evaluation.intervals import mean
     from benchmarks.evaluation.tables import interval_cells
     from benchmarks.routing.asked import ask_model
@@ -119,15 +115,23 @@ def part_asked(bench: Bench) -> None:
     some = first_of_each(theirs, 1 if bench.arguments.quick else 12)
     inside = [question for question in some if question.expert]
     outside = [q for q in first_of_each(theirs, 2) if not q.expert][: len(inside)]
-    questions = [*inside, *outside]
+    own = bench.sub_queries(max(1, len(inside)))
+    questions = [*inside, *outside, *own]
     engine = bench.arguments.engine or engine_dir()
     names, spent_ms = ask_model(bench.catalogue, engine, questions, bench.folder)
-    found = [(name, q.expert) for name, q in zip(names, questions, strict=True)]
-    bench.report.add(
-        ASKED,
-        questions=len(questions),
-        **interval_cells("right_in_domain", mean([n == e for n, e in found if e])),
-        **interval_cells("refused_for_none", mean([n == "base" for n, e in found if not e])),
-        ms_a_question=spent_ms or None,
-    )
+    is_right = [
+        name == (question.expert or bench.catalogue.base.name)
+        for name, question in zip(names, questions, strict=True)
+    ]
+    ends = np.cumsum([len(inside), len(outside), len(own)])
+    kinds = ("of an expert's subject", "for no expert: left to the base", "our sub-queries")
+    for kind, start, end in zip(kinds, (0, *ends), ends, strict=False):
+        if end > start:
+            bench.report.add(
+                ASKED,
+                kind=kind,
+                questions=int(end - start),
+                **interval_cells("right", mean(is_right[start:end])),
+                ms_a_question=spent_ms or None,
+            )
     bench.tick("asked")

@@ -4,6 +4,10 @@ scikit-learn fits, numpy routes: what is learned leaves here as plain arrays. Th
 averages two softmax layers: one tells every topic from every other and adds up an expert's topics,
 the other tells the experts and "none" apart with all experts weighing the same. The first knows
 better what belongs to nobody, the second which expert it is; together they beat both.
+
+Generated questions lie elsewhere than those that people wrote for the same expert. So they are
+clusters and classes of their own: thrown together, they moved the borders between people's
+questions (92 instead of 96 % right for prototypes, 95.8 instead of 96.8 % for the default).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from compllm.build_scripts.routing.questions import GENERATED
 from compllm.embed import Array
 from compllm.routers.heads import Head, Layer, Neighbours, Similarity, Softmax
 
@@ -36,18 +41,22 @@ def prototypes(
     experts: tuple[str, ...],
     *,
     num_each: int = 16,
+    num_generated: int = 8,
     seed: int = 0,
 ) -> Head:
     """Several vectors an expert, the centres of its questions' clusters: still plain similarity,
     but a domain may lie in several places."""
     from sklearn.cluster import KMeans
 
+    is_generated = np.char.startswith(topics, GENERATED)
     centres, owners = [], []
     for place in range(len(experts)):
-        mine = vectors[labels == place]
-        means = KMeans(min(num_each, len(mine)), n_init=4, random_state=seed).fit(mine)
-        centres.append(_unit(means.cluster_centers_))
-        owners += [place] * len(means.cluster_centers_)
+        for origin, num in ((~is_generated, num_each), (is_generated, num_generated)):
+            mine = vectors[origin & (labels == place)]
+            if len(mine):
+                means = KMeans(min(num, len(mine)), n_init=4, random_state=seed).fit(mine)
+                centres.append(_unit(means.cluster_centers_))
+                owners += [place] * len(means.cluster_centers_)
     return Similarity(experts, np.concatenate(centres), np.array(owners))
 
 
@@ -68,7 +77,9 @@ def logistic_experts(
     vectors: Array, labels: Labels, topics: Topics, experts: tuple[str, ...], *, c: float = 1.0
 ) -> Head:
     """Logistic regression over the experts and none, each weighing the same."""
-    return Softmax(experts, (_softmax(vectors, labels, labels, c, is_balanced=True),))
+    return Softmax(
+        experts, (_softmax(vectors, _families(labels, topics), labels, c, is_balanced=True),)
+    )
 
 
 def logistic_topics(
@@ -82,7 +93,7 @@ def logistic(vectors: Array, labels: Labels, topics: Topics, experts: tuple[str,
     """Both of the above: the default."""
     layers = (
         _softmax(vectors, topics, labels, 10.0, is_balanced=False),
-        _softmax(vectors, labels, labels, 1.0, is_balanced=True),
+        _softmax(vectors, _families(labels, topics), labels, 1.0, is_balanced=True),
     )
     return Softmax(experts, layers)
 
@@ -120,6 +131,11 @@ def out_of_fold(
         head = fit(vectors[~inside], labels[~inside], topics[~inside], experts)
         scores[inside] = head.scores(vectors[inside])
     return scores
+
+
+def _families(labels: Labels, topics: Topics) -> Topics:
+    """Classes of the experts' layer: an expert (or none), apart from its generated questions."""
+    return np.where(np.char.startswith(topics, GENERATED), topics, labels.astype(str))
 
 
 def _softmax(

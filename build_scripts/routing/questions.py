@@ -61,6 +61,9 @@ NEAR_SUBJECTS = frozenset(
 )
 
 
+GENERATED = "set-"  # what topics of generated questions begin with
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A question and where it belongs."""
@@ -94,7 +97,7 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 def read_datasets(folder: Path, experts: Sequence[str], split: str) -> tuple[Question, ...]:
     """The one-step questions of every expert that the folder has a set for. Raises ConfigError."""
     return tuple(
-        Question(record["question"], name, f"set-{name}")
+        Question(record["question"], name, f"{GENERATED}{name}")
         for name in experts
         if (path := folder / name / f"{split}.jsonl").is_file()
         for record in _records(path, ("question",))
