@@ -43,6 +43,9 @@ IR_RECORD = "converted.json"  # the encoder's id, the form, OpenVINO's version, 
 IR_FORM = "float32"
 IR_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # an encoder may lack the last
 _BATCH = 16
+# One core needs five to six milliseconds for a question, two half of that; the engine wants the
+# others.
+_NUM_THREADS = 2
 
 # Part of an encoder's id: another form of the texts makes other vectors.
 _PLAIN_VERSION = "plain1"
@@ -125,7 +128,9 @@ class OpenVINOEncoder:
 
         config = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": 1,  # the engine wants the other cores
+            "INFERENCE_NUM_THREADS": _NUM_THREADS,
+            # Pinned, it would wait for the core where the engine's own thread computes.
+            "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": "f32",
         }
         compiled = openvino.Core().compile_model(ir / IR_MODEL, "CPU", config)
