@@ -1,11 +1,15 @@
 """The parts of the router's evaluation, on a small space of vectors."""
 
+import argparse
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from benchmarks.evaluation.store import ResultStore
+from benchmarks.routing.bench import Bench
 from benchmarks.routing.contestants import Sample, centred, fitted, microseconds
 from benchmarks.routing.invariance import DRESSES
 from benchmarks.routing.metrics import auroc, auroc_interval, choice
@@ -99,6 +103,18 @@ def test_centring_takes_the_common_part_away() -> None:
     moved, _ = centred(shifted, shifted)
     assert abs(moved.vectors.mean(axis=0)).max() < 0.05
     np.testing.assert_allclose(np.linalg.norm(moved.vectors, axis=1), 1, atol=1e-5)
+
+
+def test_sub_queries_are_thinned_out_evenly_and_come_once(tmp_path: Path) -> None:
+    for name, texts in (("p", "abc"), ("all", "cdef")):
+        (tmp_path / name).mkdir()
+        record = {"steps": list(texts), "experts": ["biology"] * len(texts)}
+        (tmp_path / name / "test.jsonl").write_text(json.dumps(record))
+    parts: Any = (None, None, None, (), print)
+    bench = Bench(argparse.Namespace(datasets=tmp_path), *parts)
+    assert [question.text for question in bench.sub_queries()] == list("abcdef")
+    assert [question.text for question in bench.sub_queries(3)] == list("ace")
+    assert not Bench(argparse.Namespace(datasets=None), *parts).sub_queries()
 
 
 @pytest.mark.parametrize(

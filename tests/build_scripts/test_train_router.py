@@ -10,6 +10,7 @@ import pytest
 from compllm.build_scripts import train_router
 from compllm.build_scripts.routing.fit import FITS, PLAIN, out_of_fold
 from compllm.build_scripts.routing.questions import (
+    GENERATED,
     Question,
     first_of_each,
     halves,
@@ -54,6 +55,16 @@ def test_two_classes_are_a_softmax_too() -> None:
     scores = head.scores(rows[keep])
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
     assert (scores.argmax(axis=1) == labels[keep]).mean() > 0.95
+
+
+def test_generated_questions_are_classes_and_clusters_of_their_own() -> None:
+    rows, labels, topics = clouds()
+    topics = topics.astype("<U8")
+    topics[:20] = GENERATED + "a"  # half of a's
+    (layer,) = FITS["logistic-experts"](rows, labels, topics, EXPERTS).layers  # type: ignore[attr-defined]
+    assert sorted(layer.groups.tolist()) == [-1, 0, 0, 1]
+    owners = FITS["similarity"](rows, labels, topics, EXPERTS).owners  # type: ignore[attr-defined]
+    assert np.bincount(owners).tolist() == [16 + 8, 16]
 
 
 def test_plain_similarity_has_cosines() -> None:
