@@ -11,6 +11,8 @@ from compllm.errors import BackendRejected, BackendUnavailable, CompllmError
 from compllm.execute import Engine, Execution, LiveQuery, NodeSettings
 from compllm.graph import QueryGraph
 from compllm.plan import parse_plan
+from compllm.prewarm import Prewarmer
+from compllm.single_flight import SingleFlight
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Event, NodeFinished, NodeResult, NodeStarted, Route, SubQuery, Usage
 
@@ -26,7 +28,15 @@ class Setting:
         self.events: list[Event] = []
         nodes = NodeSettings(timeout_s=timeout_s, retry_wait_s=0)
         admission = Admission({"tensorrt_llm": limit})
-        self.engine = Engine(self.backend, admission, EXPERTS, BASE, nodes)
+        self.engine = Engine(
+            self.backend,
+            admission,
+            SingleFlight(self.backend),
+            Prewarmer(self.backend, admission),
+            EXPERTS,
+            BASE,
+            nodes,
+        )
 
     def open(self) -> Execution:
         live = LiveQuery("q", 0, asyncio.get_running_loop().time(), self.events.append)

@@ -325,7 +325,7 @@ async def test_cancelling_the_caller_passes_through() -> None:
 async def test_queries_run_at_the_same_time_and_ids_are_their_own() -> None:
     gate = asyncio.Event()
     backend = ScriptedBackend(plan_reply(*DIAMOND, gate=gate), *NODES)
-    async with make_llm(backend) as llm:
+    async with make_llm(backend, sharing__is_on=False) as llm:
         asks = [asyncio.create_task(llm.ask(f"Iron plus neon, {each}?")) for each in range(4)]
         await backend.wait_for("Iron plus neon, ", count=4)
         gate.set()

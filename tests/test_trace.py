@@ -38,7 +38,7 @@ def test_the_object_has_the_agreed_keys() -> None:
     assert list(value["nodes"][0]) == [
         "id", "text", "parents", "expert", "similarity", "status", "response", "ready_ms",
         "start_ms", "first_token_ms", "end_ms", "num_input_tokens", "num_output_tokens",
-        "kv_reused_blocks",
+        "kv_reused_blocks", "is_shared",
     ]  # fmt: skip
     assert list(value["timings"]) == [
         "plan_ms", "route_ms", "execute_ms", "compose_ms", "first_token_ms", "total_ms",

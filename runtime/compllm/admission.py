@@ -63,14 +63,26 @@ class Admission:
         policies = _core.Policy.__members__
         if policy not in policies:
             raise ConfigError(f"policy {policy!r} is unknown; there are {', '.join(policies)}")
-        if not limits or min(limits.values()) < 1:
-            raise ConfigError(f"in-flight limits are {dict(limits)}: each engine needs at least 1")
         if not 0 <= max_waiting <= MOST_WAITING:
             raise ConfigError(f"max_waiting is {max_waiting}, allowed are 0 to {MOST_WAITING}")
+        self.policy = policy
+        self._max_waiting = max_waiting
         self._engines = {name: number for number, name in enumerate(limits)}
         self._counters = [_Counters() for _ in limits]
-        self._queue = _core.AdmissionQueue(list(limits.values()), policies[policy], max_waiting)
+        self._queue = self._make_queue(limits)
         self._waiters: dict[int, asyncio.Future[None]] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is in flight, nobody waits."""
+        return not any(self._queue.num_in_flight(each) for each in self._engines.values())
+
+    def set_limits(self, limits: Mapping[str, int]) -> None:
+        """Replace the limits of these engines. Only while `is_idle`: what is in flight was admitted
+        under the old ones. Raises ConfigError."""
+        assert self.is_idle
+        now = {name: self._queue.limit(number) for name, number in self._engines.items()}
+        self._queue = self._make_queue({name: limits.get(name, now[name]) for name in now})
 
     def slot(
         self,
@@ -79,7 +91,7 @@ class Admission:
         node_id: int,
         remaining_path: float,
         remaining_work: float | None = None,
-    ) -> _Slot:
+    ) -> Slot:
         """`async with` it: inside, the engine is one request fuller.
 
         query_seq: rises with the arrival of queries. remaining_path: costs from the node to a leaf.
@@ -92,11 +104,21 @@ class Admission:
                 f"engine {engine!r} has no in-flight limit; there are {', '.join(self._engines)}"
             )
         work = remaining_path if remaining_work is None else remaining_work
-        return _Slot(self, number, query_seq, node_id, remaining_path, work)
+        return Slot(self, number, query_seq, node_id, remaining_path, work)
 
     def loads(self) -> dict[str, EngineLoad]:
         """By engine name, for the metrics."""
         return {name: self._load(number) for name, number in self._engines.items()}
+
+    def load(self, engine: str) -> EngineLoad:
+        """Of one engine, which must have a limit."""
+        return self._load(self._engines[engine])
+
+    def _make_queue(self, limits: Mapping[str, int]) -> _core.AdmissionQueue:
+        if not limits or min(limits.values()) < 1:
+            raise ConfigError(f"in-flight limits are {dict(limits)}: each engine needs at least 1")
+        policy = _core.Policy.__members__[self.policy]
+        return _core.AdmissionQueue(list(limits.values()), policy, self._max_waiting)
 
     def _load(self, engine: int) -> EngineLoad:
         counters = self._counters[engine]
@@ -111,42 +133,56 @@ class Admission:
             max_wait_s=counters.max_wait_s,
         )
 
-    async def _enter(self, slot: _Slot) -> None:
+    async def _enter(self, slot: Slot) -> None:
         counters = self._counters[slot.engine]
         try:
-            ticket = self._queue.enter(
-                slot.query_seq,
-                slot.node_id,
-                slot.remaining_path,
-                slot.remaining_work,
-                slot.engine,
-            )
+            slot.ticket = self._queue.enter(*slot.place)
         except BackendUnavailable as error:
             error.node_id = slot.node_id
             counters.num_refused += 1
             raise
-        if ticket is not None:
-            await self._wait(ticket, slot.engine, counters)
+        if slot.ticket is not None:
+            await self._wait(slot, counters)
         counters.num_admitted += 1
 
-    async def _wait(self, ticket: int, engine: int, counters: _Counters) -> None:
+    async def _wait(self, slot: Slot, counters: _Counters) -> None:
         loop = asyncio.get_running_loop()
         since = loop.time()
         future = loop.create_future()
-        self._waiters[ticket] = future
+        assert slot.ticket is not None
+        self._waiters[slot.ticket] = future
         try:
             await future
         except asyncio.CancelledError:
-            if self._waiters.pop(ticket, None) is not None:
-                self._queue.cancel(ticket)
+            # Not the ticket it began with, where it was moved up meanwhile.
+            if self._waiters.pop(slot.ticket, None) is not None:
+                self._queue.cancel(slot.ticket)
             elif not future.cancelled():
                 # Woken and cancelled in the same turn of the loop: the slot is ours to pass on.
-                self._leave(engine)
+                self._leave(slot.engine)
             raise
         wait_s = loop.time() - since
         counters.num_waited += 1
         counters.total_wait_s += wait_s
         counters.max_wait_s = max(counters.max_wait_s, wait_s)
+
+    def _promote(self, slot: Slot, other: Slot) -> None:
+        """Under the other policies an earlier place is not a matter of the query's age."""
+        is_earlier = (other.query_seq, -other.remaining_path) < (
+            slot.query_seq,
+            -slot.remaining_path,
+        )
+        if self.policy != "oldest_query_first" or not is_earlier or slot.ticket is None:
+            return
+        future = self._waiters.pop(slot.ticket, None)
+        if future is None:
+            return  # it was woken already
+        self._queue.cancel(slot.ticket)
+        slot.query_seq, slot.node_id = other.query_seq, other.node_id
+        slot.remaining_path, slot.remaining_work = other.remaining_path, other.remaining_work
+        slot.ticket = self._queue.enter(*slot.place)
+        assert slot.ticket is not None  # the engine is as full as it was
+        self._waiters[slot.ticket] = future
 
     def _leave(self, engine: int) -> None:
         while (ticket := self._queue.release(engine)) is not None:
@@ -157,8 +193,8 @@ class Admission:
             # Its task was cancelled and has not run since: it passes the slot on.
 
 
-@dataclass(frozen=True, slots=True)
-class _Slot:
+@dataclass(slots=True)
+class Slot:
     """What `Admission.slot` returns; a class, as a generator would cost microseconds a node."""
 
     admission: Admission
@@ -167,6 +203,22 @@ class _Slot:
     node_id: int
     remaining_path: float
     remaining_work: float
+    ticket: int | None = None  # the last place in the queue
+
+    @property
+    def place(self) -> tuple[int, int, float, float, int]:
+        return (
+            self.query_seq,
+            self.node_id,
+            self.remaining_path,
+            self.remaining_work,
+            self.engine,
+        )
+
+    def promote(self, other: Slot) -> None:
+        """Take the place that `other` would take, if this one waits further behind; `other` is not
+        entered then."""
+        self.admission._promote(self, other)
 
     async def __aenter__(self) -> None:
         await self.admission._enter(self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from compllm.backend import Backend, GenerateRequest, open_chunks
+from compllm.backend import Backend, GenerateRequest, Prompt, open_chunks
 from compllm.errors import BackendError
 from compllm.prompts import CHATML, ChatTemplate, aggregator_prompt, one_line
 from compllm.types import (
@@ -59,12 +59,7 @@ async def compose(
         return
     request = GenerateRequest(
         f"{query.id}-answer",
-        aggregator_prompt(
-            query.text,
-            leaves,
-            aggregator.template,
-            is_few_shot=aggregator.adapter_id is None,
-        ),
+        answer_prompt(query, leaves, aggregator=aggregator),
         aggregator.sampling if query.sampling == SamplingParams() else query.sampling,
         aggregator.model,
         aggregator.adapter_id,
@@ -78,6 +73,14 @@ async def compose(
                 on_end(chunk.finish_reason)
                 return
     raise BackendError("the answer broke off before its end")
+
+
+def answer_prompt(
+    query: Query, leaves: Sequence[tuple[str, str | None]], *, aggregator: Aggregator
+) -> Prompt:
+    """What the aggregator reads; a trained one is shown no example."""
+    is_few_shot = aggregator.adapter_id is None
+    return aggregator_prompt(query.text, leaves, aggregator.template, is_few_shot=is_few_shot)
 
 
 def joined_end(sub_queries: Sequence[SubQuery], nodes: Sequence[NodeResult]) -> FinishReason:

@@ -60,7 +60,9 @@ class LimitsConfig:
     max_line_chars: int = _number(1000, 10, 100_000)
     max_node_tokens: int = _number(96, 1, 32_768)  # new tokens of one sub-query's response
     max_answer_tokens: int = _number(192, 1, 32_768)
-    max_in_flight: int = _number(64, 1, 4096)  # requests of this process at one engine
+    # Requests of this process at one engine; 0: as many as the engine batches, 64 where it does
+    # not tell.
+    max_in_flight: int = _number(0, 0, 4096)
     max_waiting: int = _number(10_000, 1, 10_000_000)  # nodes that wait for admission
 
     @property
@@ -103,6 +105,25 @@ class ComposeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PrewarmConfig:
+    """Prefill of what is known of a prompt while the rest is awaited; `prewarm.py` tells why."""
+
+    mode: Literal["off", "on", "auto"] = "auto"
+    # Of `auto`: tokens that must be gained at once, a prefill chunk of the embedded engine, ...
+    min_tokens: int = _number(256, 1, 1_000_000)
+    max_slowdown: float = _number(0.02, 0, 1)  # ... and the share of decoding time it may take
+
+
+@dataclass(frozen=True, slots=True)
+class SharingConfig:
+    """Identical sub-queries of live queries: one request for all, and a cache of responses."""
+
+    is_on: bool = True  # only what is drawn greedily, so that it makes no difference to the text
+    cache_size: int = _number(0, 0, 1_000_000)  # responses kept; 0: none
+    cache_ttl_s: float = _number(300.0, 0.001, 31_536_000)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that can be set."""
 
@@ -111,6 +132,8 @@ class Config:
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
+    prewarm: PrewarmConfig = field(default_factory=PrewarmConfig)
+    sharing: SharingConfig = field(default_factory=SharingConfig)
     catalogue: str = ""  # path of an experts.toml; empty: the one shipped with the package
 
 

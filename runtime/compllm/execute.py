@@ -9,15 +9,18 @@ Its children are told what is missing; one that has no parent's response at all 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 
 from compllm.admission import Admission
-from compllm.backend import Backend, GenerateRequest, collect
+from compllm.backend import Backend, GenerateRequest, Prompt
 from compllm.errors import BackendError, BackendUnavailable
 from compllm.graph import QueryGraph
+from compllm.prewarm import MakePrompt, Prewarmer, Warming, known_prefix
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
+from compllm.single_flight import SingleFlight
 from compllm.types import (
     Bound,
     Event,
@@ -33,6 +36,7 @@ from compllm.types import (
 )
 
 Emit = Callable[[Event], None]
+_ANSWER = 0  # beside the nodes' ids, which rise from 1
 KnownPairs = tuple[tuple[str, str | None], ...]  # (question, response); None: there is none
 
 
@@ -52,6 +56,8 @@ class Engine:
 
     backend: Backend
     admission: Admission
+    flights: SingleFlight  # over backend
+    prewarmer: Prewarmer  # over backend and admission
     experts: Mapping[str, Expert]  # by name, the base among them
     base: Expert
     nodes: NodeSettings
@@ -76,6 +82,15 @@ class _Times:
     start_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Who reads the leaves, and how its prompt is made of them."""
+
+    make_prompt: MakePrompt
+    model: str
+    adapter_id: int | None
+
+
 class Execution:
     """The expert stage of one query. `async with` it and `add` sub-queries, parents first; leaving
     the block waits for all of them, leaving it by an exception or a cancellation cancels them."""
@@ -86,6 +101,8 @@ class Execution:
         self._engine = engine
         self._live = live
         self._group = asyncio.TaskGroup()
+        self._warming = Warming(engine.prewarmer, live.id, self._group.create_task)
+        self._reader: _Reader | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._times: dict[int, _Times] = {}
         self._results: dict[int, NodeResult] = {}
@@ -113,9 +130,19 @@ class Execution:
         self.routes[sub_query.id] = route
         if self.graph.add(sub_query):
             self._launch(sub_query.id)
+        else:
+            self._prewarm(sub_query.id)
+
+    def expect_answer(
+        self, make_prompt: MakePrompt, model: str, adapter_id: int | None = None
+    ) -> None:
+        """The graph is whole, and a model will read the leaves: its prompt can be warmed."""
+        self._reader = _Reader(make_prompt, model, adapter_id)
+        self._prewarm_answer()
 
     async def restart(self, graph: QueryGraph) -> None:
         """Cancel everything and begin again with another graph: the plan was replaced."""
+        self._warming.drop_all()
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -154,6 +181,7 @@ class Execution:
         return self._errors[0] if self._errors else None
 
     def _launch(self, node_id: int) -> None:
+        self._warming.drop(node_id)
         self._times[node_id] = _Times(ready_s=self._live.elapsed_s())
         self._tasks[node_id] = self._group.create_task(self._run(node_id))
 
@@ -167,11 +195,43 @@ class Execution:
         self._record(result)
         for child in self.graph.done(node_id):
             self._launch(child)
+        self._warm_after(node_id)
+
+    # What is known of prompts whose nodes cannot start yet.
+
+    def _warm_after(self, node_id: int) -> None:
+        if not self._warming.is_on:
+            return
+        if self.graph.is_finished:
+            self._warming.drop_all()  # the aggregator's own request is next
+            return
+        for child in self.graph.children(node_id):
+            if self.graph.status(child) == "waiting":
+                self._prewarm(child)
+        if node_id in self.graph.leaves:
+            self._prewarm_answer()
+
+    def _prewarm(self, node_id: int) -> None:
+        if not self._warming.is_on:
+            return
+        sub_query, expert = self.graph[node_id], self._expert_of(node_id)
+        make = partial(self._prompt, expert, sub_query.text)
+        prompt = known_prefix(make, *self._so_far(sub_query.parents))
+        self._warming.offer(node_id, prompt, expert.model, expert.adapter_id)
+
+    def _prewarm_answer(self) -> None:
+        reader = self._reader
+        if reader is not None and self._warming.is_on:
+            prompt = known_prefix(reader.make_prompt, *self._so_far(self.graph.leaves))
+            self._warming.offer(_ANSWER, prompt, reader.model, reader.adapter_id)
+
+    def _so_far(self, node_ids: Sequence[int]) -> tuple[KnownPairs, tuple[bool, ...]]:
+        return self._known(node_ids), tuple(each not in self._results for each in node_ids)
 
     async def _answer(self, node_id: int) -> NodeResult:
         """The node's result, whatever happens. Raises only CancelledError."""
         parents = self._known(self.graph[node_id].parents)
-        expert = self._engine.experts[self.routes[node_id].expert]
+        expert = self._expert_of(node_id)
         if parents and all(response is None for _, response in parents):
             return self._ended(node_id, expert, "skipped", error="no parent has a response")
         error: BackendError | None = None
@@ -198,49 +258,67 @@ class Execution:
         self, node_id: int, attempt: int, expert: Expert, parents: KnownPairs
     ) -> NodeResult:
         """Ask one expert once. Raises BackendError, also when it takes too long or says nothing."""
-        nodes, graph = self._engine.nodes, self.graph
+        engine, graph, live = self._engine, self.graph, self._live
         request = GenerateRequest(
-            f"{self._live.id}-{node_id}-{attempt}",
-            node_prompt(expert, graph[node_id].text, parents, nodes.template),
-            nodes.sampling,
+            f"{live.id}-{node_id}-{attempt}",
+            self._prompt(expert, graph[node_id].text, parents),
+            engine.nodes.sampling,
             expert.model,
             expert.adapter_id,
         )
         path, work = graph.remaining_path(node_id), graph.remaining_work
-        async with self._engine.admission.slot(expert.model, self._live.seq, node_id, path, work):
-            times = self._times[node_id]
-            at_s = self._live.elapsed_s()
-            times.start_s = at_s if times.start_s is None else times.start_s
-            self._live.emit(NodeStarted(node_id, expert.name, at_s))
-            try:
-                async with asyncio.timeout(nodes.timeout_s):
-                    text, last = await collect(self._engine.backend, request)
-            except TimeoutError:
-                raise BackendError(
-                    f"no response within {nodes.timeout_s:g} s",
-                    query_id=self._live.id,
-                    node_id=node_id,
-                ) from None
-        if not text.strip():
-            raise BackendError("the response is empty", query_id=self._live.id, node_id=node_id)
-        usage = last.usage or Usage()
+        slot = engine.admission.slot(expert.model, live.seq, node_id, path, work)
+        times = self._times[node_id]
+        try:
+            # What waits in the queue is not late: time counts from the start.
+            async with asyncio.timeout(None) as limit:
+
+                def started(at_s: float) -> None:
+                    at_s = max(at_s - live.start_s, times.ready_s)
+                    times.start_s = at_s if times.start_s is None else times.start_s
+                    if limit.when() is None:
+                        live.emit(NodeStarted(node_id, expert.name, at_s))
+                        limit.reschedule(live.start_s + live.elapsed_s() + engine.nodes.timeout_s)
+
+                outcome = await engine.flights.generate(request, slot, started)
+        except TimeoutError:
+            raise BackendError(
+                f"no response within {engine.nodes.timeout_s:g} s",
+                query_id=live.id,
+                node_id=node_id,
+            ) from None
+        text, usage = outcome.text.strip(), outcome.last.usage or Usage()
+        if not text:
+            raise BackendError("the response is empty", query_id=live.id, node_id=node_id)
+        if not outcome.is_shared:
+            engine.prewarmer.observe(request, usage)
         result = self._ended(node_id, expert, "done")
+        first_s = outcome.started_s - live.start_s + usage.first_token_s
         return replace(
             result,
-            response=text.strip(),
-            finish_reason=last.finish_reason,
+            response=text,
+            finish_reason=outcome.last.finish_reason,
             usage=usage,
-            first_token_s=min(at_s + usage.first_token_s, result.end_s)
+            is_shared=outcome.is_shared,
+            first_token_s=min(max(first_s, result.start_s), result.end_s)
             if usage.first_token_s
             else result.end_s,
         )
+
+    def _expert_of(self, node_id: int) -> Expert:
+        return self._engine.experts[self.routes[node_id].expert]
+
+    def _prompt(
+        self, expert: Expert, sub_query: str, parents: Sequence[tuple[str, str | None]]
+    ) -> Prompt:
+        return node_prompt(expert, sub_query, parents, self._engine.nodes.template)
 
     def _record(self, result: NodeResult) -> None:
         self._results[result.id] = result
         self._live.emit(NodeFinished(result))
 
     def _cancelled(self, node_id: int) -> NodeResult:
-        expert = self._engine.experts[self.routes[node_id].expert]
+        expert = self._expert_of(node_id)
         return self._ended(node_id, expert, "cancelled", error="cancelled before its end")
 
     def _ended(

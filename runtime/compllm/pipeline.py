@@ -12,19 +12,27 @@ import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from compllm.admission import Admission
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.compose import Aggregator, compose, join, joined_end
+from compllm.compose import answer_prompt, compose, join, joined_end
 from compllm.config import Config, load_config
-from compllm.decompose import Generator, decompose
+from compllm.decompose import decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
 from compllm.errors import BackendError, CompllmError, DeadlineExceeded, QueryError
-from compllm.execute import Emit, Engine, Execution, LiveQuery, NodeSettings
+from compllm.execute import Emit, Execution, LiveQuery
 from compllm.graph import QueryGraph
+from compllm.parts import (
+    RuntimeStats,
+    make_aggregator,
+    make_engine,
+    make_generator,
+    make_limit_finder,
+)
 from compllm.paths import encoder_dir
 from compllm.plan import is_encodable, make_plan
 from compllm.route import Router
@@ -39,7 +47,6 @@ from compllm.types import (
     PlanFinished,
     Query,
     Route,
-    SamplingParams,
     SubQuery,
     SubQueryPlanned,
     Timings,
@@ -66,9 +73,10 @@ class CompLLM:
         self.num_fallbacks = 0
         self._encoder = encoder
         self._router: Router | None = None
-        self._engine = _engine(backend, catalogue, self.config)
-        self._generator = _generator(catalogue, self.config)
-        self._aggregator = _aggregator(catalogue, self.config)
+        self._engine = make_engine(backend, catalogue, self.config)
+        self._limits = make_limit_finder(self._engine, self.config)
+        self._generator = make_generator(catalogue, self.config)
+        self._aggregator = make_aggregator(catalogue, self.config)
         self._seq = itertools.count()
         self._live: set[str] = set()  # ids of the queries under way
 
@@ -110,7 +118,18 @@ class CompLLM:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._engine.flights.aclose()
         await self._engine.backend.aclose()
+
+    def stats(self) -> RuntimeStats:
+        """Counters over all queries so far."""
+        engine = self._engine
+        return RuntimeStats(
+            engine.admission.loads(),
+            engine.flights.stats(),
+            engine.prewarmer.stats(),
+            self.num_fallbacks,
+        )
 
     async def stream(
         self, query: Query | str, *, plan: Plan | None = None
@@ -129,6 +148,7 @@ class CompLLM:
             run = _Run(query, live, Execution(self._engine, live, self._new_graph()))
             try:
                 async with asyncio.timeout_at(live.start_s + deadline_s):
+                    await self._limits.find()
                     # Nodes run from here on, each from the moment its last parent has ended.
                     async with run.execution, aclosing(self._decompose(run, given)) as plan_lines:
                         async for lines in plan_lines:
@@ -136,6 +156,7 @@ class CompLLM:
                             for line, route in zip(lines, router.route(vectors), strict=True):
                                 emit(SubQueryPlanned(line, route))
                                 run.execution.add(line, route)
+                        self._prewarm_answer(run)
                     async with aclosing(self._compose(run)) as answer:
                         async for text in answer:
                             run.say(text)
@@ -174,9 +195,10 @@ class CompLLM:
             query.id, next(self._seq), asyncio.get_running_loop().time(), lambda _: None
         )
         try:
-            async with asyncio.timeout(deadline_s), self._slot(live, _PLAN_NODE):
+            async with asyncio.timeout(deadline_s):
+                await self._limits.find()
                 items = decompose(query, self._engine.backend, self._generator)
-                async with aclosing(items):
+                async with self._slot(live, _PLAN_NODE), aclosing(items):
                     async for item in items:
                         plan = item if isinstance(item, Plan) else plan
         except TimeoutError:
@@ -215,6 +237,13 @@ class CompLLM:
         vectors = await self._encoder.encode([line.text for line in lines])
         run.route_s += run.live.elapsed_s() - start_s
         return vectors
+
+    def _prewarm_answer(self, run: _Run) -> None:
+        """The plan is whole: what the aggregator will read is known but for the responses."""
+        aggregator, graph = self._aggregator, run.execution.graph
+        if aggregator.needs_model([(graph[leaf].text, "") for leaf in graph.leaves]):
+            make = partial(answer_prompt, run.query, aggregator=aggregator)
+            run.execution.expect_answer(make, aggregator.model, aggregator.adapter_id)
 
     async def _compose(self, run: _Run) -> AsyncGenerator[str, None]:
         leaves = run.execution.leaves()
@@ -382,45 +411,3 @@ async def _relay(path: Callable[[Emit], Awaitable[None]]) -> AsyncGenerator[Even
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def _engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engine:
-    limits, timeouts = config.limits, config.timeouts
-    experts = {expert.name: expert for expert in (catalogue.base, *catalogue.experts)}
-    in_flight = {expert.model: limits.max_in_flight for expert in experts.values()}
-    return Engine(
-        backend,
-        Admission(in_flight, max_waiting=limits.max_waiting),
-        experts,
-        catalogue.base,
-        NodeSettings(
-            SamplingParams(max_tokens=limits.max_node_tokens),
-            catalogue.template,
-            timeouts.node_s,
-            timeouts.retry_wait_s,
-        ),
-    )
-
-
-def _generator(catalogue: Catalogue, config: Config) -> Generator:
-    settings, limits = config.generator, config.limits.plan
-    return Generator(
-        replace(limits, max_nodes=min(settings.max_nodes, limits.max_nodes)),
-        catalogue.base.model,
-        catalogue.role_id(settings.adapter, catalogue.generator),
-        catalogue.template,
-        settings.max_tokens,
-        config.timeouts.plan_s,
-        settings.is_guided,
-    )
-
-
-def _aggregator(catalogue: Catalogue, config: Config) -> Aggregator:
-    settings = config.compose
-    return Aggregator(
-        settings.policy,
-        catalogue.base.model,
-        catalogue.role_id(settings.adapter, catalogue.aggregator),
-        catalogue.template,
-        SamplingParams(max_tokens=config.limits.max_answer_tokens),
-    )

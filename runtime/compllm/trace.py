@@ -70,6 +70,7 @@ def _node(sub_query: SubQuery, route: Route, result: NodeResult) -> dict[str, An
         "num_input_tokens": result.usage.num_input_tokens,
         "num_output_tokens": result.usage.num_output_tokens,
         "kv_reused_blocks": result.usage.kv_reused_blocks,
+        "is_shared": result.is_shared,
     }
 
 

@@ -22,12 +22,14 @@ from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
 from compllm.channel import CORE_MODEL, model_config
 from compllm.client_stats import ClientStats, RequestStats
 from compllm.connection import ClientOptions, Connection, OnRequest
+from compllm.engine_limits import batch_size_of
 from compllm.errors import CompllmError, ConfigError
 from compllm.lora_client import AdapterUse, AdapterWeights, LoraClient
 from compllm.stream import AdapterMissing, CacheFull, Exchange
 from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.types import FinishReason, SamplingParams, Usage
 
+_CONFIG_TIMEOUT_S = 2.0  # the model was ready when this client connected
 _LONG_TEXT = 4000  # characters; tokenising more takes over 1 ms and leaves the event loop
 
 
@@ -169,6 +171,11 @@ class TritonBackend:
 
         ids = tuple(dict.fromkeys(adapter_ids))
         return dict(zip(ids, await asyncio.gather(*map(one, ids)), strict=True))
+
+    async def max_batch_size(self, model: str = CORE_MODEL) -> int | None:
+        """Requests that the engine computes in one step; None where its configuration does not
+        tell. Raises BackendUnavailable, BackendError."""
+        return batch_size_of(await model_config(self.connection.url, _CONFIG_TIMEOUT_S, model))
 
     async def server_live(self) -> bool:
         """Whether anybody answers at all."""

@@ -92,12 +92,12 @@ class NodeResult:
     error: str | None = None
     finish_reason: FinishReason | None = None
     usage: Usage = field(default_factory=Usage)  # of a shared response: of the one request
-    is_shared: bool = False  # the response to another's identical request, or out of the cache
     # Seconds from the start of the query.
     ready_s: float = 0.0  # last parent ended (or the line of the plan was complete)
     start_s: float = 0.0  # handed to the backend
     first_token_s: float = 0.0
     end_s: float = 0.0
+    is_shared: bool = False  # the response to another's identical request, or out of the cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 
 from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
+from compllm.engine_limits import max_batch_size
 from compllm.errors import BackendUnavailable, CompllmError
 
 Connect = Callable[[], Awaitable[Backend]]
@@ -51,6 +52,9 @@ class LateBackend:
         async with open_chunks(await self.ready(), request) as chunks:
             async for chunk in chunks:
                 yield chunk
+
+    async def max_batch_size(self, model: str) -> int | None:
+        return await max_batch_size(await self.ready(), model)
 
     async def aclose(self) -> None:
         self._is_closed = True

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
+from compllm.engine_limits import max_batch_size
 
 
 @dataclass(slots=True)
@@ -53,6 +54,9 @@ class MeteredBackend:
             async for chunk in chunks:
                 usage.add(chunk)
                 yield chunk
+
+    async def max_batch_size(self, model: str) -> int | None:
+        return await max_batch_size(self._backend, model)
 
     async def aclose(self) -> None:
         await self._backend.aclose()

@@ -1,0 +1,84 @@
+"""Config and catalogue -> the parts that `pipeline.py` runs a query with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from compllm.admission import Admission, EngineLoad
+from compllm.backend import Backend
+from compllm.catalogue import Catalogue
+from compllm.compose import Aggregator
+from compllm.config import Config
+from compllm.decompose import Generator
+from compllm.engine_limits import UNTOLD, LimitFinder
+from compllm.execute import Engine, NodeSettings
+from compllm.prewarm import Prewarmer, PrewarmStats
+from compllm.single_flight import SharingStats, SingleFlight
+from compllm.types import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeStats:
+    """What the runtime counts over all queries since it was opened."""
+
+    engines: dict[str, EngineLoad]  # the queue in front of each, by the model's name
+    sharing: SharingStats
+    prewarm: PrewarmStats
+    num_fallbacks: int  # plans that were unusable
+
+
+def make_engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engine:
+    limits, timeouts, sharing = config.limits, config.timeouts, config.sharing
+    experts = {expert.name: expert for expert in (catalogue.base, *catalogue.experts)}
+    in_flight = {expert.model: limits.max_in_flight or UNTOLD for expert in experts.values()}
+    admission = Admission(in_flight, max_waiting=limits.max_waiting)
+    return Engine(
+        backend,
+        admission,
+        SingleFlight(
+            backend,
+            is_shared=sharing.is_on,
+            cache_size=sharing.cache_size,
+            cache_ttl_s=sharing.cache_ttl_s,
+        ),
+        Prewarmer(backend, admission, config.prewarm),
+        experts,
+        catalogue.base,
+        NodeSettings(
+            SamplingParams(max_tokens=limits.max_node_tokens),
+            catalogue.template,
+            timeouts.node_s,
+            timeouts.retry_wait_s,
+        ),
+    )
+
+
+def make_limit_finder(engine: Engine, config: Config) -> LimitFinder:
+    """A configured limit stands; where there is none, the engines are asked."""
+    models = dict.fromkeys(expert.model for expert in engine.experts.values())
+    is_set = config.limits.max_in_flight > 0
+    return LimitFinder(engine.backend, engine.admission, tuple(models), is_done=is_set)
+
+
+def make_generator(catalogue: Catalogue, config: Config) -> Generator:
+    settings, limits = config.generator, config.limits.plan
+    return Generator(
+        replace(limits, max_nodes=min(settings.max_nodes, limits.max_nodes)),
+        catalogue.base.model,
+        catalogue.role_id(settings.adapter, catalogue.generator),
+        catalogue.template,
+        settings.max_tokens,
+        config.timeouts.plan_s,
+        settings.is_guided,
+    )
+
+
+def make_aggregator(catalogue: Catalogue, config: Config) -> Aggregator:
+    settings = config.compose
+    return Aggregator(
+        settings.policy,
+        catalogue.base.model,
+        catalogue.role_id(settings.adapter, catalogue.aggregator),
+        catalogue.template,
+        SamplingParams(max_tokens=config.limits.max_answer_tokens),
+    )
