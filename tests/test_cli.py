@@ -313,7 +313,9 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     out = capsys.readouterr().out
     names = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
-    assert names == {"ask", "plan", "route", "train", "experts", "up", "down", "status", "doctor"}
+    assert names == {
+        "ask", "plan", "route", "train", "explain", "experts", "up", "down", "status", "doctor",
+    }  # fmt: skip
     assert all(f"  {name} " in out for name in names)
 
 

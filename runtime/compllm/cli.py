@@ -1,5 +1,4 @@
-"""The `compllm` command: ask, plan, experts, up, down, status, doctor, eval. The path's face for
-people.
+"""The `compllm` command: ask, plan, explain, up, down, status, doctor. The path's face for people.
 
 stdout carries results alone (the answer, or one JSON object), stderr the picture and the errors. An
 error is one line and exit status 2 (bad input or configuration) or 1 (a failure at run time); with
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from compllm import eval_cli, route_cli, train_cli
+from compllm import eval_cli, explain_cli, route_cli, train_cli
 from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
 from compllm.errors import ConfigError, ServerError
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from compllm.config import Config
     from compllm.embedded.tritonserver import ServerInfo
     from compllm.pipeline import CompLLM
-    from compllm.types import Plan, Query, Route
+    from compllm.types import Answer, Plan, Query, Route
 
 T = TypeVar("T")
 
@@ -44,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(eval_cli.app, name="eval")
 app.command()(route_cli.route)
+app.command()(explain_cli.explain)
 app.command(context_settings=train_cli.PASSED_ON)(train_cli.train)
 _INTERRUPTED = 130  # exit status, as shells have it
 
@@ -94,6 +94,9 @@ def ask(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of the answer.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    is_explained: Annotated[
+        bool, typer.Option("--explain", help="Tell where the time went, on stderr or in the JSON.")
+    ] = False,
     config: ConfigOption = None,
     is_json: JsonOption = False,
 ) -> None:
@@ -112,22 +115,22 @@ def ask(
     )
     text = _read_query(query, plan)
     answer_query = Query(text, deadline_s=deadline, sampling=sampling)
-    _run(_ask(answer_query, given, _with_server(settings), is_json=is_json))
+    answer = _run(_ask(answer_query, given, _with_server(settings), is_live=not is_json))
+    explain_cli.print_answer(answer, is_explained=is_explained, is_json=is_json)
 
 
-async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_json: bool) -> None:
+async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_live: bool) -> Answer:
     from rich.console import Console
 
-    from compllm.trace import answer_to_dict
     from compllm.view import footer, show
 
     console = Console(stderr=True)
     async with await _connect(settings, console) as llm:
-        if is_json:
-            print_json(answer_to_dict(await llm.ask(query, plan=plan)))
-            return
+        if not is_live:
+            return await llm.ask(query, plan=plan)
         answer = await show(llm.stream(query, plan=plan), console)
     console.print(footer(answer), style="dim", markup=False, highlight=False, soft_wrap=True)
+    return answer
 
 
 async def _connect(settings: Config, console: Console) -> CompLLM:

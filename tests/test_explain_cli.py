@@ -1,0 +1,112 @@
+"""`compllm explain` and `ask --explain`."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from explain_data import JOIN
+
+from compllm.cli import run
+from compllm.explain_cli import print_answer
+from compllm.types import Answer, Bound, NodeResult, Plan, Query, Route, SubQuery, Timings
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(JOIN))
+    return path
+
+
+def test_a_record_is_explained_in_tables(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", str(record)]) == 0
+    out = capsys.readouterr().out
+    assert "critical path: plan -> 2 -> 3 -> answer" in out
+    assert "whole query: 490.0 ms" in out
+
+
+def test_json_is_one_object(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", str(record), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert list(value) == [
+        "query", "total_ms", "critical_path", "critical_nodes", "where_ms", "bound", "what_if",
+        "nodes",
+    ]  # fmt: skip
+    assert value["critical_nodes"] == [2, 3]
+
+
+def test_standard_input_is_read(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(json.dumps(JOIN).encode()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert run(["explain", "-", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total_ms"] == 490
+
+
+def test_chart_and_trace_are_written(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chart, trace = tmp_path / "chart.svg", tmp_path / "trace.json"
+    assert run(["explain", str(record), "--gantt", str(chart), "--trace", str(trace)]) == 0
+    assert chart.read_bytes().startswith(b"<?xml")
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert f"wrote {chart}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gantt", "chart.bmp"], "ends in .png or .svg"),
+        (["--id", "x"], "no record with the id 'x'"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    arguments: list[str], said: str, record: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["explain", str(record), *arguments]) == 2
+    printed = capsys.readouterr()
+    (line,) = printed.err.splitlines()
+    assert said in line
+    assert printed.out == ""
+
+
+def test_a_damaged_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(JOIN)[:-40])
+    assert run(["explain", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: not JSON: ")
+
+
+def test_a_file_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["explain", "/nowhere/run.json"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot read /nowhere/run.json" in line
+
+
+ANSWER = Answer(
+    Query("q"),
+    "x",
+    Plan((SubQuery(1, "a?"),)),
+    (Route("chemistry", 0.9, is_fallback=False),),
+    (NodeResult(1, "chemistry", "done", "x", ready_s=1, start_s=1, first_token_s=2, end_s=3),),
+    Timings(1, 0.1, 2, 0.5, 3, 3.5),
+    Bound(1, 1),
+)
+
+
+def test_ask_tells_the_report_on_stderr_or_in_the_json(capsys: pytest.CaptureFixture[str]) -> None:
+    print_answer(ANSWER, is_explained=True, is_json=False)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "critical path: plan -> 1 -> answer" in printed.err
+    print_answer(ANSWER, is_explained=True, is_json=True)
+    value = json.loads(capsys.readouterr().out)
+    assert value["explain"]["where_ms"]["decode"] == 1000
+    print_answer(ANSWER, is_explained=False, is_json=True)
+    assert "explain" not in json.loads(capsys.readouterr().out)
