@@ -241,6 +241,78 @@ def test_bad_settings_are_refused(limits, policy, max_waiting, error):
         Admission(limits, policy, max_waiting=max_waiting)
 
 
+async def test_a_waiter_can_be_moved_up_and_still_leaves_the_queue_when_cancelled():
+    admission = Admission({"base": 1})
+    log: list[tuple[int, int]] = []
+    slot = admission.slot("base", 9, 1, 1.0)
+
+    async def late() -> None:
+        async with slot:
+            log.append((slot.query_seq, slot.node_id))
+
+    async with Held(admission) as free:
+        moved = asyncio.create_task(late())
+        other = asyncio.create_task(hold(admission, query=5, log=log))
+        await turn()
+        slot.promote(admission.slot("base", 2, 3, 1.0))
+        slot.promote(admission.slot("base", 7, 4, 9.0))  # further behind: nothing to take
+        await free()
+        await asyncio.gather(moved, other)
+    assert log == [(2, 3), (5, 1)]
+
+    slot = admission.slot("base", 9, 1, 1.0)
+    async with Held(admission):
+        moved = asyncio.create_task(late())
+        await turn()
+        slot.promote(admission.slot("base", 2, 1, 1.0))
+        moved.cancel()
+        await asyncio.gather(moved, return_exceptions=True)
+        assert admission.load("base").num_waiting == 0
+    assert admission.load("base").num_in_flight == 0
+    assert not admission._waiters
+
+
+async def test_who_was_woken_or_never_waited_is_not_moved():
+    admission = Admission({"base": 1})
+    slot = admission.slot("base", 9, 1, 1.0)
+    slot.promote(admission.slot("base", 1, 1, 1.0))
+    async with slot:
+        slot.promote(admission.slot("base", 1, 1, 1.0))
+    async with Held(admission) as free:
+        waiter = asyncio.create_task(slot.__aenter__())
+        await turn()
+        await free()  # woken, but it has not run since
+        slot.promote(admission.slot("base", 1, 1, 1.0))
+        await waiter
+    await slot.__aexit__(None, None, None)
+    assert slot.query_seq == 9
+    assert admission.is_idle
+
+
+async def test_other_policies_know_no_earlier_query():
+    admission = Admission({"base": 1}, "fifo")
+    slot = admission.slot("base", 9, 1, 1.0)
+    async with Held(admission) as free:
+        waiter = asyncio.create_task(slot.__aenter__())
+        await turn()
+        slot.promote(admission.slot("base", 1, 1, 1.0))
+        assert slot.query_seq == 9
+        await free()
+        await waiter
+    await slot.__aexit__(None, None, None)
+
+
+async def test_limits_can_be_replaced_while_nothing_is_in_flight():
+    admission = Admission({"base": 64, "bio": 64}, max_waiting=7)
+    admission.set_limits({"base": 2})
+    assert [load.limit for load in admission.loads().values()] == [2, 64]
+    async with Held(admission):
+        assert not admission.is_idle
+    with pytest.raises(ConfigError, match="at least 1"):
+        admission.set_limits({"bio": 0})
+    assert admission.load("bio").limit == 64
+
+
 @pytest.mark.parametrize("seed", range(5))
 async def test_no_slot_is_lost_whatever_is_cancelled_when(seed):
     """Hundreds of requests of which a third are cancelled at random turns, some twice."""
