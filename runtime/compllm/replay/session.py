@@ -1,0 +1,96 @@
+"""A whole replay: the engine measured, the graphs run, the engine measured again; then the lines.
+
+What has ended when a run is broken off is kept: `lines` tells of it at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from compllm.errors import BackendUnavailable
+from compllm.replay.counters import Samples, client_counters, engine_counters, read_samples
+from compllm.replay.drive import OnRan, Ran, ReplaySettings, replay
+from compllm.replay.graphs import ReplayGraph
+from compllm.replay.records import make_record, summarise
+from compllm.replay.runner import ReplayLLM
+from compllm.replay.step_times import mean_profile, measure
+from compllm.simulate.profile import EngineProfile
+
+
+class ReplaySession:
+    """Graphs to be replayed once."""
+
+    def __init__(
+        self,
+        graphs: Sequence[ReplayGraph],
+        settings: ReplaySettings,
+        metrics_url: str | None = None,
+    ) -> None:
+        self.graphs = graphs
+        self.settings = settings
+        self.ran: list[Ran] = []
+        self.profile: EngineProfile | None = None
+        self._metrics_url = metrics_url
+        self._counters: dict[str, Any] = {"engine": None, "client": None}
+        self._start_s = self._wall_s = 0.0
+
+    @property
+    def num_failed(self) -> int:
+        return sum(ran.error is not None for ran in self.ran)
+
+    async def run(self, llm: ReplayLLM, on_ran: OnRan = lambda _: None) -> None:
+        """`llm` is open. Raises CompllmError; `lines` has what ended before."""
+
+        def ended(ran: Ran) -> None:
+            self.ran.append(ran)
+            self._wall_s = time.monotonic() - self._start_s
+            on_ran(ran)
+
+        await llm.warm_up([self.graphs[0].question])
+        self.profile = before = await self._measured(llm)
+        samples = await self._samples()
+        self._start_s = time.monotonic()
+        try:
+            await replay(llm, self.graphs, self.settings, ended)
+        finally:
+            self._counters["client"] = client_counters(llm)
+        if samples is not None and (behind := await self._samples()) is not None:
+            self._counters["engine"] = engine_counters(samples, behind)
+        self.profile = mean_profile(before, await self._measured(llm))
+
+    def lines(self) -> Iterator[str]:
+        """A record for each graph that has ended, in the order of the file; last the summary."""
+        ran = sorted(self.ran, key=lambda each: each.index)
+        records = [make_record(each, self.settings, self.profile) for each in ran]
+        for record in records:
+            yield json.dumps(record, ensure_ascii=False) + "\n"
+        summary = summarise(
+            records,
+            self.settings,
+            num_graphs=len(self.graphs),
+            wall_s=self._wall_s,
+            profile=self.profile,
+            counters=self._counters,
+        )
+        yield json.dumps({"summary": summary}, ensure_ascii=False) + "\n"
+
+    async def _measured(self, llm: ReplayLLM) -> EngineProfile:
+        width = max(graph.width for graph in self.graphs)
+        return await measure(llm.forced.inner, llm.catalogue, width + 1, self.settings.seed)
+
+    async def _samples(self) -> Samples | None:
+        if self._metrics_url is None:
+            return None
+        try:
+            # The engine publishes its counters a little after the last answer.
+            await asyncio.sleep(_SETTLE_S)
+            return await asyncio.to_thread(read_samples, self._metrics_url)
+        except BackendUnavailable:
+            return None  # counters are no reason to lose a run
+
+
+_SETTLE_S = 0.5
