@@ -48,6 +48,7 @@ from compllm.embedded.manifest import (
     installed_versions,
     sha256_file,
 )
+from compllm.embedded.peft_config import base_name
 from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
 from compllm.paths import engine_dir, resource_dir
@@ -70,13 +71,29 @@ class AdapterSource:
         return cls(directory, check_adapter_name(directory.resolve().name))
 
 
-def default_adapters() -> tuple[AdapterSource, ...]:
-    """The adapters that travel with the package: every PEFT directory under engines/adapters/."""
-    folder = resource_dir("engines") / "adapters"
-    return tuple(
+def shipped_folder() -> Path:
+    return resource_dir("engines") / "adapters"
+
+
+def default_adapters(checkpoint: Path | None = None) -> tuple[AdapterSource, ...]:
+    """The adapters that travel with the package: every PEFT directory under engines/adapters/.
+
+    checkpoint: leave out those of another base; nobody asked for them by name.
+    """
+    found = tuple(
         AdapterSource(path.parent, check_adapter_name(path.parent.name))
-        for path in sorted(folder.glob("*/adapter_config.json"))
+        for path in sorted(shipped_folder().glob("*/adapter_config.json"))
     )
+    if checkpoint is None:
+        return found
+    base = validate_checkpoint(checkpoint).name
+    fitting = tuple(
+        each for each in found if base_name(each.directory).lower() in ("", base.lower())
+    )
+    if len(fitting) < len(found):
+        others = ", ".join(each.name for each in found if each not in fitting)
+        say(f"shipped adapters made for another base than {base} are left out: {others}")
+    return fitting
 
 
 def build_engine(
@@ -304,11 +321,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             added = [AdapterSource.parse(text) for text in options.add_adapter]
             manifest = update_adapters(out, added, options.remove_adapter)
         else:
+            checkpoint = options.checkpoint or ensure_base()
             if options.adapter or options.no_adapters:
                 adapters = tuple(AdapterSource.parse(text) for text in options.adapter or ())
             else:
-                adapters = default_adapters()
-            checkpoint = options.checkpoint or ensure_base()
+                adapters = default_adapters(checkpoint)
             manifest = build_engine(checkpoint, adapters, out, options.dtype)
         _print(manifest, out)
 

@@ -54,6 +54,14 @@ def test_an_adapter_without_an_id_has_the_one_that_training_wrote(tmp_path: Path
     assert load_catalogue(path).expert("chemistry").adapter_id == 99
 
 
+def test_an_id_that_is_not_the_adapters_own_is_refused_with_the_right_one(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    (tmp_path / "adapters" / "chem").mkdir(parents=True)
+    (tmp_path / "adapters" / "chem" / "manifest.json").write_text('{"lora_task_id": 99}')
+    with pytest.raises(ConfigError, match=r"adapters.chem.id = 7: expected 99, as its manifest"):
+        load_catalogue(path)
+
+
 def test_generator_and_aggregator_may_have_adapters(tmp_path: Path) -> None:
     assert load_catalogue(write(tmp_path, GOOD)).generator is None
     roles = '[generator]\nadapter = "chem"\n[aggregator]\n[router]'

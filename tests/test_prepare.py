@@ -4,9 +4,10 @@ import pytest
 from helpers import MakeAdapter
 
 from compllm.build_scripts.build_openvino import AdapterSource, update_adapters
+from compllm.catalogue import Catalogue, load_catalogue
 from compllm.embedded.manifest import MANIFEST_FILE, Manifest
-from compllm.errors import EngineError
-from compllm.prepare import ensure_engine
+from compllm.errors import ConfigError, EngineError
+from compllm.prepare import adapter_sources, check_ids, ensure_engine
 
 
 @pytest.fixture
@@ -54,3 +55,25 @@ def test_users_adapters_are_not_lost_to_another_base(
     with pytest.raises(EngineError, match="not of the base in use"):
         ensure_engine(base_dir, out, ())
     assert names(Manifest.read(out)) == {"mine"}
+
+
+def catalogue(tmp_path: Path, adapter: str) -> Catalogue:
+    path = tmp_path / "experts.toml"
+    path.write_text(
+        f'[base]\nsystem = "Answer."\n[router]\nthreshold = 0.3\nencoder = "x"\n{adapter}'
+    )
+    return load_catalogue(path)
+
+
+def test_engine_gets_the_adapters_of_the_catalogue(
+    tiny_checkpoint: Path, tmp_path: Path, own: AdapterSource
+) -> None:
+    named = catalogue(tmp_path, f'[adapters.mine]\npath = "{own.directory}"\nid = 5\n')
+    manifest = ensure_engine(
+        tiny_checkpoint, tmp_path / "engine", adapter_sources(named, tiny_checkpoint)
+    )
+    task_id = next(entry.task_id for entry in manifest.adapters if entry.name == "mine")
+    with pytest.raises(ConfigError, match=rf"adapters.mine: its id is 5, .* is {task_id}"):
+        check_ids(named, manifest)
+    right = f'[adapters.mine]\npath = "{own.directory}"\nid = {task_id}\n[adapters.gone]\nid = 6\n'
+    check_ids(catalogue(tmp_path, right), manifest)

@@ -155,10 +155,16 @@ def _adapters(path: Path, tables: dict[str, Any]) -> dict[str, Adapter]:
         table = _Table(path, f"adapters.{name}", value)
         folder = table.take("path", str, "")
         where = path.parent / folder if folder else None
+        trained_id = _trained_id(where) if where is not None else None
         if where is not None and "id" not in value:
-            adapter_id = _trained_id(table, where)
+            if trained_id is None:
+                expected = f"an 'id', or a lora_task_id in {where / 'manifest.json'}"
+                raise table.error("path", str(where), expected)
+            adapter_id = trained_id
         else:
             adapter_id = int(table.take_number("id", 1, 2**63 - 1, kind=int))
+            if trained_id not in (None, adapter_id):
+                raise table.error("id", adapter_id, f"{trained_id}, as its manifest.json says")
         if any(adapter.id == adapter_id for adapter in adapters.values()):
             raise table.error("id", adapter_id, "an id that no other adapter has")
         adapters[name] = Adapter(name, adapter_id, where)
@@ -166,17 +172,15 @@ def _adapters(path: Path, tables: dict[str, Any]) -> dict[str, Adapter]:
     return adapters
 
 
-def _trained_id(table: _Table, directory: Path) -> int:
-    """The id that training wrote beside the adapter: it follows from name and content, so that the
-    embedded engine finds the same one."""
-    file = directory / "manifest.json"
+def _trained_id(directory: Path) -> int | None:
+    """The id that training wrote beside the adapter: it follows from name and content, so that
+    every engine finds the same one. None: it wrote none."""
     try:
-        adapter_id = json.loads(file.read_text(encoding="utf-8"))["lora_task_id"]
+        text = (directory / "manifest.json").read_text(encoding="utf-8")
+        adapter_id = json.loads(text)["lora_task_id"]
     except (OSError, ValueError, KeyError, TypeError):
-        adapter_id = None
-    if not isinstance(adapter_id, int):
-        raise table.error("path", str(directory), f"an 'id', or a lora_task_id in {file}")
-    return adapter_id
+        return None
+    return adapter_id if isinstance(adapter_id, int) else None
 
 
 def _role(path: Path, top: _Table, role: str, adapters: dict[str, Adapter]) -> Adapter | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from compllm import eval_cli, explain_cli, replay_cli, route_cli, train_cli
+from compllm import eval_cli, explain_cli, replay_cli, route_cli, server_cli, train_cli
 from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
 from compllm.errors import ConfigError, ServerError
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from compllm.config import Config
-    from compllm.embedded.tritonserver import ServerInfo
     from compllm.pipeline import CompLLM
     from compllm.types import Answer, Plan, Query, Route
 
@@ -266,57 +265,9 @@ def experts(config: ConfigOption = None, is_json: JsonOption = False) -> None:
     )
 
 
-@app.command()
-def up(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC; 0 takes a free one.")] = 0,
-    http_port: Annotated[int, typer.Option(min=0, max=65535)] = 0,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535)] = 0,
-    timeout: Annotated[float, typer.Option(min=1.0, metavar="SECONDS")] = 60.0,
-) -> None:
-    """Start the embedded server.
-
-    It listens on loopback; any Triton client can ask its model comp_llm. What it needs (base model,
-    encoder, engine) is made first where missing.
-    """
-    from compllm.embedded import tritonserver
-    from compllm.prepare import prepare
-
-    prepare()
-    server = tritonserver.up(
-        grpc_port=port or None,
-        http_port=http_port or None,
-        metrics_port=metrics_port or None,
-        has_face=True,
-        timeout_s=timeout,
-    )
-    _print_server(server)
-
-
-@app.command()
-def down() -> None:
-    """Stop the server that `up` started."""
-    from compllm.embedded import tritonserver
-
-    print("stopped" if tritonserver.down() else "no server was running")
-
-
-@app.command()
-def status(is_json: JsonOption = False) -> None:
-    """Tell which server is running.
-
-    Exit status 1 when there is none.
-    """
-    from compllm.embedded import tritonserver
-
-    server = tritonserver.status()
-    if is_json:
-        print_json({"is_running": server is not None, **(_server_facts(server) if server else {})})
-    elif server is None:
-        print("not running: start it with `compllm up`")
-    else:
-        _print_server(server)
-    if server is None:
-        raise typer.Exit(1)
+app.command()(server_cli.up)
+app.command()(server_cli.down)
+app.command()(server_cli.status)
 
 
 @app.command()
@@ -410,22 +361,6 @@ def _read_plan(path: Path, settings: Config) -> Plan:
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run it; Ctrl-C cancels it, and with it its requests at the engine, and ends the command."""
     return asyncio.run(work)
-
-
-def _server_facts(server: ServerInfo) -> dict[str, object]:
-    return {
-        "grpc": server.grpc_url,
-        "http": server.http_url,
-        "metrics": server.metrics_url,
-        "process": server.server_pid,
-        "engine": server.engine_dir,
-        "log": server.log,
-    }
-
-
-def _print_server(server: ServerInfo) -> None:
-    for name, value in _server_facts(server).items():
-        print(f"{name:<8} {value}")
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,5 @@
-"""Makes what the embedded server needs and is not there yet: base model, encoder, engine.
+"""Makes what the embedded server needs and is not there yet: base model, encoder, engine with the
+catalogue's adapters.
 
     python -m compllm.prepare
 
@@ -16,20 +17,54 @@ from compllm.build_scripts.build_openvino import (
     AdapterSource,
     build_engine,
     default_adapters,
+    shipped_folder,
     update_adapters,
 )
 from compllm.build_scripts.convert_encoder import ensure_ir
 from compllm.build_scripts.fetch_base import ensure_base, ensure_encoder
 from compllm.build_scripts.manifest import weights_sha256
-from compllm.build_scripts.staging import run_script
+from compllm.build_scripts.staging import run_script, say
+from compllm.catalogue import Catalogue, load_catalogue
 from compllm.embedded.manifest import Manifest
-from compllm.errors import EngineError
+from compllm.errors import ConfigError, EngineError
 
 
-def prepare() -> None:
-    """Fetch and build what is missing. Raises ConfigError, EngineError, OSError."""
+def prepare(catalogue: Catalogue | None = None) -> None:
+    """Fetch and build what is missing; None is the shipped catalogue. Raises ConfigError,
+    EngineError, OSError."""
+    catalogue = catalogue or load_catalogue()
     ensure_ir(ensure_encoder())
-    ensure_engine(ensure_base(), paths.engine_dir(), default_adapters())
+    base = ensure_base()
+    manifest = ensure_engine(base, paths.engine_dir(), adapter_sources(catalogue, base))
+    check_ids(catalogue, manifest)
+
+
+def adapter_sources(catalogue: Catalogue, base: Path) -> tuple[AdapterSource, ...]:
+    """The shipped adapters, where they are for this base, and those that the catalogue has folders
+    of; its own win where they have a name in common."""
+    sources = {source.name: source for source in default_adapters(base)}
+    for each in catalogue.adapters:
+        if each.path is not None and each.path.resolve().parent != shipped_folder().resolve():
+            sources[each.name] = AdapterSource(each.path, each.name)
+    return tuple(sources[name] for name in sorted(sources))
+
+
+def check_ids(catalogue: Catalogue, manifest: Manifest) -> None:
+    """The catalogue must name the ids that the engine's adapters have by their content, so that
+    nothing cached of an older adapter is met. Raises ConfigError."""
+    there = {entry.name: entry.task_id for entry in manifest.adapters}
+    for adapter in catalogue.adapters:
+        task_id = there.get(adapter.name)
+        if task_id is None:
+            say(
+                f"adapter {adapter.name} of {catalogue.path} is not in the engine: the base answers"
+            )
+        elif task_id != adapter.id:
+            raise ConfigError(
+                f"{catalogue.path}: adapters.{adapter.name}: its id is {adapter.id}, that of its "
+                f"content is {task_id}: the adapter has changed, name that one (id, or "
+                "lora_task_id in the manifest.json beside it)"
+            )
 
 
 def ensure_engine(base: Path, out: Path, shipped: tuple[AdapterSource, ...]) -> Manifest:

@@ -243,6 +243,23 @@ def test_shipped_adapters_are_the_default(
     assert [source.name for source in build_openvino.default_adapters()] == ["chem"]
 
 
+def test_shipped_adapters_of_another_base_are_left_out(
+    chem: AdapterSource,
+    tiny_checkpoint: Path,
+    base_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(build_openvino, "resource_dir", lambda name: tmp_path / name)
+    copy = tmp_path / "engines" / "adapters" / "chem"
+    shutil.copytree(chem.directory, copy)
+    rewrite_json(copy / "adapter_config.json", {"base_model_name_or_path": "maker/tiny-llama"})
+    assert len(build_openvino.default_adapters(tiny_checkpoint)) == 1
+    assert build_openvino.default_adapters(base_dir) == ()
+    assert "are left out: chem" in capsys.readouterr().err
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     status = build_openvino.main(arguments)
     out, err = capsys.readouterr()

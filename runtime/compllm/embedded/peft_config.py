@@ -108,12 +108,22 @@ def _check_base(config: Mapping[str, Any], directory: Path, base: BaseShape) -> 
                 f"this one has {base.sha256[:12]}"
             )
         return
-    name = model_name(str(config.get("base_model_name_or_path") or ""))
+    name = _base_name(config)
     if name and base.name and name.lower() != base.name.lower():
         raise EngineError(
             f"made for base {name}, this one is {base.name}. If they are the same weights, set "
             f"base_model_name_or_path to {base.name} in {directory / 'adapter_config.json'}"
         )
+
+
+def base_name(directory: Path) -> str:
+    """The base that a PEFT directory was trained on; empty where it does not tell. Raises
+    EngineError."""
+    return _base_name(read_json(directory / "adapter_config.json"))
+
+
+def _base_name(config: Mapping[str, Any]) -> str:
+    return model_name(str(config.get("base_model_name_or_path") or ""))
 
 
 def _pattern(config: Mapping[str, Any], field: str) -> dict[str, float]:

@@ -61,6 +61,8 @@ class ServerInfo:
     engine_hash: str = ""  # of the engine's manifest at the start
     options: str = "{}"  # of the executor, as JSON
     has_face: bool = False  # serves `comp_llm` too
+    config_file: str = ""  # of that model's settings; empty: none was named
+    settings_hash: str = ""  # of what that model read at the start
 
     @property
     def grpc_url(self) -> str:
@@ -86,11 +88,13 @@ def start(
     *,
     options: Mapping[str, Any] | None = None,
     has_face: bool = False,
+    config: Path | None = None,
     timeout_s: float,
 ) -> ServerInfo:
     """Start a server of this engine with its files in `directory`, and wait until it is ready.
 
-    It ends with this process unless it is released. options, has_face: see `tritonserver.up`.
+    It ends with this process unless it is released. options, has_face, config: see
+    `tritonserver.up`.
     Raises ServerError with the reason out of the log; nothing is left running then.
     """
     deadline = time.monotonic() + timeout_s
@@ -105,7 +109,7 @@ def start(
         "engine_dir": str(engine),
         "tokenizer_dir": str(engine),
         "executor_options": json.dumps(dict(options or {}), sort_keys=True),
-        "config_file": "",
+        "config_file": str(config or ""),
     }
     served = [tritonfiles.CORE_MODEL, *([tritonfiles.FACE_MODEL] if has_face else [])]
     for attempt in range(1, _START_ATTEMPTS + 1):
@@ -119,6 +123,7 @@ def start(
             engine_hash=engine_hash(engine),
             options=values["executor_options"],
             has_face=has_face,
+            config_file=values["config_file"],
         )
         try:
             _wait_ready(info, deadline, timeout_s)
@@ -292,10 +297,27 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-def _ask(info: ServerInfo, path: str) -> tuple[int, bytes]:
+def models(info: ServerInfo) -> list[dict[str, Any]]:
+    """Name, readiness, state and its reason of each model there is. Raises ServerError."""
+    try:
+        _, index = _ask(info, "/v2/repository/index", "POST")
+        return [
+            {
+                "name": each["name"],
+                "is_ready": _ask(info, f"/v2/models/{each['name']}/ready")[0] == 200,
+                "state": each.get("state", "UNAVAILABLE").lower(),
+                **({"reason": each["reason"]} if each.get("reason") else {}),
+            }
+            for each in json.loads(index)
+        ]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise ServerError(f"{info.http_url} does not tell its models: {error}") from error
+
+
+def _ask(info: ServerInfo, path: str, method: str = "GET") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(HOST, info.http_port, timeout=2.0)
     try:
-        connection.request("GET", path)
+        connection.request(method, path)
         response = connection.getresponse()
         return response.status, response.read()
     finally:

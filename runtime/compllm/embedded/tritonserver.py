@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from compllm import paths
+from compllm.catalogue import load_catalogue
+from compllm.config import load_config
 from compllm.embedded import tritonprocess
 from compllm.embedded.tritonfiles import FACE_MODEL
 from compllm.embedded.tritonprocess import Ports, ServerInfo, check_answers, is_alive
-from compllm.errors import ServerError
+from compllm.errors import ConfigError, ServerError
 
 __all__ = ["ServerInfo", "down", "running", "status", "up"]
 
@@ -35,29 +38,40 @@ def up(
     metrics_port: int | None = None,
     options: Mapping[str, Any] | None = None,
     has_face: bool = False,
+    config: str | Path | None = None,
     timeout_s: float = 60.0,
 ) -> ServerInfo:
     """Start the user's server, or find the one of this engine that is already healthy.
 
     A port of None or 0 is a free one. options: fields of `executor.ExecutorOptions`. has_face: with
-    the model `comp_llm` too, which needs the sentence encoder. A server that died, or whose engine
-    was built anew since, is replaced. Raises ServerError, naming what stands in the way.
+    the model `comp_llm` too, which needs the sentence encoder; config: its settings, else those of
+    the environment. A server that died, or whose engine, settings or catalogue changed since, is
+    replaced. Raises ConfigError, and ServerError, naming what stands in the way.
     """
     engine = _checked_engine(engine_dir)
+    settings = Path(config).resolve() if config else None
     ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
     with _lock():
         found = _read_state()
         if found is not None and is_alive(found):
-            _check_same(found, engine, ports, options, has_face)
+            _check_same(found, engine, ports, options, has_face, settings)
             check_answers(found)
+            settings = settings or (Path(found.config_file) if found.config_file else None)
             if _is_current(found, engine):
                 return found
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
-        directory = paths.run_dir() / "server"
+        settings_hash = _settings_hash(settings) if has_face else ""
         info = tritonprocess.start(
-            engine, directory, ports, options=options, has_face=has_face, timeout_s=timeout_s
+            engine,
+            paths.run_dir() / "server",
+            ports,
+            options=options,
+            has_face=has_face,
+            config=settings,
+            timeout_s=timeout_s,
         )
+        info = replace(info, settings_hash=settings_hash)
         _write_state(info)
         tritonprocess.release(info)  # not before: killed up to here, we leave nothing behind
         return info
@@ -125,7 +139,7 @@ def running(
 
 
 def _fitting(engine: Path, options: Mapping[str, Any] | None, has_face: bool) -> ServerInfo | None:
-    with contextlib.suppress(ServerError):
+    with contextlib.suppress(ServerError, ConfigError):
         info = status()
         if info is not None and _is_current(info, engine):
             _check_same(info, engine, Ports(), options, has_face)
@@ -139,6 +153,7 @@ def _check_same(
     ports: Ports,
     options: Mapping[str, Any] | None,
     has_face: bool,
+    config: Path | None = None,
 ) -> None:
     """Raises ServerError unless the live server is the one asked for: somebody may be using it."""
     differs = None
@@ -148,6 +163,8 @@ def _check_same(
         differs = f"the options {info.options}"
     elif has_face and not info.has_face:
         differs = f"no model {FACE_MODEL}"
+    elif config is not None and info.config_file != str(config):
+        differs = f"the settings {info.config_file or 'that nobody named'}"
     actual = info.ports.names()
     for name, wanted in ports.names().items():
         if wanted is not None and wanted != actual[name]:
@@ -161,7 +178,19 @@ def _check_same(
 
 def _is_current(info: ServerInfo, engine: Path) -> bool:
     is_same = Path(info.engine_dir) == engine
-    return is_same and info.engine_hash == tritonprocess.engine_hash(engine)
+    if not is_same or info.engine_hash != tritonprocess.engine_hash(engine):
+        return False
+    config = Path(info.config_file) if info.config_file else None
+    return not info.has_face or info.settings_hash == _settings_hash(config)
+
+
+def _settings_hash(config: Path | None) -> str:
+    """Over what `comp_llm` reads when it starts: the settings and the catalogue they name, with the
+    adapters' ids in it. Raises ConfigError."""
+    settings = load_config(config)
+    settings = replace(settings, server=replace(settings.server, url=""))  # its own, of any port
+    catalogue = load_catalogue(Path(settings.catalogue) if settings.catalogue else None)
+    return hashlib.sha256(repr((settings, catalogue)).encode()).hexdigest()
 
 
 def _checked_engine(engine_dir: str | Path | None) -> Path:

@@ -1,0 +1,101 @@
+"""`compllm up`, `down`, `status`: the embedded server from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from compllm.console import print_json
+
+if TYPE_CHECKING:
+    from compllm.embedded.tritonserver import ServerInfo
+
+Port = Annotated[int, typer.Option(min=0, max=65535)]
+
+
+def up(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC; 0 takes a free one.")] = 0,
+    http_port: Port = 0,
+    metrics_port: Port = 0,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Settings of comp_llm, as TOML."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=1.0, metavar="SECONDS")] = 60.0,
+) -> None:
+    """Start the embedded server.
+
+    It listens on loopback; any Triton client can ask its model comp_llm. What it needs (base model,
+    encoder, engine with the catalogue's adapters) is made first where missing.
+    """
+    from compllm.catalogue import load_catalogue
+    from compllm.config import load_config
+    from compllm.embedded import tritonserver
+    from compllm.prepare import prepare
+
+    settings = load_config(config)
+    prepare(load_catalogue(Path(settings.catalogue) if settings.catalogue else None))
+    server = tritonserver.up(
+        grpc_port=port or None,
+        http_port=http_port or None,
+        metrics_port=metrics_port or None,
+        has_face=True,
+        config=config,
+        timeout_s=timeout,
+    )
+    _print_server(server)
+
+
+def down() -> None:
+    """Stop the server that `up` started."""
+    from compllm.embedded import tritonserver
+
+    print("stopped" if tritonserver.down() else "no server was running")
+
+
+def status(
+    is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell which server is running, and the models that it serves.
+
+    Exit status 1 when there is none, or it is not ready.
+    """
+    from compllm.embedded import tritonserver
+
+    server = tritonserver.status()
+    if is_json:
+        print_json({"is_running": server is not None, **(_facts(server) if server else {})})
+    elif server is None:
+        print("not running: start it with `compllm up`")
+    else:
+        _print_server(server)
+    if server is None:
+        raise typer.Exit(1)
+
+
+def _facts(server: ServerInfo) -> dict[str, Any]:
+    from compllm.embedded.tritonprocess import models
+
+    return {
+        "grpc": server.grpc_url,
+        "http": server.http_url,
+        "metrics": server.metrics_url,
+        "process": server.server_pid,
+        "engine": server.engine_dir,
+        "config": server.config_file,
+        "log": server.log,
+        "models": models(server),
+    }
+
+
+def _print_server(server: ServerInfo) -> None:
+    facts = _facts(server)
+    models = facts.pop("models")
+    for name, value in facts.items():
+        if value != "":
+            print(f"{name:<8} {value}")
+    for model in models:
+        state = "ready" if model["is_ready"] else f"not ready ({model['state']})"
+        print(f"model    {model['name']}: {state}")
