@@ -435,7 +435,8 @@ def test_the_stub_agrees_with_the_module(tmp_path: Path):
     # pybind11's metaclass and enum capsule are not for users of the module.
     allowed = tmp_path / "allowed"
     allowed.write_text(
-        r"compllm\._core\.(QueryGraph|AdmissionQueue|StructuralBound)(\.__init__)?"
+        r"compllm\._core\.(QueryGraph|AdmissionQueue|StructuralBound|GraphSpec|EngineModel|HostModel"
+        r"|EngineUse|RequestTrace|Simulated)(\.__init__)?"
         "\n"
         r"compllm\._core\.\w+\.__pybind11_native_enum__"
         "\n"

@@ -1,4 +1,4 @@
-"""Types of the compiled core: `csrc/bindings.cpp` written down, checked with stubtest.
+"""Types of the compiled core: `csrc/bindings*.cpp` written down, checked with stubtest.
 
 Plan rules that break raise compllm.errors (PlanError, CycleError, UnknownNodeError), a full queue
 BackendUnavailable, a step out of order RuntimeError, a bad number ValueError, a bad engine number
@@ -7,7 +7,10 @@ IndexError.
 
 import enum
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
+
+import numpy as np
+import numpy.typing as npt
 
 _NodeState: TypeAlias = Literal["waiting", "ready", "running", "done", "failed", "skipped"]
 
@@ -91,3 +94,99 @@ class AdmissionQueue:
     def num_engines(self) -> int: ...
     @property
     def policy(self) -> Policy: ...
+
+# The simulator, csrc/simulator.hpp. Nodes are counted from 0, times are milliseconds.
+
+class GraphSpec:
+    def __init__(
+        self,
+        gates: Sequence[Sequence[int]],
+        quotes: Sequence[Sequence[int]],
+        prompt_tokens: Sequence[int],
+        quoted_tokens: Sequence[int],
+        leaves: Sequence[int],
+        line_ends: Sequence[int] = (),
+        plan_prompt_tokens: int = 0,
+        answer_prompt_tokens: int = 0,
+    ) -> None: ...
+
+class EngineModel:
+    def __init__(
+        self,
+        step_ms: Sequence[float],
+        prefill_ms_per_token: float,
+        max_num_tokens: int,
+        context_ms_per_token: float = 0.0,
+        mixed_ms: float = 0.0,
+    ) -> None: ...
+
+class HostModel:
+    def __init__(
+        self,
+        to_engine_ms: float = 0.0,
+        from_engine_ms: float = 0.0,
+        handover_ms: float = 0.0,
+        route_ms: float = 0.0,
+    ) -> None: ...
+
+class EngineUse:
+    @property
+    def busy_ms(self) -> float: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_sequence_steps(self) -> int: ...
+    @property
+    def num_output_tokens(self) -> int: ...
+    @property
+    def num_prefill_tokens(self) -> int: ...
+    @property
+    def num_requests(self) -> int: ...
+
+class RequestTrace:
+    @property
+    def query(self) -> int: ...
+    @property
+    def node(self) -> int: ...
+    @property
+    def engine(self) -> int: ...
+    @property
+    def ready_ms(self) -> float: ...
+    @property
+    def admitted_ms(self) -> float: ...
+    @property
+    def first_token_ms(self) -> float: ...
+    @property
+    def end_ms(self) -> float: ...
+
+class Simulated:
+    # Each of the three gives its array away: a second call finds it empty.
+    def take_latency_ms(self) -> npt.NDArray[np.float64]: ...
+    def take_ttft_ms(self) -> npt.NDArray[np.float64]: ...
+    def take_wait_ms(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def engines(self) -> list[EngineUse]: ...
+    @property
+    def requests(self) -> list[RequestTrace]: ...
+    @property
+    def end_ms(self) -> float: ...
+    @property
+    def total_wait_ms(self) -> float: ...
+    @property
+    def num_requests(self) -> int: ...
+    @property
+    def max_waiting(self) -> int: ...
+
+def simulate(
+    graphs: Sequence[GraphSpec],
+    engine: EngineModel,
+    host: HostModel,
+    policy: Policy,
+    max_in_flight: int,
+    arrivals_ms: npt.NDArray[Any],
+    graph_of: npt.NDArray[Any],
+    responses: npt.NDArray[Any],
+    num_engines: int = 1,
+    is_streamed: bool = True,
+    is_traced: bool = False,
+) -> Simulated: ...

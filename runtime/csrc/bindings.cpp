@@ -1,4 +1,5 @@
-// Makes the query graph and the admission queue a Python module. The only file that knows pybind11.
+// Makes the query graph and the admission queue a Python module, with bindings_simulator.cpp beside
+// it. The only two files that know pybind11.
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +13,8 @@
 
 namespace py = pybind11;
 using namespace py::literals;
+
+void bind_simulator(py::module_& m);  // bindings_simulator.cpp
 
 namespace {
 
@@ -152,8 +155,9 @@ void bind_admission(py::module_& m) {
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
-    m.doc() = "Query graph and admission queue, for one thread at a time.";
+    m.doc() = "Query graph, admission queue and simulator, for one thread at a time.";
     py::register_local_exception_translator(&translate);
     bind_graph(m);
     bind_admission(m);
+    bind_simulator(m);
 }

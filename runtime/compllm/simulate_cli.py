@@ -1,0 +1,228 @@
+"""`compllm simulate`: what a load of queries would see on engines of a profile, without any engine.
+
+A table for people on stdout and one JSON object with --json; with --fit it makes the profile out of
+the result files of our benchmarks and ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from compllm.console import STDIN, as_json, print_table, say, write
+from compllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from compllm.admission import PolicyName
+    from compllm.simulate.load import Outcome, Service
+    from compllm.simulate.workload import Workload
+
+_NODE_TOKENS = 32
+_COLUMNS = (
+    "mean ms",
+    "p50 ms",
+    "p95 ms",
+    "p99 ms",
+    "first token p50 ms",
+    "worst wait ms",
+    "busy",
+    "batch",
+)
+
+
+class PolicyOption(StrEnum):
+    oldest_query_first = "oldest_query_first"
+    fifo = "fifo"
+    deepest_first = "deepest_first"
+    least_remaining_work = "least_remaining_work"
+
+
+class OverheadOption(StrEnum):
+    plan_compose = "plan+compose"
+    none = "none"
+
+
+class ScheduleOption(StrEnum):
+    dataflow = "dataflow"
+    levels = "levels"
+    sequential = "sequential"
+
+
+class ComposeOption(StrEnum):
+    always = "always"
+    auto = "auto"
+    never = "never"
+
+
+def simulate(
+    graphs: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Lines of {'question', 'steps', 'parents'}."),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(metavar="QPS", help="Queries a second, a Poisson stream.")
+    ] = None,
+    engine_profile: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A profile that --fit made; 'gpu-like': hypothetical."),
+    ] = None,
+    policy: Annotated[
+        list[PolicyOption] | None, typer.Option(help="Of admission; several are compared.")
+    ] = None,
+    schedule: Annotated[
+        ScheduleOption, typer.Option(help="Which sub-queries may run together.")
+    ] = ScheduleOption.dataflow,
+    num_engines: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 1,
+    max_in_flight: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests at an engine. Default: as many as it batches."),
+    ] = None,
+    queries: Annotated[
+        int | None, typer.Option(min=1, help="How many. Default: each graph once.")
+    ] = None,
+    tokens_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Of every response. Default: 32.")
+    ] = None,
+    token_lengths: Annotated[
+        str | None, typer.Option(metavar="lognormal:MEAN,SIGMA", help="Or drawn.")
+    ] = None,
+    overhead: Annotated[
+        OverheadOption, typer.Option(help="Whether plan and answer are generated.")
+    ] = OverheadOption.plan_compose,
+    compose: Annotated[
+        ComposeOption, typer.Option(help="Which answers are; auto: those of several leaves.")
+    ] = ComposeOption.always,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+    p95_ms: Annotated[
+        float | None,
+        typer.Option(help="Also find how many engines keep the 95th percentile within this."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    fit: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Make a profile of bench_engine.json, with bench_decode.json and "
+            "bench_scheduler_engine.json a better one; goes to --out.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of --fit. Default: stdout.")
+    ] = None,
+    json_output: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="OUT", help="All figures as JSON; '-': only that, stdout."),
+    ] = None,
+) -> None:
+    """Predict what a load of queries would see: latency, waits, utilisation, engines needed."""
+    if fit:
+        _fit(fit, out)
+        return
+    if graphs is None or rate is None or engine_profile is None:
+        raise ConfigError("give --graphs, --rate and --engine-profile, or --fit")
+    if not 0 < rate < float("inf"):
+        raise ConfigError(f"--rate is {rate}: it must be more than 0")
+    if tokens_per_node is not None and token_lengths is not None:
+        raise ConfigError("--tokens-per-node and --token-lengths exclude each other")
+    from compllm.config import Config
+    from compllm.replay.graphs import read_graphs
+    from compllm.replay.workload import TokenLengths
+    from compllm.simulate.load import Service
+    from compllm.simulate.profile import load_profile
+    from compllm.simulate.workload import Shape, base_encode, make_workload
+
+    profile = load_profile(engine_profile)
+    if token_lengths is None:
+        lengths = TokenLengths(tokens_per_node or _NODE_TOKENS, seed=seed)
+    else:
+        lengths = TokenLengths.parse(token_lengths, seed)
+    shape = Shape(overhead.value, schedule.value, compose.value, answer_tokens)
+    encode, counted_by = base_encode()
+    workload = make_workload(
+        read_graphs(graphs, Config().limits.plan),
+        lengths,
+        shape,
+        encode,
+        tokens_per_block=profile.tokens_per_block,
+    )
+    in_flight = max_in_flight or profile.max_batch_size
+    service = Service(profile, max_in_flight=in_flight, num_engines=num_engines)
+    num_queries = queries or len(workload.specs)
+    policies = tuple(dict.fromkeys(each.value for each in policy or PolicyOption))
+    outcomes, more = _predict(workload, service, policies, rate, num_queries, p95_ms)
+    if json_output != STDIN:
+        print_table(("policy", *_COLUMNS), [_row(outcome) for outcome in outcomes])
+        for name, value in more.items():
+            say(f"{name}: {value}")
+    if json_output is not None:
+        report = {
+            "graphs": len(workload.specs),
+            "rate_qps": rate,
+            "num_queries": num_queries,
+            "shape": asdict(shape),
+            "lengths": asdict(lengths),
+            "tokens_counted_by": counted_by,
+            "num_engines": num_engines,
+            "max_in_flight": in_flight,
+            "profile": asdict(profile),
+            **more,
+            "policies": [asdict(outcome) for outcome in outcomes],
+        }
+        write(as_json(report), None if json_output == STDIN else json_output)
+
+
+def _fit(paths: Sequence[Path], out: Path | None) -> None:
+    from compllm.simulate.fit import fit_profile
+
+    write(fit_profile(paths).to_json(), out)
+
+
+def _predict(
+    workload: Workload,
+    service: Service,
+    policies: Sequence[PolicyName],
+    rate: float,
+    num_queries: int,
+    p95_ms: float | None,
+) -> tuple[list[Outcome], dict[str, object]]:
+    """Every policy on the same queries, and what is said of all of them."""
+    from compllm.simulate.load import capacity_qps, engines_needed, gains, run
+
+    load = workload.load(rate, num_queries)
+    outcomes = [run(workload, load, replace(service, policy=policy)) for policy in policies]
+    capacity = capacity_qps(workload, replace(service, policy=policies[0]))
+    more: dict[str, object] = {
+        "capacity_qps": capacity,
+        "load": rate / capacity,
+        "times_shorter_than_fifo": gains(outcomes),
+        "is_hypothetical": service.profile.is_hypothetical,
+    }
+    if p95_ms is not None:
+        more["engines_needed"] = {
+            policy: engines_needed(
+                lambda count, policy=policy: (
+                    run(  # type: ignore[misc]
+                        workload, load, replace(service, policy=policy, num_engines=count)
+                    ).latency_ms.p95
+                    <= p95_ms
+                )
+            )
+            for policy in policies
+        }
+    return outcomes, more
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    latency = outcome.latency_ms
+    numbers = (latency.mean, latency.p50, latency.p95, latency.p99, outcome.ttft_ms.p50)
+    return (
+        outcome.policy,
+        *(f"{ms:,.0f}" for ms in (*numbers, outcome.wait_ms.max)),
+        f"{outcome.utilisation:.1%}",
+        f"{outcome.mean_batch:.2f}",
+    )
