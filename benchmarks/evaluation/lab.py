@@ -156,7 +156,7 @@ def _sources(router: Path | None) -> str:
     import compllm
 
     package, here = Path(compllm.__file__).parent, Path(__file__).parent
-    path = ("prompts", "decompose", "plan", "route", "execute", "compose", "pipeline")
+    path = ("prompts", "decompose", "plan", "route", "execute", "compose", "pipeline", "parts")
     ours = ("contestants", "ladder", "nodes", "propagation")
     files = [package / f"{name}.py" for name in path] + [here / f"{name}.py" for name in ours]
     files.append(package / "routers" / "heads.py")

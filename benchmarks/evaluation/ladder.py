@@ -17,7 +17,7 @@ from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
 from compllm.compose import compose
 from compllm.execute import Execution, LiveQuery
 from compllm.graph import QueryGraph
-from compllm.pipeline import _aggregator, _engine
+from compllm.parts import make_aggregator, make_engine
 from compllm.types import NodeResult, Plan, Query, Route, Usage
 
 _seq = itertools.count()
@@ -57,7 +57,7 @@ async def run_plan(
 ) -> Ran:
     """Run a plan on these routes, with these responses instead of the experts'; compose the
     leaves."""
-    engine = _engine(GivenBackend(lab.backend, query.id, given), lab.catalogue, lab.config)
+    engine = make_engine(GivenBackend(lab.backend, query.id, given), lab.catalogue, lab.config)
     live = LiveQuery(query.id, next(_seq), asyncio.get_running_loop().time(), lambda _: None)
     limits = lab.config.limits
     graph = QueryGraph(max_nodes=limits.max_nodes, max_depth=limits.max_depth)
@@ -71,6 +71,6 @@ async def run_plan(
 
 async def compose_text(lab: Lab, query: Query, pairs: Sequence[tuple[str, str | None]]) -> str:
     """What the aggregator makes of these questions and responses."""
-    aggregator = _aggregator(lab.catalogue, lab.config)
+    aggregator = make_aggregator(lab.catalogue, lab.config)
     pieces = [piece async for piece in compose(query, pairs, lab.backend, aggregator)]
     return "".join(pieces).strip()

@@ -9,12 +9,12 @@ from benchmarks.evaluation.lab import Lab
 from benchmarks.evaluation.records import PlanItem
 from benchmarks.evaluation.runner import Outcome
 from compllm.decompose import decompose
-from compllm.pipeline import _generator
+from compllm.parts import make_generator
 from compllm.types import Plan, Query, SubQuery
 
 
 def planner(lab: Lab) -> Callable[[PlanItem], Awaitable[Outcome]]:
-    generator = _generator(lab.catalogue, lab.config)
+    generator = make_generator(lab.catalogue, lab.config)
 
     async def answer(item: PlanItem) -> Outcome:
         plan = Plan(())
