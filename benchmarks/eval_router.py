@@ -4,9 +4,10 @@
 
 Fits every router on one half of the subject questions (with our own training questions and the
 catalogue's examples) and tests on the other half; then the shipped routers on our sub-queries, the
-base model's own vectors, 3 to 32 experts, other dress, the base model asked, and the time a route
-takes. Vectors, fits and answers are kept in $COMPLLM_HOME: a killed run goes on. Writes
-eval_router.json, .md and two .png; with some --parts alone, eval_router_PARTS.json and .md.
+base model's own vectors, 3 to 32 experts, other dress, the base model asked. Vectors, fits and
+answers are kept in $COMPLLM_HOME: a killed run goes on. Writes eval_router.json, .md and two .png;
+with some --parts alone, eval_router_PARTS.json and .md. `--parts speed` tells what embedding and
+routing one sub-query takes: run it alone on an idle machine.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ PARTS = {
     "speed": part_speed,
     "asked": part_asked,
 }
+WHOLE = tuple(name for name in PARTS if name != "speed")  # which wants the machine for itself
 NOTE = (
     "Choice: in-domain questions whose own expert scores highest. AUROC: best score of in-domain "
     "questions against those for no expert; far leaves out subjects that are near an expert's or "
@@ -54,7 +56,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from compllm.paths import encoder_dir
 
     # A run of some parts leaves the results of a whole one alone.
-    is_whole = set(arguments.parts) == set(PARTS)
+    is_whole = set(arguments.parts) == set(WHOLE)
     name = "_".join(["eval_router", *([] if is_whole else arguments.parts)])
     report = Report(name, arguments, ("openvino", "scikit-learn", "scipy"), NOTE)
     encoder = asyncio.run(SentenceEncoder.load(encoder_dir()))
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="DIR",
         help="of make_datasets.py; default: where it writes, if there",
     )
-    add("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART")
+    add("--parts", nargs="+", choices=list(PARTS), default=list(WHOLE), metavar="PART")
     add("--draws", type=int, default=3, help="orders of the subjects that become experts")
     add(
         "--base-each",
