@@ -1,0 +1,83 @@
+"""Every tensor of our messages is one that TensorRT-LLM's core model declares, and as it does."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from compllm import wire
+from compllm.backend import GenerateRequest, Guide, Segment
+from compllm.build_scripts.repository import upstream
+from compllm.tokenizer import SpecialIds
+from compllm.types import SamplingParams
+
+WEIGHTS = np.zeros((3, 20), np.float16), np.zeros((3, 4), np.int32)
+
+
+def everything() -> Any:
+    """A message with all that a request of ours can ask for."""
+    sampling = SamplingParams(9, 0.5, 3, 0.75, 1.1, seed=-1, stop=("a",), min_tokens=2)
+    request = GenerateRequest(
+        "r", (Segment("hi"),), sampling, adapter_id=7, guide=Guide("regex", "[0-9]")
+    )
+    special = SpecialIds(2, 0, more_end_ids=(3, 4))
+    return wire.inference_message(
+        request, "r#1", [5, 6], special, is_streamed=True, weights=WEIGHTS
+    )
+
+
+def undeclared(message: Any) -> Iterator[str]:
+    """What upstream's list does not have, or has otherwise."""
+    declared = {tensor.name: tensor for tensor in upstream.core().inputs}
+    for tensor in message.inputs:
+        if (known := declared.get(tensor.name)) is None:
+            yield f"{tensor.name} is not upstream's"
+            continue
+        kind = {"BYTES": "STRING"}.get(tensor.datatype, tensor.datatype)
+        if known.data_type != f"TYPE_{kind}":
+            yield f"{tensor.name} is {kind}, upstream has {known.data_type}"
+        batch, *dims = tensor.shape
+        fits = len(dims) == len(known.dims) and all(
+            theirs in (-1, ours) for ours, theirs in zip(dims, known.dims, strict=True)
+        )
+        if batch != 1 or not fits:
+            yield f"{tensor.name} is {list(tensor.shape)}, upstream has [1, {known.dims}]"
+
+
+def test_messages_hold_only_upstreams_tensors_types_and_shapes() -> None:
+    required = {each.name for each in upstream.core().inputs if not each.is_optional}
+    for message in (everything(), wire.stop_message("tensorrt_llm", "r#1")):
+        assert list(undeclared(message)) == []
+        assert {tensor.name for tensor in message.inputs} >= required
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "dtype"),
+    [
+        ("top_k", [[1]], np.int32),  # the name before 1.2
+        ("runtime_top_p", [[1]], np.int32),
+        ("lora_config", np.zeros((1, 3, 3)), np.int32),
+        ("stop", [True], np.bool_),
+    ],
+)
+def test_anything_invented_is_found(name: str, values: Any, dtype: type[np.generic]) -> None:
+    message = wire.stop_message("tensorrt_llm", "r#1")
+    del message.inputs[:]
+    wire.add_array(message, name, values, dtype)
+    assert len(list(undeclared(message))) == 1
+
+
+def test_responses_are_read_by_names_that_upstream_has() -> None:
+    class Asked(defaultdict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            return self[name]
+
+    asked = Asked(lambda: np.ones(1, np.int64))
+    wire.read_usage(asked)
+    wire.read_ids({name: asked[name] for name in ("output_ids", "sequence_length")})
+    assert len(asked) > 6
+    assert set(asked) <= {tensor.name for tensor in upstream.core().outputs}
