@@ -6,6 +6,10 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from compllm.build_scripts.repository.settings_files import render_toml
+from compllm.catalogue import default_catalogue_path
+from compllm.config import read_toml
+
 MakeAdapter = Callable[..., Path]  # the fixture make_adapter
 
 
@@ -13,3 +17,21 @@ def rewrite_json(path: Path, changes: Mapping[str, object]) -> None:
     """Change keys of a JSON object on disk."""
     value = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**value, **changes}), encoding="utf-8")
+
+
+def bare_catalogue(directory: Path) -> Path:
+    """The shipped catalogue without its adapters: they fit the shipped base alone, and tests ask a
+    small one."""
+    shipped = default_catalogue_path()
+    table = read_toml(shipped)
+    for role in ("generator", "aggregator"):
+        table.pop(role, None)
+    table["adapters"] = {}
+    for expert in table["experts"]:
+        expert.pop("adapter", None)
+        expert.setdefault("system", "Give only the answer, in a few words.")
+    if head := table["router"].get("head"):
+        table["router"]["head"] = str(shipped.parent / head)
+    path = directory / "experts.toml"
+    path.write_text(render_toml(table), encoding="utf-8")
+    return path

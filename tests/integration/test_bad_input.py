@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import bare_catalogue
 
 from compllm import paths
-from compllm.catalogue import default_catalogue_path
 from compllm.cli import run
 from compllm.embedded import tritonserver
 from compllm.embedded.tritonprocess import ServerInfo
@@ -42,6 +42,7 @@ def home(
     for theirs, real in ((paths.default_base_dir(), base_dir), (paths.encoder_dir(), encoder_dir)):
         theirs.parent.mkdir(parents=True, exist_ok=True)
         theirs.symlink_to(real)
+    monkeypatch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(tmp_path)))
     # The tiny engine holds few tokens, the plan's examples among them.
     monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "8")
     monkeypatch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", "8")
@@ -163,7 +164,7 @@ def test_expert_on_an_unknown_adapter_is_refused(
     write_catalogue(home, monkeypatch, ('name = "chemistry"', 'adapter = "ghost"'))
     assert run(["ask", "anything"]) == 2
     assert "adapter = 'ghost'" in only_error(capsys)
-    monkeypatch.delenv("COMPLLM_CATALOGUE")
+    bare_catalogue(home)
     monkeypatch.setenv("COMPLLM_GENERATOR_ADAPTER", "ghost")
     assert run(["ask", "anything"]) == 2
     assert "no adapter 'ghost'" in only_error(capsys)
@@ -193,16 +194,13 @@ def write_catalogue(
     home: Path, monkeypatch: pytest.MonkeyPatch, *additions: tuple[str, str]
 ) -> None:
     """The shipped one, each line of `additions` below the line it is paired with."""
-    text = default_catalogue_path().read_text(encoding="utf-8")
+    path = bare_catalogue(home)
+    text = path.read_text(encoding="utf-8")
     for line, below in additions:
         assert text.count(f"{line}\n") == 1
         text = text.replace(f"{line}\n", f"{line}\n{below}\n")
-    (home / "experts.toml").write_text(text, encoding="utf-8")
-    # A catalogue names the router's file beside itself.
-    shutil.copytree(
-        default_catalogue_path().parent / "routers", home / "routers", dirs_exist_ok=True
-    )
-    monkeypatch.setenv("COMPLLM_CATALOGUE", str(home / "experts.toml"))
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setenv("COMPLLM_CATALOGUE", str(path))
 
 
 def test_engine_of_another_base_is_not_started(home: Path, engine_dir: Path) -> None:

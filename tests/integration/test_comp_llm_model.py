@@ -24,6 +24,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from helpers import bare_catalogue
 from tritonclient.utils import InferenceServerException
 
 from compllm import paths
@@ -33,7 +34,7 @@ from compllm.errors import ServerError
 
 pytestmark = pytest.mark.triton
 
-MODEL = "comp_llm"
+MODEL, CORE = "comp_llm", "tensorrt_llm"
 QUESTION = "What is the atomic number of iron, and how many chromosomes does a human cell have?"
 MAX_TOKENS = 24  # the tiny engine holds few, and the plan's examples are among them
 WAIT_S = 60.0
@@ -57,6 +58,7 @@ def home(
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPLLM_HOME", str(home))
+        patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
         patch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "16")
         patch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", str(MAX_TOKENS))
         paths.encoder_dir().parent.mkdir(parents=True)
@@ -255,6 +257,28 @@ async def test_64_streams_run_at_once(client: Any) -> None:
     assert all("".join(each["text_output"] for each in responses) for responses in answers)
 
 
+async def test_models_and_the_load_of_their_queue_are_told(face: ServerInfo) -> None:
+    await asyncio.to_thread(_generate, face, text_input=QUESTION)
+    models = tritonprocess.models(face)
+    assert {each["name"]: each["is_ready"] for each in models} == {MODEL: True, CORE: True}
+
+    def load() -> dict[str, float]:
+        with urllib.request.urlopen(face.metrics_url) as answer:
+            text = answer.read().decode()
+        return {
+            key: float(value)
+            for key, value in re.findall(r"^(compllm_(?:queue|live)_\S+) (\S+)$", text, re.M)
+        }
+
+    async with asyncio.timeout(WAIT_S):
+        while sum(value for key, value in (await asyncio.to_thread(load)).items() if "live" in key):
+            pass
+    told = load()
+    labels = f'engine="{CORE}",model="{MODEL}",state="waiting",version="1"'
+    assert told[f"compllm_queue_requests{{{labels}}}"] == 0
+    assert told[f'compllm_queue_admitted_total{{engine="{CORE}",model="{MODEL}",version="1"}}'] > 1
+
+
 async def test_cancelled_streams_leave_the_engine_idle(face: ServerInfo, client: Any) -> None:
     draw = random.Random(0)
 
@@ -339,9 +363,16 @@ def test_up_serves_it_and_a_server_without_it_is_not_taken_for_one(
         with pytest.raises(ServerError, match=r"already running with no model comp_llm"):
             tritonserver.up(engine_dir, has_face=True)
         tritonserver.down()
-        info = tritonserver.up(engine_dir, has_face=True)
+        settings = home / "mine.toml"
+        settings.write_text("[limits]\nmax_query_chars = 40\n")
+        info = tritonserver.up(engine_dir, has_face=True, config=settings)
         assert tritonserver.up(engine_dir) == tritonserver.status() == info
-        assert _generate(info, text_input=QUESTION)["text_output"]
+        assert _generate(info, text_input=QUESTION[:40])["text_output"]
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            _generate(info, text_input=QUESTION)
+        refused.value.close()
+        with pytest.raises(ServerError, match="already running with the settings"):
+            tritonserver.up(engine_dir, has_face=True, config=home / "other.toml")
     finally:
         tritonserver.down()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import bare_catalogue
 
 from compllm import paths
 from compllm.build_scripts import smoke_triton
@@ -26,7 +27,9 @@ def bounded(
     """An engine that keeps adapters in a cache of bounded size, as TensorRT-LLM does, and the face
     with few tokens for each node: the tiny engine holds 512 in all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPLLM_HOME", str(tmp_path_factory.mktemp("home")))
+        home = tmp_path_factory.mktemp("home")
+        patch.setenv("COMPLLM_HOME", str(home))
+        patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
         patch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "16")
         paths.encoder_dir().parent.mkdir(parents=True)
         paths.encoder_dir().symlink_to(encoder_dir)
