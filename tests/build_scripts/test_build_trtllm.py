@@ -139,7 +139,8 @@ def test_unwritable_place_is_one_line(
 
 def test_extra_pins_the_release_and_nothing_else_needs_it() -> None:
     """The package installs inside NVIDIA's image alone."""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    settings = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    project = settings["project"]
     extras = project["optional-dependencies"]
     assert extras["trtllm"] == ["tensorrt-llm==1.2.1"]
     others = [
@@ -147,6 +148,8 @@ def test_extra_pins_the_release_and_nothing_else_needs_it() -> None:
         *(each for name in extras if name != "trtllm" for each in extras[name]),
     ]
     assert not [each for each in others if "tensorrt" in each or "trtllm" in each]
+    # It pins transformers below what the embedded engine needs: no resolver finds both.
+    assert [{"extra": "trtllm"}, {"extra": "embedded"}] in settings["tool"]["uv"]["conflicts"]
 
 
 def test_nothing_imports_tensorrt_llm() -> None:
