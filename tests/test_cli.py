@@ -314,7 +314,8 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     names = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
     assert names == {
-        "ask", "plan", "route", "train", "explain", "replay", "experts", "up", "down", "status", "doctor",
+        "ask", "plan", "route", "train", "explain", "replay", "simulate", "experts",
+        "up", "down", "status", "doctor",
     }  # fmt: skip
     assert all(f"  {name} " in out for name in names)
 

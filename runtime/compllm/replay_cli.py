@@ -78,6 +78,13 @@ def replay(
     admission: Annotated[
         AdmissionChoice | None, typer.Option(help="Order of waiting requests; default: oldest.")
     ] = None,
+    is_shared: Annotated[
+        bool,
+        typer.Option(
+            "--sharing/--no-sharing",
+            help="One request for identical sub-queries of live queries: less work for some.",
+        ),
+    ] = False,
     salt: Annotated[
         str,
         typer.Option(help="Before every question, so that no earlier run's prefix is reused."),
@@ -122,7 +129,11 @@ def replay(
         seed,
         salt,
     )
-    values = {"server.url": url, "compose.policy": settings.compose_policy}
+    values = {
+        "server.url": url,
+        "compose.policy": settings.compose_policy,
+        "sharing.is_on": is_shared,
+    }
     found = load_config(config, values)
     read = read_graphs(graphs, found.limits.plan, limit)
     found, metrics_url = _with_server(found)

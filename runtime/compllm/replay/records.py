@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from compllm.replay.drive import Ran, ReplaySettings
@@ -97,7 +97,8 @@ def loads_of(ran: Ran, tokens_per_block: int) -> dict[int, Load]:
 
     loads: dict[int, Load] = {}
     if work.plan_usage is not None:
-        loads[PLAN] = load(work.plan_usage)
+        # Chunk by chunk, as its lines are.
+        loads[PLAN] = load(replace(work.plan_usage, num_output_tokens=work.num_plan_tokens))
     lines = work.line_tokens or [0] * len(answer.nodes)
     for sub_query, node, at_tokens in zip(
         answer.plan.sub_queries, answer.nodes, lines, strict=True

@@ -153,7 +153,7 @@ class _Baseline:
         error = self.execution.first_error
         return Answer(
             self._query,
-            text,
+            text.lstrip(),
             self._plan,
             tuple(self.execution.routes[each.id] for each in self.execution.graph),
             nodes,

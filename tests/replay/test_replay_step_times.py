@@ -1,0 +1,63 @@
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from path_parts import CATALOGUE
+
+from compllm.backend import Chunk, GenerateRequest
+from compllm.errors import BackendError
+from compllm.replay.step_times import mean_profile, measure
+from compllm.testing import Reply, ScriptedBackend
+from compllm.types import Usage
+
+
+class ClockedBackend:
+    """Tells what an engine would that prefills at 2 ms a token and 3 ms, and decodes a step of n in
+    8 + 2n ms; it answers when nobody else comes."""
+
+    def __init__(self) -> None:
+        self.requests: list[GenerateRequest] = []
+        self._num_running = 0
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        self.requests.append(request)
+        self._num_running += 1
+        for _ in range(20):  # turns of the loop: all that are sent together have come
+            await asyncio.sleep(0)
+        size = self._num_running
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self._num_running -= 1
+        num_input = len(request.prompt[0].text.split())
+        first_s = (2 * num_input + 3) / 1e3
+        num_output = request.sampling.min_tokens
+        total_s = first_s + (num_output - 1) * (8 + 2 * size) / 1e3
+        usage = Usage(num_input, num_output, 0, 0, 0.0, first_s, total_s)
+        yield Chunk("x", num_output, "length", usage)
+
+    async def aclose(self) -> None: ...
+
+
+async def test_the_engines_times_are_found() -> None:
+    profile = await measure(ClockedBackend(), CATALOGUE, max_width=4)
+    assert dict(profile.step_ms) == pytest.approx({0: 3, 1: 10, 2: 12, 3: 14, 4: 16})
+    assert profile.prefill_ms_per_token == pytest.approx(2)
+    assert profile.step_time_ms(8) == pytest.approx(24)
+
+
+async def test_experts_take_turns_and_no_text_comes_twice_unless_warmed() -> None:
+    backend = ClockedBackend()
+    await measure(backend, CATALOGUE, max_width=2)
+    assert {request.adapter_id for request in backend.requests} == {7, 8}
+    timed = [each for each in backend.requests if not each.id.endswith("w")]
+    assert len({each.prompt for each in timed}) == len(timed)
+
+
+async def test_an_engine_that_tells_no_times_cannot_be_measured() -> None:
+    with pytest.raises(BackendError, match="reports no times"):
+        await measure(ScriptedBackend(Reply("x")), CATALOGUE)
+
+
+async def test_two_measurements_have_a_mean() -> None:
+    one = await measure(ClockedBackend(), CATALOGUE, max_width=4)
+    assert dict(mean_profile(one, one).step_ms) == pytest.approx(dict(one.step_ms))
