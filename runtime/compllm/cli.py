@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from compllm import eval_cli, explain_cli, replay_cli, route_cli, server_cli, train_cli
+from compllm import (
+    eval_cli,
+    explain_cli,
+    replay_cli,
+    route_cli,
+    server_cli,
+    simulate_cli,
+    train_cli,
+)
 from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
 from compllm.errors import ConfigError, ServerError
 
@@ -44,6 +52,7 @@ app.add_typer(eval_cli.app, name="eval")
 app.command()(route_cli.route)
 app.command()(explain_cli.explain)
 app.command()(replay_cli.replay)
+app.command()(simulate_cli.simulate)
 app.command(context_settings=train_cli.PASSED_ON)(train_cli.train)
 _INTERRUPTED = 130  # exit status, as shells have it
 

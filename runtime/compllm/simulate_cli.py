@@ -153,7 +153,8 @@ def simulate(
     in_flight = max_in_flight or profile.max_batch_size
     service = Service(profile, max_in_flight=in_flight, num_engines=num_engines)
     num_queries = queries or len(workload.specs)
-    policies = tuple(dict.fromkeys(each.value for each in policy or PolicyOption))
+    policies: tuple[PolicyName, ...] = tuple(each.value for each in policy or PolicyOption)
+    policies = tuple(dict.fromkeys(policies))
     outcomes, more = _predict(workload, service, policies, rate, num_queries, p95_ms)
     if json_output != STDIN:
         print_table(("policy", *_COLUMNS), [_row(outcome) for outcome in outcomes])

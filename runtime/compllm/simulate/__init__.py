@@ -4,6 +4,7 @@
     fit.py        a profile out of the result files of our own benchmarks
     workload.py   graphs of queries, their tokens, when they arrive
     load.py       a workload on a profile under a policy: what came out, capacity, engines needed
+    replayed.py   the work of a `compllm replay`, to compare the prediction with it
 
 The simulation itself is C++ (`csrc/simulator.hpp`) and drives the admission queue of the runtime.
 """

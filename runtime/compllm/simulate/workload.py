@@ -28,6 +28,7 @@ from compllm.types import ComposePolicy
 Overhead = Literal["plan+compose", "none"]
 Schedule = Literal["dataflow", "levels", "sequential"]
 Encode = Callable[[Prompt], Sequence[Hashable]]  # a prompt's tokens, to be counted and compared
+_Make = Callable[[str], Prompt]
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
@@ -129,7 +130,8 @@ class _Counter:
         self._encode = encode
         self._block = tokens_per_block
         self._catalogue = catalogue
-        self._cached = {make: self._shared(make) for make in (self._plan, self._node, self._answer)}
+        makes: tuple[_Make, ...] = (self._plan, self._node, self._answer)
+        self._cached = {make: self._shared(make) for make in makes}
         facts = node_prompt(catalogue.base, "a", [("", "")], catalogue.template)
         self._num_facts = len(encode(facts)) - len(encode(self._node("a")))
 
@@ -174,11 +176,11 @@ class _Counter:
     def _count(self, text: str) -> int:
         return max(1, len(self._encode((Segment(text),))))
 
-    def _fresh(self, make: Callable[[str], Prompt], text: str) -> int:
+    def _fresh(self, make: _Make, text: str) -> int:
         """Tokens of a prompt that are not in the cache since the first request of its kind."""
         return max(1, len(self._encode(make(text))) - self._cached[make])
 
-    def _shared(self, make: Callable[[str], Prompt]) -> int:
+    def _shared(self, make: _Make) -> int:
         """Tokens that every prompt of the kind begins with, as far as they fill blocks."""
         if self._block == 0:
             return 0
