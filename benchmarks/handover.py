@@ -136,4 +136,8 @@ def scripted() -> CompLLM:
 
 
 def _settings() -> dict[str, object]:
-    return {"compose.policy": "never", "limits.max_node_tokens": MAX_NODE_TOKENS}
+    return {
+        "compose.policy": "never",
+        "limits.max_node_tokens": MAX_NODE_TOKENS,
+        "sharing.is_on": False,  # the plans repeat few questions, and each must run
+    }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from benchmarks import bench_prewarm
 from path_parts import BASE, CATALOGUE, CHEMISTRY, settings
 
 from compllm.catalogue import Adapter
@@ -106,6 +108,21 @@ async def test_the_aggregators_prefix_is_filled_while_leaves_decode(opened: Open
         stats = llm.stats().prewarm
     assert stats.num_done >= 1
     assert stats.num_failed == 0
+
+
+def test_the_benchmark_counts_blocks_that_were_filled_ahead(
+    engine_dir: Path, tmp_path: Path
+) -> None:
+    bench_prewarm.main(["--smoke", "--engine", str(engine_dir), "--out", str(tmp_path)])
+    tables = json.loads((tmp_path / "bench_prewarm.json").read_text())["tables"]
+    gained = {
+        (row["reader"], row["sub_query_tokens"]): row["more_reused_blocks"]
+        for row in tables[bench_prewarm.GAINED]
+        if row["mode"] == "on"
+    }
+    assert gained[("chain", 64)] >= 1
+    assert gained[("answer", 64)] >= 1
+    assert {row["mode"] for row in tables[bench_prewarm.MEASURED]} == {"off", "on", "auto"}
 
 
 async def test_auto_keeps_short_prompts_to_themselves(opened: Open) -> None:
