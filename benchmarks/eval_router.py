@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.report import Report
 from benchmarks.report import add_arguments as add_report_arguments
 from benchmarks.routing.bench import Bench, saves
-from benchmarks.routing.parts_fitted import part_base, part_scale, part_three
+from benchmarks.routing.parts_fitted import part_base, part_scale, part_three, part_together
 from benchmarks.routing.parts_shipped import part_asked, part_dress, part_own, part_speed
 
 PARTS = {
@@ -30,6 +30,7 @@ PARTS = {
     "scale": part_scale,
     "own": part_own,
     "dress": part_dress,
+    "together": part_together,
     "speed": part_speed,
     "asked": part_asked,
 }

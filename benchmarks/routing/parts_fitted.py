@@ -4,6 +4,7 @@ other half."""
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 THREE = "three experts, everything else for none; and our sub-queries"
 FLOORS = "floors chosen for a risk on one half, measured on the other"
 BASE = "whose vectors: the sentence encoder's or the base model's (same questions)"
+TOGETHER = "people's questions, generated ones fitted apart from them or together with them"
 SCALE = "more experts"
 GAIN = "best learned head over plain similarity"
 
@@ -65,6 +67,30 @@ def part_three(bench: Bench) -> None:
     if saves(bench.arguments):
         bench.arguments.out.mkdir(parents=True, exist_ok=True)
         plot_risk(bench.arguments.out / "eval_router_risk.png", curves)
+
+
+def part_together(bench: Bench) -> None:
+    """What fitting generated questions apart from people's brings."""
+    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.routing.contestants import fitted
+    from benchmarks.routing.metrics import choice
+    from compllm.build_scripts.routing.questions import GENERATED
+
+    apart, test_on = bench.split()
+    # Without the mark of generated topics, fitting cannot tell them from people's.
+    together = replace(apart, topics=np.char.replace(apart.topics, GENERATED, "own-"))
+    for name in ("similarity", "logistic"):
+        found = [
+            next(head for _, head in fitted(sample, bench.experts, (name,))).scores(test_on.vectors)
+            for sample in (apart, together)
+        ]
+        bench.report.add(
+            TOGETHER,
+            router=name,
+            **interval_cells("apart", choice(found[0], test_on.labels)),
+            **interval_cells("together", choice(found[1], test_on.labels)),
+        )
+        bench.tick(f"together: {name}")
 
 
 def _own_cells(head: Head, own: Sample | None) -> dict[str, Cell]:
