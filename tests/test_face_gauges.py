@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from compllm.admission import EngineLoad
-from compllm.face.gauges import FAMILIES, QUEUE, values
+from compllm.face.gauges import FAMILIES, LOAD, PREWARMED, QUEUE, SHARED, values
+from compllm.parts import RuntimeStats
+from compllm.prewarm import PrewarmStats
+from compllm.single_flight import SharingStats
 
-LOAD = EngineLoad(
+ENGINE_LOAD = EngineLoad(
     limit=64,
     num_in_flight=64,
     num_waiting=5,
@@ -18,15 +21,28 @@ LOAD = EngineLoad(
 
 
 def test_each_engine_tells_what_waits_in_front_of_it() -> None:
-    told = {(family, labels): value for family, labels, value in values(3, {"tensorrt_llm": LOAD})}
+    stats = RuntimeStats(
+        {"tensorrt_llm": ENGINE_LOAD},
+        SharingStats(num_flights=9, num_joined=4, num_cache_hits=2),
+        PrewarmStats(num_sent=6, num_done=3, num_cancelled=2, num_failed=1, num_tokens=99),
+        num_fallbacks=0,
+    )
+    told = {(family, labels): value for family, labels, value in values(3, stats)}
     engine = ("engine", "tensorrt_llm")
     assert told == {
         ("compllm_live_queries", ()): 3,
         (QUEUE, (engine, ("state", "in_flight"))): 64,
         (QUEUE, (engine, ("state", "limit"))): 64,
         (QUEUE, (engine, ("state", "waiting"))): 5,
+        (LOAD, (engine,)): 69 / 64,
         ("compllm_queue_admitted_total", (engine,)): 100,
         ("compllm_queue_refused_total", (engine,)): 2,
         ("compllm_queue_wait_seconds_total", (engine,)): 1.5,
+        (SHARED, (("source", "in_flight"),)): 4,
+        (SHARED, (("source", "cache"),)): 2,
+        (PREWARMED, (("outcome", "done"),)): 3,
+        (PREWARMED, (("outcome", "cancelled"),)): 2,
+        (PREWARMED, (("outcome", "failed"),)): 1,
+        ("compllm_prewarmed_tokens_total", ()): 99,
     }
     assert {family for family, _ in told} == set(FAMILIES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from path_parts import CATALOGUE, DIAMOND, node_reply, plan_reply, settings
 
-from compllm.admission import EngineLoad
 from compllm.backend import Backend
 from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
 from compllm.face.late import LateBackend
 from compllm.face.serving import FaceModel, Runtime
 from compllm.face.usage import MeteredBackend
+from compllm.parts import RuntimeStats
 from compllm.pipeline import CompLLM
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
@@ -67,7 +67,7 @@ class Face:
     def __init__(self, *replies: Reply, connect: Callable[[], Awaitable[Backend]] | None = None):
         self.scripted = ScriptedBackend(*replies)
         self._connect = connect
-        self.loads: queue.SimpleQueue[tuple[int, Mapping[str, EngineLoad]]] = queue.SimpleQueue()
+        self.loads: queue.SimpleQueue[tuple[int, RuntimeStats]] = queue.SimpleQueue()
         self.model = FaceModel(self._load, lambda *told: self.loads.put(told))
 
     async def _load(self) -> Runtime:
@@ -255,13 +255,13 @@ def test_load_of_the_queues_is_told_up_to_the_last_end() -> None:
         face.wait_for(QUESTION, 2)
         told: list[tuple[int, int]] = []
         while not told or told[-1] != (1, 1):
-            num_queries, loads = face.loads.get(timeout=WAIT_S)
-            told.append((num_queries, loads["tensorrt_llm"].num_in_flight))
+            num_queries, stats = face.loads.get(timeout=WAIT_S)
+            told.append((num_queries, stats.engines["tensorrt_llm"].num_in_flight))
         face.set(gate)
         assert sender.next()
         while told[-1] != (0, 0):
-            num_queries, loads = face.loads.get(timeout=WAIT_S)
-            told.append((num_queries, loads["tensorrt_llm"].num_in_flight))
+            num_queries, stats = face.loads.get(timeout=WAIT_S)
+            told.append((num_queries, stats.engines["tensorrt_llm"].num_in_flight))
     assert told[0] == (0, 0)
 
 

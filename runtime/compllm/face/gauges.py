@@ -1,30 +1,38 @@
-"""The admission queue in front of the engines as Triton's metrics: what a fleet is scaled by.
+"""The runtime's counters as Triton's metrics, first the queue that a fleet is scaled by.
 
 The runtime lets a bounded number of requests into an engine, so that the engine's own gauges cannot
-tell how many wait. `serving.py` hands in snapshots of `Admission.loads`.
+tell how many wait. `serving.py` hands in snapshots of `CompLLM.stats`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from compllm.admission import EngineLoad
 from compllm.gauges import COUNTER, GAUGE, MakeMetric, Publisher, Value
+from compllm.parts import RuntimeStats
 
-QUEUE = "compllm_queue_requests"
+QUEUE, LOAD = "compllm_queue_requests", "compllm_queue_load"
+SHARED, PREWARMED = "compllm_shared_nodes_total", "compllm_prewarms_total"
 FAMILIES = {
     "compllm_live_queries": (GAUGE, "Queries that are not answered to their end"),
     QUEUE: (GAUGE, "Requests of these queries: at the engine, allowed there, waiting for it"),
+    LOAD: (
+        GAUGE,
+        "Of the requests allowed at the engine, those there and those waiting: 1 is full",
+    ),
     "compllm_queue_admitted_total": (COUNTER, "Requests that were let into the engine"),
     "compllm_queue_refused_total": (COUNTER, "Requests that found the queue full"),
     "compllm_queue_wait_seconds_total": (COUNTER, "Seconds that requests waited"),
+    SHARED: (COUNTER, "Sub-queries answered by another's request, under way or kept"),
+    PREWARMED: (COUNTER, "Prefixes sent to be filled ahead, by what became of them"),
+    "compllm_prewarmed_tokens_total": (COUNTER, "Tokens of the prefixes that were filled"),
 }
 
 
-def values(num_queries: int, loads: Mapping[str, EngineLoad]) -> Iterator[Value]:
-    """`loads`: by engine, the name of its Triton model."""
+def values(num_queries: int, stats: RuntimeStats) -> Iterator[Value]:
+    """Live queries, and what the runtime counts."""
     yield "compllm_live_queries", (), num_queries
-    for name, load in loads.items():
+    for name, load in stats.engines.items():
         engine = ("engine", name)
         states = {
             "in_flight": load.num_in_flight,
@@ -33,16 +41,24 @@ def values(num_queries: int, loads: Mapping[str, EngineLoad]) -> Iterator[Value]
         }
         for state, value in states.items():
             yield QUEUE, (engine, ("state", state)), value
+        yield LOAD, (engine,), (load.num_in_flight + load.num_waiting) / load.limit
         yield "compllm_queue_admitted_total", (engine,), load.num_admitted
         yield "compllm_queue_refused_total", (engine,), load.num_refused
         yield "compllm_queue_wait_seconds_total", (engine,), load.total_wait_s
+    sharing, prewarm = stats.sharing, stats.prewarm
+    yield SHARED, (("source", "in_flight"),), sharing.num_joined
+    yield SHARED, (("source", "cache"),), sharing.num_cache_hits
+    yield PREWARMED, (("outcome", "done"),), prewarm.num_done
+    yield PREWARMED, (("outcome", "cancelled"),), prewarm.num_cancelled
+    yield PREWARMED, (("outcome", "failed"),), prewarm.num_failed
+    yield "compllm_prewarmed_tokens_total", (), prewarm.num_tokens
 
 
 class QueueGauges:
-    """Publishes the loads of one `comp_llm` model."""
+    """Publishes the counters of one `comp_llm` model."""
 
     def __init__(self, make_metric: MakeMetric, labels: Mapping[str, str]) -> None:
         self._publisher = Publisher(make_metric, FAMILIES, labels)
 
-    def publish(self, num_queries: int, loads: Mapping[str, EngineLoad]) -> None:
-        self._publisher.publish(values(num_queries, loads))
+    def publish(self, num_queries: int, stats: RuntimeStats) -> None:
+        self._publisher.publish(values(num_queries, stats))

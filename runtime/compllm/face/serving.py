@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
-from compllm.admission import EngineLoad
 from compllm.backends import connect_as_set
 from compllm.catalogue import load_catalogue
 from compllm.config import LimitsConfig, load_config
@@ -38,6 +37,7 @@ from compllm.errors import (
 from compllm.face.contract import FaceRequest, FaceResponse, Tensors, outputs, parse, respond
 from compllm.face.late import LateBackend
 from compllm.face.usage import MeteredBackend
+from compllm.parts import RuntimeStats
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
 from compllm.types import Query
@@ -78,7 +78,7 @@ class Runtime:
 
 
 Load = Callable[[], Awaitable[Runtime]]
-OnLoads = Callable[[int, Mapping[str, EngineLoad]], None]  # live queries, load by engine
+OnLoads = Callable[[int, RuntimeStats], None]  # live queries, counters of the runtime
 
 
 async def load(server_url: str = "", config_file: str = "") -> Runtime:
@@ -282,8 +282,7 @@ class _Desk:
         """Now and then, as each change of a metric is a message to another process."""
         while True:
             num_told = len(self._live)
-            loads = self._runtime.llm.admission.loads()
-            await asyncio.to_thread(self._on_loads, num_told, loads)
+            await asyncio.to_thread(self._on_loads, num_told, self._runtime.llm.stats())
             if not num_told:  # else the last of them has an end to tell
                 await self._has_live.wait()
             await asyncio.sleep(_LOADS_PERIOD_S)
