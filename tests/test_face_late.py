@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from compllm.backend import Backend, GenerateRequest, Segment, collect
+from compllm.engine_limits import max_batch_size
 from compllm.errors import BackendUnavailable
 from compllm.face.late import LateBackend
+from compllm.face.usage import MeteredBackend
 from compllm.testing import Reply, ScriptedBackend
 
 REQUEST = GenerateRequest("q-plan", (Segment("why?"),))
@@ -87,3 +89,18 @@ async def test_closing_ends_an_attempt_and_a_connection() -> None:
     await connected.aclose()
     assert isinstance(scripted, ScriptedBackend)
     assert scripted.is_closed
+
+
+async def test_limits_of_the_engine_are_passed_on() -> None:
+    """Through both Backends of the face, so that its queue fits the engine."""
+
+    class Telling(ScriptedBackend):
+        async def max_batch_size(self, model: str) -> int | None:
+            return 128 if model == "tensorrt_llm" else None
+
+    async def connect() -> Backend:
+        return Telling()
+
+    backend = MeteredBackend(LateBackend(connect))
+    assert await max_batch_size(backend, "tensorrt_llm") == 128
+    assert await max_batch_size(backend, "other") is None

@@ -17,7 +17,7 @@ from compose_spec import PyCompose
 from compllm.build_scripts.trtllm.image import IMAGES
 from compllm.embedded.gauges import FAMILIES as ENGINE_FAMILIES
 from compllm.face.gauges import FAMILIES as FACE_FAMILIES
-from compllm.face.gauges import QUEUE
+from compllm.face.gauges import LOAD
 from compllm.paths import resource_dir
 
 DEPLOY = resource_dir("build_scripts") / "deploy"
@@ -160,10 +160,9 @@ def test_scaling_follows_the_queue_in_front_of_the_engine() -> None:
     objects = _rendered(VALUES["everything"])
     metrics = _one(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
     found = [each["pods"]["metric"] for each in metrics]
-    assert [(each["name"], each["selector"]["matchLabels"]) for each in found] == [
-        (QUEUE, {"state": "waiting"}),
-        (QUEUE, {"state": "in_flight"}),
-        ("nv_trt_llm_request_metrics", {"request_type": "active"}),
+    assert [(each["name"], each.get("selector")) for each in found] == [
+        (LOAD, None),
+        ("nv_trt_llm_request_metrics", {"matchLabels": {"request_type": "waiting"}}),
     ]
     assert {each["name"] for each in found} <= {*FACE_FAMILIES, *ENGINE_FAMILIES}
     assert "replicas" not in _one(objects, "Deployment")["spec"]
@@ -265,7 +264,7 @@ def test_dry_run_ends_before_there_must_be_engines(tmp_path: Path) -> None:
     (tmp_path / "python3").write_text('#!/bin/sh\necho "$2"\n')
     (tmp_path / "python3").chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "COMPLLM_HOME": "/data"}
-    command = [DEPLOY / "build.sh", "--gpu", "l4", "--dry-run"]
+    command = [str(DEPLOY / "build.sh"), "--gpu", "l4", "--dry-run"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [
         "compllm.build_scripts.fetch_base",

@@ -18,7 +18,7 @@ FAMILIES = {
     QUEUE: (GAUGE, "Requests of these queries: at the engine, allowed there, waiting for it"),
     LOAD: (
         GAUGE,
-        "Of the requests allowed at the engine, those there and those waiting: 1 is full",
+        "Requests at the engine and waiting for it, over the limit",
     ),
     "compllm_queue_admitted_total": (COUNTER, "Requests that were let into the engine"),
     "compllm_queue_refused_total": (COUNTER, "Requests that found the queue full"),
