@@ -24,6 +24,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from benchmarks import bench_face
 from helpers import bare_catalogue
 from tritonclient.utils import InferenceServerException
 
@@ -277,6 +278,18 @@ async def test_models_and_the_load_of_their_queue_are_told(face: ServerInfo) -> 
     labels = f'engine="{CORE}",model="{MODEL}",state="waiting",version="1"'
     assert told[f"compllm_queue_requests{{{labels}}}"] == 0
     assert told[f'compllm_queue_admitted_total{{engine="{CORE}",model="{MODEL}",version="1"}}'] > 1
+
+
+def test_its_overhead_is_measured(
+    face: ServerInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_face.main(["--quick", "--url", face.grpc_url, "--out", str(tmp_path)])
+    data = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert json.loads((tmp_path / "bench_face.json").read_text()) == data
+    paths = [(row["users"], row["path"], row["queries"]) for row in data["tables"]["load"]]
+    ways = ("in process", "comp_llm")
+    assert paths == [(users, way, users) for users in (1, 2) for way in ways]
+    assert set(data["summary"]["overhead_ms_by_users"]) == {"1", "2"}
 
 
 async def test_cancelled_streams_leave_the_engine_idle(face: ServerInfo, client: Any) -> None:
