@@ -140,6 +140,15 @@ async def test_short_prompts_on_a_slow_engine_are_never_sent() -> None:
     ]  # fmt: skip
 
 
+def test_a_prefix_that_cannot_be_worth_it_is_not_even_made() -> None:
+    setting = Setting(decode_s=100.0)
+    assert setting.prewarmer.is_out_of_question(MODEL, 4 * 255)
+    assert not setting.prewarmer.is_out_of_question(MODEL, 4 * 256)
+    assert Setting(decode_s=None).prewarmer.is_out_of_question(MODEL, 10**6)
+    assert not Setting("on").prewarmer.is_out_of_question(MODEL, 1)
+    assert setting.prewarmer.stats().num_short == 1
+
+
 async def test_on_sends_each_new_block_while_there_is_room() -> None:
     setting = Setting("on")
     assert await setting.judge(31) == "short"

@@ -36,6 +36,7 @@ from compllm.types import (
 )
 
 Emit = Callable[[Event], None]
+_TEMPLATE_CHARS = 128  # what a node's prompt has beside its texts, or more
 _ANSWER = 0  # beside the nodes' ids, which rise from 1
 KnownPairs = tuple[tuple[str, str | None], ...]  # (question, response); None: there is none
 
@@ -215,8 +216,13 @@ class Execution:
         if not self._warming.is_on:
             return
         sub_query, expert = self.graph[node_id], self._expert_of(node_id)
+        known, unknown = self._so_far(sub_query.parents)
+        num_chars = _TEMPLATE_CHARS + len(expert.system) + len(sub_query.text)
+        num_chars += sum(len(asked) + len(response or "") for asked, response in known)
+        if self._warming.is_out_of_question(expert.model, num_chars):
+            return
         make = partial(self._prompt, expert, sub_query.text)
-        prompt = known_prefix(make, *self._so_far(sub_query.parents))
+        prompt = known_prefix(make, known, unknown)
         self._warming.offer(node_id, prompt, expert.model, expert.adapter_id)
 
     def _prewarm_answer(self) -> None:

@@ -20,7 +20,7 @@ from itertools import takewhile
 from typing import Any, Literal
 
 from compllm.admission import Admission
-from compllm.backend import Backend, GenerateRequest, Prompt, Segment, collect
+from compllm.backend import Backend, GenerateRequest, Prompt, collect
 from compllm.config import PrewarmConfig
 from compllm.errors import CompllmError
 from compllm.types import SamplingParams, Usage
@@ -97,12 +97,23 @@ class Prewarmer:
     def observe(self, request: GenerateRequest, usage: Usage) -> None:
         """Learn from a request that has ended what prefill and decode take."""
         if self.is_on and usage.num_input_tokens and usage.total_s:
-            self._meter(request.model).add(_num_chars(request.prompt), usage)
+            self._meter(request.model).add(num_chars(request.prompt), usage)
 
-    def estimate_tokens(self, model: str, prompt: Prompt) -> int:
+    def estimate_tokens(self, model: str, num_chars: int) -> int:
         """About as many; 0 before anything was measured. Counting them would cost as much as
         tokenising the whole prompt again."""
-        return int(_num_chars(prompt) * self._meter(model).tokens_per_char)
+        return int(num_chars * self._meter(model).tokens_per_char)
+
+    def is_out_of_question(self, model: str, num_chars: int) -> bool:
+        """Whether a prefix of so many characters is refused whatever else it is, counted; so that
+        nobody makes it, which costs more than all else that a node costs here."""
+        if self.settings.mode != "auto":
+            return False
+        is_measured = self._meter(model).is_measured
+        if is_measured and self.estimate_tokens(model, num_chars) >= self.settings.min_tokens:
+            return False
+        self._count("short" if is_measured else "unmeasured")
+        return True
 
     def judge(self, request: GenerateRequest, num_warm: int) -> Verdict:
         """Whether to send it, counted. num_warm: its tokens that were warmed before."""
@@ -132,7 +143,7 @@ class Prewarmer:
 
     def _verdict(self, request: GenerateRequest, num_warm: int) -> Verdict:
         settings, meter = self.settings, self._meter(request.model)
-        num_tokens = self.estimate_tokens(request.model, request.prompt)
+        num_tokens = self.estimate_tokens(request.model, num_chars(request.prompt))
         num_blocks = num_tokens // TOKENS_PER_BLOCK - num_warm // TOKENS_PER_BLOCK
         load = self._admission.load(request.model)
         is_full = load.num_in_flight >= load.limit
@@ -173,6 +184,9 @@ class Warming:
     def is_on(self) -> bool:
         return self._prewarmer.is_on
 
+    def is_out_of_question(self, model: str, num_chars: int) -> bool:
+        return self._prewarmer.is_out_of_question(model, num_chars)
+
     def offer(self, node_id: int, prompt: Prompt, model: str, adapter_id: int | None) -> None:
         """The prompt of this node begins so."""
         task = self._tasks.get(node_id)
@@ -187,7 +201,8 @@ class Warming:
             adapter_id,
         )
         if self._prewarmer.judge(request, num_warm) == "send":
-            self._num_warm[node_id] = self._prewarmer.estimate_tokens(model, prompt)
+            num_tokens = self._prewarmer.estimate_tokens(model, num_chars(prompt))
+            self._num_warm[node_id] = num_tokens
             self._tasks[node_id] = self._create_task(self._prewarmer.send(request))
 
     def drop(self, node_id: int) -> None:
@@ -257,9 +272,5 @@ class _Meter:
         return True
 
 
-def _num_chars(prompt: Prompt) -> int:
-    return sum(_length(segment) for segment in prompt)
-
-
-def _length(segment: Segment) -> int:
-    return len(segment.text)
+def num_chars(prompt: Prompt) -> int:
+    return sum(len(segment.text) for segment in prompt)
