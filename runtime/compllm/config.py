@@ -124,6 +124,15 @@ class SharingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class GateConfig:
+    """Whether a question that needs no plan goes straight to one expert; `gate.py` tells how."""
+
+    mode: Literal["off", "on", "auto"] = "off"
+    risk: float = _number(0.05, 0, 1)  # of `auto`: wrong ones among those sent straight on, at most
+    file: str = ""  # of train_gate.py; empty: the shipped one
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that can be set."""
 
@@ -134,6 +143,7 @@ class Config:
     compose: ComposeConfig = field(default_factory=ComposeConfig)
     prewarm: PrewarmConfig = field(default_factory=PrewarmConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     catalogue: str = ""  # path of an experts.toml; empty: the one shipped with the package
 
 

@@ -25,6 +25,7 @@ from compllm.decompose import decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
 from compllm.errors import BackendError, CompllmError, DeadlineExceeded, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
+from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
 from compllm.parts import (
     RuntimeStats,
@@ -73,6 +74,7 @@ class CompLLM:
         self.num_fallbacks = 0
         self._encoder = encoder
         self._router: Router | None = None
+        self._gate: GateKeeper | None = None
         self._engine = make_engine(backend, catalogue, self.config)
         self._limits = make_limit_finder(self._engine, self.config)
         self._generator = make_generator(catalogue, self.config)
@@ -107,6 +109,7 @@ class CompLLM:
     async def __aenter__(self) -> CompLLM:
         try:
             self._router = await Router.build(self.catalogue, self._encoder)
+            self._gate = await open_gate(self.config.gate, self._encoder)
         except BaseException:
             await self._engine.backend.aclose()
             raise
@@ -215,6 +218,8 @@ class CompLLM:
     ) -> AsyncGenerator[tuple[SubQuery, ...], None]:
         """Yield the plan's sub-queries: each when its line ends, or all of a plan that is there
         already."""
+        if given is None and self._gate is not None:
+            given = await self._gate.plan(run.query.text)
         if given is not None:
             yield given.sub_queries
             run.finish_plan(given)

@@ -48,6 +48,7 @@ def plan_to_dict(plan: Plan, routes: Sequence[Route] = ()) -> dict[str, Any]:
         "depth": plan_depth(plan.sub_queries),
         "is_fallback": plan.is_fallback,
         **({"fallback_reason": plan.reason} if plan.is_fallback else {}),
+        **({"is_direct": True} if plan.is_direct else {}),
         "lines": [format_line(sub_query) for sub_query in plan.sub_queries],
         **({"experts": [route.expert for route in routes]} if routes else {}),
     }
@@ -65,6 +66,7 @@ def _node(sub_query: SubQuery, route: Route, result: NodeResult) -> dict[str, An
         **({"error": result.error} if result.error is not None else {}),
         "ready_ms": _ms(result.ready_s),
         "start_ms": _ms(result.start_s),
+        **_scheduled(result),
         "first_token_ms": _ms(result.first_token_s),
         "end_ms": _ms(result.end_s),
         "num_input_tokens": result.usage.num_input_tokens,
@@ -72,6 +74,15 @@ def _node(sub_query: SubQuery, route: Route, result: NodeResult) -> dict[str, An
         "kv_reused_blocks": result.usage.kv_reused_blocks,
         "is_shared": result.is_shared,
     }
+
+
+def _scheduled(result: NodeResult) -> dict[str, float]:
+    """When the engine took the node up, where it tells; between what surrounds it, as its clock
+    begins at the request's arrival there."""
+    if not result.usage.scheduled_s:
+        return {}
+    at_s = result.start_s + result.usage.scheduled_s
+    return {"scheduled_ms": _ms(min(at_s, result.first_token_s))}
 
 
 def _ms(seconds: float) -> float:

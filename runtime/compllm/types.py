@@ -127,6 +127,7 @@ class Plan:
     sub_queries: tuple[SubQuery, ...]
     is_fallback: bool = False  # the generator's plan was unusable: one node, the query itself
     reason: str = ""  # why it fell back
+    is_direct: bool = False  # nobody planned: the gate sent the query straight to one expert
 
 
 @dataclass(frozen=True, slots=True)

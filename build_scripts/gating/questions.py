@@ -1,0 +1,84 @@
+"""Questions with the label that the gate learns: does this need a plan, or will one expert do?
+
+Of the generator's set a question needs none when its plan is one line (the singles, a few of the
+human decompositions); the set's own parts are the split, with other wordings in each. A file of
+requests (`request`, `parallel`, `source`) says itself whether answering in parallel parts is worth
+it; it is split by hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from compllm.errors import ConfigError
+
+Part = Literal["train", "validation", "test"]
+SINGLE = "single"  # the generator's questions of one step
+REQUESTS = "requests"  # the labelled requests of people
+_MAX_EACH: dict[Part, int] = {"train": 500, "validation": 200, "test": 200}
+_PART_OF_TEN: tuple[Part, ...] = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A question, whether one expert alone should answer it, and the set it comes from."""
+
+    text: str
+    is_direct: bool
+    source: str
+
+
+def read_part(
+    generator: Path, requests: Path | None, part: Part, seed: int = 0
+) -> tuple[Labelled, ...]:
+    """All singles and requests of a part, a sample of each other source; no text twice. Raises
+    ConfigError naming file and line."""
+    by_source: dict[str, list[Labelled]] = {}
+    for question in (*_generated(generator, part), *_requested(requests, part)):
+        by_source.setdefault(question.source, []).append(question)
+    rng = random.Random(seed)
+    found: dict[str, Labelled] = {}
+    for source, questions in sorted(by_source.items()):
+        if source not in (SINGLE, REQUESTS) and len(questions) > _MAX_EACH[part]:
+            questions = rng.sample(questions, _MAX_EACH[part])
+        found |= {question.text: question for question in questions}
+    return tuple(found.values())
+
+
+def _generated(folder: Path, part: Part) -> Iterator[Labelled]:
+    for record in _records(folder / f"{part}.jsonl", ("question", "plan", "source")):
+        is_direct = len(record["plan"].splitlines()) == 1
+        yield Labelled(record["question"], is_direct, record["source"])
+
+
+def _requested(path: Path | None, part: Part) -> Iterator[Labelled]:
+    if path is None:
+        return
+    for record in _records(path, ("request", "parallel")):
+        place = hashlib.sha256(record["request"].encode("utf-8", "replace")).digest()[0] % 10
+        if _PART_OF_TEN[place] == part:
+            yield Labelled(record["request"], not record["parallel"], REQUESTS)
+
+
+def _records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}: line {number} is not JSON: {error}") from error
+        missing = [key for key in keys if not isinstance(record, dict) or key not in record]
+        if missing:
+            raise ConfigError(f"{path}: line {number} has no {missing[0]!r}")
+        yield record
