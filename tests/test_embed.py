@@ -1,8 +1,10 @@
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +197,33 @@ async def test_without_openvino_or_the_conversion_the_library_encodes(
     encoder = await SentenceEncoder.load(encoder_dir)
     assert type(encoder._model).__name__ == "SentenceTransformer"
     assert encoder.id == f"{encoder_id(ir.parent)}/plain1"
+
+
+async def test_after_a_cancel_the_next_waits_for_the_thread_that_still_computes() -> None:
+    class SlowModel(CountingModel):
+        entered, leave = threading.Event(), threading.Event()
+        num_inside = 0
+
+        def encode(self, texts: list[str], **options: object) -> Array:
+            self.num_inside += 1
+            assert self.num_inside == 1
+            self.entered.set()
+            assert self.leave.wait(10)
+            self.num_inside -= 1
+            return super().encode(texts, **options)
+
+    model = SlowModel()
+    encoder = SentenceEncoder(model, "id")
+    first = asyncio.create_task(encoder.encode(["a"]))
+    await asyncio.to_thread(model.entered.wait, 10)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(encoder.encode(["bb"]))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    model.leave.set()
+    assert (await second)[0, 0] == 2
+    assert len(model.batches) == 2
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -70,6 +71,8 @@ class SentenceEncoder:
     def __init__(self, model: Any, encoder_id: str, cache_size: int = 4096) -> None:
         self._model = model
         self._lock = asyncio.Lock()  # one forward at a time: two only share the cores
+        # A cancelled caller gives the other lock back while its thread still computes.
+        self._computing = threading.Lock()
         self._cache: OrderedDict[str, Array] = OrderedDict()
         self._cache_size = cache_size
         self.id = f"{encoder_id}/{_PLAIN_VERSION}"
@@ -113,9 +116,10 @@ class SentenceEncoder:
         return np.stack(found) if found else np.zeros((0, self.dim), np.float32)
 
     def _encode(self, texts: list[str]) -> Array:
-        rows = self._model.encode(
-            texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False
-        )
+        with self._computing:
+            rows = self._model.encode(
+                texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False
+            )
         return np.asarray(rows, np.float32)
 
 
