@@ -52,7 +52,10 @@ def scripted(*nodes: Reply, plan: Reply | None = None) -> ScriptedBackend:
 
 
 def replay_llm(backend: ScriptedBackend, replayed: ReplaySettings) -> ReplayLLM:
-    config = settings(compose__policy=replayed.compose_policy, sharing__is_on=False)
+    # Of a gate that is on nothing must be seen.
+    config = settings(
+        compose__policy=replayed.compose_policy, sharing__is_on=False, gate__mode="on"
+    )
     return ReplayLLM(backend, HashingEncoder(), CATALOGUE, config)
 
 
