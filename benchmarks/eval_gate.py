@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,7 @@ NOTE = (
     "planned and straight, one at a time; right: the exact answer stands in the text."
 )
 
-Scores = npt.NDArray[np.floating]
+Scores = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.bool_]
 
 
@@ -222,11 +222,13 @@ async def _measure(arguments: argparse.Namespace, gate: Gate, encoder: Encoder) 
 
 def _plot_risk(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
     rows = [row for row in tables["curve"] if row["wrong_%"] is not None]
-    axes.plot([row["sent_of_direct_%"] for row in rows], [row["wrong_%"] for row in rows])
-    for row in tables["levels"]:
-        axes.plot(row["sent_of_direct_%"], row["wrong_%"], "o", color="black", markersize=3)
+    axes.plot(_column(rows, "sent_of_direct_%"), _column(rows, "wrong_%"))
+    levels = tables["levels"]
+    points = list(zip(_column(levels, "sent_of_direct_%"), _column(levels, "wrong_%"), strict=True))
+    for row, point in zip(levels, points, strict=True):
+        axes.plot(*point, "o", color="black", markersize=3)
         name = str(row["risk"]) if row["risk"] == "on" else f"risk {row['risk']}"
-        axes.annotate(name, (row["sent_of_direct_%"], row["wrong_%"]), fontsize=7, ha="right")
+        axes.annotate(name, point, fontsize=7, ha="right")
     axes.set_xlabel("questions that need no plan and skip it, %")
     axes.set_ylabel("wrong among those that skip it, %")
     axes.grid(alpha=0.3)
@@ -237,10 +239,11 @@ def _plot_engine(path: Path, rows: Sequence[Row], summary: Mapping[str, Row | No
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot([row["mean_ms"] for row in rows], [row["right_%"] for row in rows], ".-")
+    axes.plot(_column(rows, "mean_ms"), _column(rows, "right_%"), ".-")
     for name, row in summary.items():
         if row is not None:
-            axes.annotate(name, (row["mean_ms"], row["right_%"]), fontsize=8)
+            (x,), (y,) = _column([row], "mean_ms"), _column([row], "right_%")
+            axes.annotate(name, (x, y), fontsize=8)
     axes.set_xlabel("mean time of a query, ms")
     axes.set_ylabel("right answers, %")
     axes.grid(alpha=0.3)
@@ -260,6 +263,10 @@ def _auroc(direct: Scores, others: Scores) -> float:
 
 def _mean(values: Iterator[bool] | Sequence[bool] | Sequence[float]) -> float:
     return float(np.mean(list(values)))
+
+
+def _column(rows: Sequence[Row], name: str) -> list[float]:
+    return [float(row[name] or 0) for row in rows]
 
 
 def _percent(share: float) -> float:
