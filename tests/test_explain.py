@@ -99,6 +99,17 @@ def test_a_replayed_stage_has_neither_planner_nor_answer() -> None:
     assert report.to_dict()["recorded"]["ideal_ms"] == 8
 
 
+def test_without_a_planner_no_line_is_waited_for() -> None:
+    times = ("ready_ms", "start_ms", "first_token_ms", "end_ms")
+    nodes = [
+        {"id": 1, "parents": [], **dict(zip(times, (0, 0, 10, 30), strict=True))},
+        {"id": 2, "parents": [1], **dict(zip(times, (30, 30, 50, 90), strict=True))},
+    ]
+    report = of({"id": "chain", "nodes": nodes, "total_ms": 90})
+    totals = {what_if.category: what_if.total_ms for what_if in report.what_ifs}
+    assert (totals["prefill"], totals["decode"]) == (60, 30)
+
+
 def test_the_engines_own_queue_is_told_where_it_was_recorded() -> None:
     record = copy.deepcopy(JOIN)
     record["nodes"][1]["scheduled_ms"] = 161
@@ -209,6 +220,7 @@ def _with_node(**changes: Any) -> dict[str, Any]:
         (_with(nodes=None), "'nodes' is missing"),
         (_with(nodes=["a"]), "nodes[0] has the id missing"),
         (_with(timings=3), "'timings' is 3"),
+        (_with(nodes=[], error="no engine"), "the query failed, there is nothing to explain: no"),
         (_with(timings={}), "total_ms = missing"),
         (_with(timings={"total_ms": 10}), "a node ends at 400 ms, after the total of 10 ms"),
         (_with_node(id=True), "the id True"),

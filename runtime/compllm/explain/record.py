@@ -77,6 +77,8 @@ def run_of(record: Mapping[str, Any]) -> Run:
     if not isinstance(times, Mapping):
         raise ConfigError(f"'timings' is {_seen(times)}, expected an object")
     times = {**record, **times}
+    if record.get("error") and not record.get("nodes"):
+        raise ConfigError(f"the query failed, there is nothing to explain: {record['error']}")
     nodes = _nodes(record.get("nodes"))
     total_ms = _ms(times, "total_ms", "the record")
     end_ms = max(node.end_ms for node in nodes)

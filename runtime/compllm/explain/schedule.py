@@ -180,8 +180,9 @@ def _steps(run: Run) -> list[_Step]:
         )
         gate_ms = node.ready_ms if parents_ms is None or is_line_last else parents_ms
         found[node.id] = _Step(node, gate_ms, gate_ms, is_line_last)
-    # Lines come in the order of the ids: no later than the next one that is known.
-    known_ms = run.plan_ms or run.nodes_end_ms
+    # Lines come in the order of the ids: no later than the next one that is known. Without a
+    # planner all were there with the first.
+    known_ms = run.plan_ms or min(node.ready_ms for node in run.nodes)
     for id in sorted(found, reverse=True):
         step = found[id]
         known_ms = min(known_ms, step.gate_ms) if step.is_line_last else known_ms
