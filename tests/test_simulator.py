@@ -149,7 +149,6 @@ def test_two_engines_share_the_requests():
 
 
 def test_oldest_query_overtakes_in_the_queue_and_fifo_does_not():
-    # One slot: the third request waits behind the second under FIFO, before it otherwise.
     chain = {**JOIN, "gates": [[], [0]], "quotes": [[], [0]], "prompt": [10, 10]}
     chain |= {"quoted": [5, 5], "leaves": [1]}
     single = replace(MACHINE, max_in_flight=1)

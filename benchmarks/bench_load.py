@@ -1,0 +1,257 @@
+"""Queries that arrive at random, under each admission policy, and what the simulator says of them.
+
+    python -m benchmarks.bench_load --graphs FILE [--part simulated|real]... [--smoke]
+
+simulated: every policy, in-flight limit and load on profiles of engines; no engine is part of it.
+real: the real path through Triton (`compllm up` first): a closed loop finds the capacity, then
+Poisson arrivals at shares of it, the policies one after another at each share, and beside each run
+what the simulator makes of the very requests that ran, on the step times measured around them.
+Results: load_simulated.json, bench_load.json and bench_load.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.load_simulated import LOADS, POLICIES, Grid, read, simulated, summarise
+from benchmarks.report import RESULTS, Report, Row, add_arguments
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from compllm.admission import PolicyName
+    from compllm.replay.drive import ReplaySettings
+    from compllm.replay.graphs import ReplayGraph
+    from compllm.replay.session import ReplaySession
+    from compllm.simulate.load import Spread
+    from compllm.simulate.profile import EngineProfile
+
+TABLE = "load"
+PROFILE = RESULTS / "engine_profile.json"  # `compllm simulate --fit` made it
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is the same for every run."""
+
+    graphs: Sequence[ReplayGraph]
+    settings: ReplaySettings
+    overrides: Mapping[str, object]  # of the configuration
+    max_in_flight: int
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One run: what the queries saw."""
+
+    latency_ms: Spread
+    worst_wait_ms: float
+    throughput_qps: float
+    session: ReplaySession
+
+
+async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -> Seen:
+    """A runtime of its own: its counters are this run's."""
+    import numpy as np
+
+    from compllm.config import load_config
+    from compllm.replay.runner import ReplayLLM
+    from compllm.replay.session import ReplaySession
+    from compllm.simulate.load import Spread
+
+    session = ReplaySession(bench.graphs, settings)
+    async with await ReplayLLM.connect(load_config(None, bench.overrides)) as llm:
+        assert isinstance(llm, ReplayLLM)
+        llm.use_admission(policy)
+        await session.run(llm)
+        waits_ms = [1e3 * engine.max_wait_s for engine in llm.stats().engines.values()]
+    well = [ran for ran in session.ran if ran.error is None and ran.answer is not None]
+    if not well:
+        raise SystemExit(f"no query went well, the first: {session.ran[0].error}")
+    # From when a query was due: a client that falls behind hides nothing.
+    latency_ms = [1e3 * (ran.late_s + ran.answer.timings.total_s) for ran in well if ran.answer]
+    ends_s = [ran.start_s + ran.answer.timings.total_s for ran in well if ran.answer]
+    return Seen(Spread.of(np.array(latency_ms)), max(waits_ms), len(well) / max(ends_s), session)
+
+
+def predicted(bench: Bench, seen: Seen, policy: PolicyName, profile: EngineProfile) -> Row:
+    """The simulator on the requests that ran, beside what they took."""
+    from compllm.simulate.load import Service, run
+    from compllm.simulate.replayed import replayed as of_replay
+
+    workload, load = of_replay(seen.session.ran, profile.tokens_per_block)
+    outcome = run(workload, load, Service(profile, policy, bench.max_in_flight))
+    cells: Row = {"simulated_worst_wait_ms": round(outcome.wait_ms.max, 1)}
+    for key in ("mean", "p50", "p95", "p99"):
+        ms, real_ms = getattr(outcome.latency_ms, key), getattr(seen.latency_ms, key)
+        cells[f"simulated_{key}_ms"] = round(ms, 1)
+        cells[f"{key}_error"] = round(ms / real_ms - 1, 4)
+    cells["simulated_utilisation"] = round(outcome.utilisation, 3)
+    return cells
+
+
+def profile_of(seen: Seen) -> EngineProfile:
+    """The step times measured around the run, the host's as seen in it, and what a step takes more
+    with a prefill in it or a long context as the engine's benchmarks have it."""
+    from compllm.replay.records import handovers_ms
+    from compllm.simulate.profile import load_profile
+
+    measured = seen.session.profile
+    assert measured is not None
+    answers = [ran.answer for ran in seen.session.ran if ran.error is None and ran.answer]
+    handovers = [ms for answer in answers for ms in handovers_ms(answer)]
+    route_ms = median(1e3 * answer.timings.route_s / len(answer.nodes) for answer in answers)
+    fitted = load_profile(str(PROFILE)) if PROFILE.exists() else measured
+    # A child that waits for admission shows up as a slow handover: the quickest tenth did not.
+    quickest = sorted(handovers)[: len(handovers) // 10 + 1]
+    return replace(
+        measured,
+        context_ms_per_token=fitted.context_ms_per_token,
+        mixed_ms=fitted.mixed_ms,
+        host=replace(
+            measured.host,
+            handover_ms=max(0.0, median(quickest)) if quickest else 0.0,
+            route_ms=route_ms,
+        ),
+    )
+
+
+async def real(bench: Bench, loads: Sequence[float], policies: Sequence[PolicyName]) -> None:
+    closed = replace(bench.settings, concurrency=2 * bench.max_in_flight, salt="A B")
+    full = await replayed(bench, closed, "fifo")
+    capacity = full.throughput_qps
+    bench.report.summary["capacity_qps"] = capacity
+    bench.report.add("closed loop", queries_at_a_time=2 * bench.max_in_flight, qps=capacity)
+    for load in loads:
+        for policy in policies:
+            # Salts of one length: no prompt was seen before, all are as long.
+            salt = f"{chr(65 + loads.index(load))} {chr(75 + policies.index(policy))}"
+            settings = replace(bench.settings, rate_qps=load * capacity, salt=salt)
+            seen = await replayed(bench, settings, policy)
+            profile = profile_of(seen)
+            bench.report.add(
+                TABLE,
+                load=load,
+                rate_qps=round(load * capacity, 4),
+                policy=policy,
+                queries=len(seen.session.ran),
+                failed=seen.session.num_failed,
+                **{f"{key}_ms": round(ms, 1) for key, ms in asdict(seen.latency_ms).items()},
+                worst_wait_ms=round(seen.worst_wait_ms, 1),
+                **predicted(bench, seen, policy, profile),
+            )
+            print(f"{policy} at {load:.0%} done", file=sys.stderr, flush=True)
+        _add_gains(bench.report, load)
+
+
+def _add_gains(report: Report, load: float) -> None:
+    rows = {row["policy"]: row for row in report.tables[TABLE] if row["load"] == load}
+    if "fifo" not in rows:
+        return
+    for policy, row in rows.items():
+        for key in ("p95_ms", "p99_ms"):
+            base, own, simulated_base, simulated_own = (
+                float(value or 0)
+                for value in (
+                    rows["fifo"][key],
+                    row[key],
+                    rows["fifo"][f"simulated_{key}"],
+                    row[f"simulated_{key}"],
+                )
+            )
+            report.summary[f"{key[:3]}_gain of {policy} at {load:.0%}"] = {
+                "real": round(base / own, 3),
+                "simulated": round(simulated_base / simulated_own, 3),
+            }
+
+
+def plot(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
+    rows = tables[TABLE]
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        own = [row for row in rows if row["policy"] == policy]
+        x = [100 * float(row["load"] or 0) for row in own]
+        (line,) = axes.plot(x, [row["p95_ms"] for row in own], "o-", label=f"{policy}")
+        simulated_ms = [row["simulated_p95_ms"] for row in own]
+        axes.plot(x, simulated_ms, "x--", color=line.get_color(), label="  simulated")
+    axes.set(xlabel="load, % of capacity", ylabel="p95 of query latency, ms", yscale="log")
+    axes.legend(fontsize="small")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from compllm.replay.drive import ReplaySettings
+    from compllm.replay.workload import TokenLengths
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--smoke", dest="quick", action="store_true", help="as --quick")
+    parser.add_argument("--graphs", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--part", action="append", choices=("simulated", "real"))
+    parser.add_argument("--queries", type=int, default=None, help="of a run; default: 100, 20000")
+    parser.add_argument("--max-in-flight", type=int, default=8, help="of part real")
+    parser.add_argument("--tokens-per-node", type=int, default=32)
+    parser.add_argument("--url", default=None, metavar="HOST:PORT", help="default: `compllm up`'s")
+    parser.add_argument("--profile", action="append", metavar="FILE", help="of part simulated")
+    arguments = parser.parse_args(argv)
+    graphs = read(arguments.graphs)
+    parts = arguments.part or ["simulated", "real"]
+    loads = (0.5,) if arguments.quick else LOADS
+    if "simulated" in parts:
+        name, note = "load_simulated", "simulated: no engine ran; load: of the limit's own capacity"
+        report = Report(name, arguments, ("numpy",), note)
+        num_queries = 500 if arguments.quick else arguments.queries or 20_000
+        profiles = arguments.profile or [str(PROFILE), "gpu-like"]
+        simulated(report, graphs, profiles, Grid(loads, num_queries, arguments.seed))
+        summarise(report)
+        report.finish()
+    if "real" in parts:
+        report = Report(
+            "bench_load",
+            arguments,
+            ("openvino", "nvidia-pytriton"),
+            "the simulator had the requests and arrivals that ran, not their times",
+        )
+        count = 6 if arguments.quick else arguments.queries or 100
+        bench = Bench(
+            graphs[:count],
+            ReplaySettings(
+                lengths=TokenLengths(arguments.tokens_per_node, seed=arguments.seed),
+                answer_tokens=arguments.tokens_per_node,
+                seed=arguments.seed,
+            ),
+            {
+                "server.url": arguments.url or _local_url(),
+                "compose.policy": "always",
+                "limits.max_in_flight": arguments.max_in_flight,
+                # What shares or shifts work is measured elsewhere.
+                "sharing.is_on": False,
+                "prewarm.mode": "off",
+            },
+            arguments.max_in_flight,
+            report,
+        )
+        asyncio.run(real(bench, loads, POLICIES[:2] if arguments.quick else POLICIES))
+        report.finish(plot)
+    return 0
+
+
+def _local_url() -> str:
+    from compllm.embedded import tritonserver
+
+    server = tritonserver.status()
+    if server is None:
+        raise SystemExit("no server is running: start one with `compllm up`, or name one by --url")
+    return server.grpc_url
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
