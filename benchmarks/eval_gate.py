@@ -283,7 +283,13 @@ async def _evaluate(arguments: argparse.Namespace) -> None:
     from compllm.gate import default_gate, load_gate
     from compllm.paths import encoder_dir
 
-    report = Report("eval_gate", arguments, ("openvino", "scikit-learn"), NOTE)
+    # Names, not folders of whoever ran it.
+    shown = {
+        key: value.name if isinstance(value, Path) and key != "out" else value
+        for key, value in vars(arguments).items()
+    }
+    packages = ("openvino", "scikit-learn")
+    report = Report("eval_gate", argparse.Namespace(**shown), packages, NOTE)
     gate = load_gate(arguments.gate or default_gate())
     encoder = await SentenceEncoder.load(encoder_dir())
     questions = read_part(
