@@ -180,8 +180,8 @@ def plot(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
     for policy in dict.fromkeys(row["policy"] for row in rows):
         own = [row for row in rows if row["policy"] == policy]
         x = [100 * float(row["load"] or 0) for row in own]
-        (line,) = axes.plot(x, [row["p95_ms"] for row in own], "o-", label=f"{policy}")
-        simulated_ms = [row["simulated_p95_ms"] for row in own]
+        (line,) = axes.plot(x, [float(row["p95_ms"] or 0) for row in own], "o-", label=f"{policy}")
+        simulated_ms = [float(row["simulated_p95_ms"] or 0) for row in own]
         axes.plot(x, simulated_ms, "x--", color=line.get_color(), label="  simulated")
     axes.set(xlabel="load, % of capacity", ylabel="p95 of query latency, ms", yscale="log")
     axes.legend(fontsize="small")

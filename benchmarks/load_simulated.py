@@ -23,7 +23,7 @@ POLICIES: tuple[PolicyName, ...] = (
 )
 LOADS = (0.5, 0.7, 0.9, 0.95)
 P95_TARGET, P99_TARGET = 1.3, 1.4  # against FIFO, at the load of 90 %
-_COMMON_LOAD = 0.85  # of the largest limit's capacity: what all but the smallest can carry
+_COMMON_LOAD = 0.9  # of the largest capacity: what all limits but the smallest can carry
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""bench_load: its simulated part as a whole, and what the real part makes of its rows. The real part
+"""bench_load: its simulated part as a whole, and what the real part makes of its rows; that part
 itself needs a server and minutes."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from benchmarks import bench_load
 from benchmarks.report import Report
 
