@@ -39,6 +39,11 @@ def test_a_step_over_several_lines_becomes_one(tmp_path: Path) -> None:
     assert graph.plan.sub_queries[0].text == "x y?"
 
 
+def test_a_step_without_words_keeps_its_node(tmp_path: Path) -> None:
+    (graph,) = read_graphs(write(tmp_path / "g", GOOD | {"steps": ["x?", " "]}), PlanLimits())
+    assert [node.text for node in graph.plan.sub_queries] == ["x?", "step 2"]
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

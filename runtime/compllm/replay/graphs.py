@@ -104,8 +104,12 @@ def _graph(line: bytes, number: int, limits: PlanLimits) -> ReplayGraph:
 
 
 def _plan(record: dict[str, Any], limits: PlanLimits) -> Plan:
-    """The plan as a generator can write it: one line a step, no line twice."""
-    steps = [one_line(step) if isinstance(step, str) else step for step in record["steps"]]
+    """The plan as a generator can write it: one line a step, none empty, no line twice."""
+    steps = [
+        # Break has a step of no words; what is replayed is the graph, and the node is part of it.
+        one_line(step) or f"step {number}" if isinstance(step, str) else step
+        for number, step in enumerate(record["steps"], start=1)
+    ]
     try:
         plan = parse_plan(json.dumps({**record, "steps": steps}), limits)
         return make_plan(_distinct(plan), limits)
