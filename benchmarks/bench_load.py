@@ -1,6 +1,6 @@
 """Queries that arrive at random, under each admission policy, and what the simulator says of them.
 
-    python -m benchmarks.bench_load --graphs FILE [--part simulated|real]... [--smoke]
+    python -m benchmarks.bench_load [--graphs FILE] [--part simulated|real]... [--smoke]
 
 simulated: every policy, in-flight limit and load on profiles of engines; no engine is part of it.
 real: the real path through Triton (`compllm up` first): a closed loop finds the capacity, then
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.bench_replay import shapes
 from benchmarks.load_simulated import LOADS, POLICIES, Grid, read, simulated, summarise
 from benchmarks.report import RESULTS, Report, Row, add_arguments
 
@@ -194,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)
     parser.add_argument("--smoke", dest="quick", action="store_true", help="as --quick")
-    parser.add_argument("--graphs", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--graphs", type=Path, metavar="FILE", help="default: a few shapes")
     parser.add_argument("--part", action="append", choices=("simulated", "real"))
     parser.add_argument("--queries", type=int, default=None, help="of a run; default: 100, 20000")
     parser.add_argument("--max-in-flight", type=int, default=8, help="of part real")
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--url", default=None, metavar="HOST:PORT", help="default: `compllm up`'s")
     parser.add_argument("--profile", action="append", metavar="FILE", help="of part simulated")
     arguments = parser.parse_args(argv)
-    graphs = read(arguments.graphs)
+    graphs = read(arguments.graphs) if arguments.graphs else shapes()
     parts = arguments.part or ["simulated", "real"]
     loads = (0.5,) if arguments.quick else LOADS
     if "simulated" in parts:
