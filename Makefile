@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3.11
 VENV ?= .venv
-QUESTION ?= Is the atomic number of carbon larger than the number of chambers of the human heart?
+QUESTION ?= Is the atomic number of oxygen larger than the number of codons for leucine?
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check

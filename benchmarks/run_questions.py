@@ -1,4 +1,4 @@
-"""The README's four questions on the running server (`compllm up`), each with the engine's
+"""The README's questions on the running server (`compllm up`), each with the engine's
 counters.
 
     python benchmarks/run_questions.py
@@ -22,23 +22,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 # name -> (question, plan file or None)
-QUESTIONS = {
+QUESTIONS: dict[str, tuple[str, str | None]] = {
     "wide": (
-        "What is the boiling point of water, what is the powerhouse of the cell, "
-        "and what is the square root of 81?",
+        "What is the symbol of iron, how many codons encode leucine, and what is 4 times 3?",
         None,
     ),
+    "given": (  # one-token answers end before the next line is planned; a given plan has all lines
+        "What is the symbol of iron, how many codons encode leucine, and what is 4 times 3?",
+        "docs/plans/wide.txt",
+    ),
     "join": (
-        "Is the atomic number of carbon larger than the number of chambers of the human heart?",
+        "Is the atomic number of oxygen larger than the number of codons for leucine?",
         None,
     ),
     "chain": (
-        "Which element's atomic number is three times the heart's number of chambers?",
-        "docs/plans/chain.txt",
+        "Which element's atomic number is the number of codons that encode the amino acid encoded "
+        "by the codon C U G?",
+        None,
     ),
     "diamond": (
-        "What is twice the heart's number of chambers plus the number of the element numbered so?",
-        "docs/plans/diamond.txt",
+        "Let X be the element with the symbol C. What is the number of protons of X plus the "
+        "period of X?",
+        None,
     ),
 }
 _COUNTER = re.compile(r"^(compllm_\w+)\{([^}]*)\} ([0-9.e+]+)$", re.MULTILINE)
