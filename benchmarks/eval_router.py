@@ -59,7 +59,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     # A run of some parts leaves the results of a whole one alone.
     is_whole = set(arguments.parts) == set(WHOLE)
     name = "_".join(["eval_router", *([] if is_whole else arguments.parts)])
-    report = Report(name, arguments, ("openvino", "scikit-learn", "scipy"), NOTE)
+    # Files by their names: the folders are of whoever ran it.
+    shown = {
+        key: value.name if isinstance(value, Path) and key != "out" else value
+        for key, value in vars(arguments).items()
+    }
+    report = Report(name, argparse.Namespace(**shown), ("openvino", "scikit-learn", "scipy"), NOTE)
     encoder = asyncio.run(SentenceEncoder.load(encoder_dir()))
     subjects = read_subjects(arguments.subjects)
     if arguments.quick:

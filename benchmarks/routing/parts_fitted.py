@@ -52,7 +52,7 @@ def part_three(bench: Bench) -> None:
             **interval_cells("AUROC_far", auroc_interval(scores, test_on.labels, test_on.is_far)),
             **interval_cells("AUROC_all", auroc_interval(scores, test_on.labels, everything)),
             **_own_cells(head, own),
-            us_a_route=microseconds(head, test_on.vectors),
+            us_a_route=round(microseconds(head, test_on.vectors)),
         )
         bench.tick(f"three experts: {name}")
         if name in ("similarity", "neighbours", "logistic"):
@@ -121,7 +121,7 @@ def _add_floors(bench: Bench, name: str, fit_on: Sample, test_on: Sample, scores
             FLOORS,
             router=name,
             **{"wanted_risk_%": 100 * risk, "is_met": chosen.is_met, "floor": chosen.floor},
-            **{f"{key}_%": 100 * value for key, value in measured.items()},
+            **{f"{key}_%": round(100 * value, 1) for key, value in measured.items()},
         )
     bench.tick(f"floors: {name}")
 
@@ -199,7 +199,7 @@ def part_scale(bench: Bench) -> None:
                 experts=count,
                 router=name,
                 **interval_cells("choice", mean(list(shares.values()))),
-                **{"AUROC_%": 100 * area, "questions": len(shares)},
+                **{"AUROC_%": round(100 * area, 1), "questions": len(shares)},
             )
         values = {name: float(np.mean(list(found[name, count][0].values()))) for name in names}
         plain = max(PLAIN, key=lambda name: values[name])

@@ -46,7 +46,11 @@ def part_own(bench: Bench) -> None:
                 questions=len(questions),
                 router=name,
                 **interval_cells("right", mean(right)),
-                **{"left_to_the_base_%": 100 * float(np.mean([r.is_fallback for r in routes]))},
+                **{
+                    "left_to_the_base_%": round(
+                        100 * float(np.mean([r.is_fallback for r in routes])), 1
+                    )
+                },
             )
         bench.tick(f"own: {set_name}")
 
@@ -75,9 +79,8 @@ def part_dress(bench: Bench) -> None:
             flips = {}
             for dress, others in dressed.items():
                 after = [route.expert for route in router.route(rows(others))]
-                flips[dress] = 100 * float(
-                    np.mean([a != b for a, b in zip(before, after, strict=True)])
-                )
+                share = np.mean([a != b for a, b in zip(before, after, strict=True)])
+                flips[dress] = round(100 * float(share), 1)
             bench.report.add(DRESS, set=set_name, questions=len(texts), router=name, **flips)
         bench.tick(f"dress: {set_name}")
 
@@ -132,6 +135,6 @@ def part_asked(bench: Bench) -> None:
                 kind=kind,
                 questions=int(end - start),
                 **interval_cells("right", mean(is_right[start:end])),
-                ms_a_question=spent_ms or None,
+                ms_a_question=round(spent_ms) or None,
             )
     bench.tick("asked")
