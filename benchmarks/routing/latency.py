@@ -36,10 +36,10 @@ async def measure(
     p = percentiles(whole)
     return {
         "texts": len(whole),
-        "median_ms": float(np.median(whole)),
-        "p95_ms": p["p95"],
-        "min_ms": min(whole),
-        "cpu_median_ms": float(np.median(cpu)),
-        "route_us": float(np.median(routing)),
+        "median_ms": round(float(np.median(whole)), 2),
+        "p95_ms": round(p["p95"], 2),
+        "min_ms": round(min(whole), 2),
+        "cpu_median_ms": round(float(np.median(cpu)), 2),
+        "route_us": round(float(np.median(routing))),
         "load_average": round(os.getloadavg()[0], 2),
     }
