@@ -112,7 +112,7 @@ def _take_apart(head: Head) -> tuple[str, dict[str, Any], dict[str, Any]]:
         case Similarity():
             return "similarity", {"vectors": head.vectors, "owners": head.owners}, {}
         case Softmax():
-            arrays = {}
+            arrays: dict[str, Any] = {}
             for number, layer in enumerate(head.layers):
                 arrays |= {
                     f"weights{number}": layer.weights,

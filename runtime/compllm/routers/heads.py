@@ -123,4 +123,5 @@ def check_rows(rows: Array, dim: int, name: str) -> None:
 
 def _membership(groups: Groups, num_experts: int) -> Array:
     """0/1 float32 [len(groups), num_experts]; rows of -1 are zero."""
-    return (groups[:, None] == np.arange(num_experts)).astype(np.float32)
+    members: Array = (groups[:, None] == np.arange(num_experts)).astype(np.float32)
+    return members
