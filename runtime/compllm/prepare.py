@@ -77,10 +77,13 @@ def ensure_engine(base: Path, out: Path, shipped: tuple[AdapterSource, ...]) -> 
         there = Manifest.read(out)
     except EngineError:
         return build_engine(base, shipped, out)
-    own = {entry.name for entry in there.adapters} - {source.name for source in shipped}
-    if not own:
+    base_sha256 = weights_sha256(base)
+    names = {entry.name for entry in there.adapters}
+    # Adapters of another base are none of those shipped for this one, whatever their names.
+    shipped_here = {source.name for source in shipped if there.base_sha256 == base_sha256}
+    if not names - shipped_here:
         return build_engine(base, shipped, out, there.dtype)
-    there.verify(out, base_sha256=weights_sha256(base))
+    there.verify(out, base_sha256=base_sha256)
     return update_adapters(out, shipped)
 
 
