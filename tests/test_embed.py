@@ -134,6 +134,16 @@ async def test_the_converted_encoder_agrees_with_sentence_transformers(ir: Path)
     np.testing.assert_allclose(await ours.encode(texts), await oracle.encode(texts), atol=1e-4)
 
 
+@pytest.mark.parametrize("num_words", [1, 14, 15, 40])
+def test_a_text_alone_has_the_row_that_it_has_among_others(ir: Path, num_words: int) -> None:
+    # Alone and short it takes the model of fixed shape.
+    model = OpenVINOEncoder(ir)
+    text = " ".join(["iron"] * num_words)
+    np.testing.assert_allclose(
+        model.encode([text]), model.encode([text, "a longer text " * 20])[:1], atol=1e-5
+    )
+
+
 def test_the_converted_encoder_runs_without_torch(ir: Path) -> None:
     # In a process of its own: the tests around this one have loaded everything.
     code = (

@@ -12,7 +12,7 @@ from benchmarks.evaluation import engine as engines
 from benchmarks.evaluation.tables import markdown
 from engines import make_engine
 from evaluation_data import write_datasets
-from helpers import MakeAdapter
+from helpers import MakeAdapter, bare_catalogue
 
 from compllm.backend import GenerateRequest, Segment, collect
 from compllm.errors import BackendRejected, ConfigError
@@ -27,7 +27,12 @@ def engine_dir(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def arguments(engine_dir: Path, encoder_dir: Path, tmp_path: Path) -> list[str]:
     data = write_datasets(tmp_path / "data")
-    places = {"--engine": engine_dir, "--data": data, "--store": tmp_path / "kept"}
+    config = tmp_path / "config.toml"
+    config.write_text(f"catalogue = '{bare_catalogue(tmp_path)}'\n", encoding="utf-8")
+    places = {
+        **{"--engine": engine_dir, "--data": data},
+        **{"--store": tmp_path / "kept", "--config": config},
+    }
     return [str(part) for pair in places.items() for part in pair] + ["--out", str(tmp_path)]
 
 

@@ -47,6 +47,9 @@ _BATCH = 16
 # One core needs five to six milliseconds for a question, two half of that; the engine wants the
 # others.
 _NUM_THREADS = 2
+# Tokens of a text that has a model of fixed shape to itself, padded: a fifth less time than one of
+# any shape takes. Nineteen of twenty sub-queries are so short.
+_SHORT = 16
 
 # Part of an encoder's id: another form of the texts makes other vectors.
 _PLAIN_VERSION = "plain1"
@@ -137,11 +140,17 @@ class OpenVINOEncoder:
             "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        compiled = openvino.Core().compile_model(ir / IR_MODEL, "CPU", config)
-        self._inputs = [port.any_name for port in compiled.inputs]
-        self._request = compiled.create_infer_request()
-        self._dim = int(compiled.output(0).partial_shape[-1].get_length())
+        core = openvino.Core()
+        model = core.read_model(ir / IR_MODEL)
+        self._inputs = [port.any_name for port in model.inputs]
+        self._dim = int(model.output(0).partial_shape[-1].get_length())
+        self._request = core.compile_model(model, "CPU", config).create_infer_request()
+        model.reshape({name: [1, _SHORT] for name in self._inputs})
+        self._short_request = core.compile_model(model, "CPU", config).create_infer_request()
         self._tokenizer = tokenizers.Tokenizer.from_file(str(ir / IR_TOKENIZER))
+        padding = self._tokenizer.padding or {}
+        kept = ("direction", "pad_id", "pad_type_id", "pad_token")
+        self._padding = {name: padding[name] for name in kept if name in padding}
 
     def get_embedding_dimension(self) -> int:
         return self._dim
@@ -157,13 +166,17 @@ class OpenVINOEncoder:
 
     def _encode(self, texts: list[str]) -> Array:
         encodings = self._tokenizer.encode_batch(texts)
+        request = self._request
+        if len(texts) == 1 and len(encodings[0].ids) <= _SHORT:
+            encodings[0].pad(_SHORT, **self._padding)
+            request = self._short_request
         columns = {
             "input_ids": [encoding.ids for encoding in encodings],
             "attention_mask": [encoding.attention_mask for encoding in encodings],
             "token_type_ids": [encoding.type_ids for encoding in encodings],
         }
         arrays = {name: np.array(columns[name], np.int64) for name in self._inputs}
-        rows: Array = self._request.infer(arrays)[0]
+        rows: Array = request.infer(arrays)[0]
         return rows
 
 
