@@ -176,3 +176,18 @@ def test_the_model_reads_the_experts_domains() -> None:
     text = prompt_text(router.prompt("What\nis iron?"))
     assert "chemistry: elements\nnone: anything else" in text
     assert text.index("neon") < text.index("What is iron?")
+
+
+def test_a_query_alone_has_the_scores_that_it_has_among_others() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((40, 384)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    owners = np.arange(30) % 3
+    layer = Layer(rng.standard_normal((384, 30)).astype(np.float32), np.zeros(30, "f"), owners)
+    for head in (
+        Similarity(("a", "b", "c"), rows[10:], owners),
+        Softmax(("a", "b", "c"), (layer,)),
+        Neighbours(("a", "b", "c"), rows[10:], owners, 5, 20.0),
+    ):
+        alone = np.concatenate([head.scores(row[None]) for row in rows[:10]])
+        np.testing.assert_allclose(alone, head.scores(rows[:10]), atol=1e-5)

@@ -44,8 +44,7 @@ IR_RECORD = "converted.json"  # the encoder's id, the form, OpenVINO's version, 
 IR_FORM = "float32"
 IR_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # an encoder may lack the last
 _BATCH = 16
-# One core needs five to six milliseconds for a question, two half of that; the engine wants the
-# others.
+# Two take a third less time for a question than one; the engine wants the other cores.
 _NUM_THREADS = 2
 # Tokens of a text that has a model of fixed shape to itself, padded: a fifth less time than one of
 # any shape takes. Nineteen of twenty sub-queries are so short.
@@ -136,8 +135,6 @@ class OpenVINOEncoder:
         config = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": _NUM_THREADS,
-            # Pinned, it would wait for the core where the engine's own thread computes.
-            "ENABLE_CPU_PINNING": False,
             "INFERENCE_PRECISION_HINT": "f32",
         }
         core = openvino.Core()

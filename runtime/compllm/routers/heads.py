@@ -50,7 +50,7 @@ class Similarity:
     def scores(self, queries: Array) -> Array:
         check_rows(queries, self.vectors.shape[-1], "queries")
         check_rows(self.vectors, self.vectors.shape[-1], "vectors")
-        similarities = np.clip(queries @ self.vectors.T, -1, 1)
+        similarities = np.clip(_products(queries, self.vectors.T), -1, 1)
         best = np.full((len(queries), len(self.experts)), -1, np.float32)
         for place in range(len(self.experts)):
             mine = similarities[:, self.owners == place]
@@ -78,7 +78,7 @@ class Softmax:
         check_rows(queries, self.layers[0].weights.shape[0], "queries")
         total = np.zeros((len(queries), len(self.experts)), np.float32)
         for layer in self.layers:
-            logits = queries @ layer.weights + layer.bias
+            logits = _products(queries, layer.weights) + layer.bias
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
             shares = powers / powers.sum(axis=1, keepdims=True)
             total += shares @ _membership(layer.groups, len(self.experts))
@@ -98,7 +98,7 @@ class Neighbours:
 
     def scores(self, queries: Array) -> Array:
         check_rows(queries, self.vectors.shape[-1], "queries")
-        similarities = queries @ self.vectors.T
+        similarities = _products(queries, self.vectors.T)
         k = min(self.num_neighbours, similarities.shape[1])
         # A stable order: of equally near questions the earlier one counts.
         nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
@@ -119,6 +119,15 @@ def check_rows(rows: Array, dim: int, name: str) -> None:
     off = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))
     if off.size:
         raise RouteError(f"row {off[0]} of {name} has length {lengths[off[0]]:.4g}, expected 1")
+
+
+def _products(queries: Array, columns: Array) -> Array:
+    """queries @ columns, for one query without BLAS: that would wake a thread which then spins for
+    tens of milliseconds on the core that the encoder and the engine want next."""
+    if len(queries) != 1:
+        return queries @ columns
+    found: Array = np.einsum("nd,dm->nm", queries, columns)
+    return found
 
 
 def _membership(groups: Groups, num_experts: int) -> Array:
