@@ -118,10 +118,20 @@ class Check:
     name: str
     assumption: str
     run: Callable[[Bench], str]
+    # More than one where a fast engine may be done before the client, starved, has asked to stop.
+    num_attempts: int = 1
 
 
 def run_check(check: Check, bench: Bench) -> Result:
     """Never raises but for an interruption: a broken check is a failed one."""
+    result = _attempt(check, bench)
+    for _ in range(check.num_attempts - 1):
+        if result.status == "fail":
+            result = _attempt(check, bench)
+    return result
+
+
+def _attempt(check: Check, bench: Bench) -> Result:
     status: Status
     try:
         status, found = "pass", check.run(bench)

@@ -91,10 +91,10 @@ def _many(bench: Bench) -> str:
 
 
 CHECKS = (
-    Check("stop by id", "a second request with its id and stop=true ends a request", _stop),
+    Check("stop by id", "a second request with its id and stop=true ends a request", _stop, 5),
     Check("stop of nobody", "an unknown id is no error", _stop_unknown),
     Check("stop without id", "is refused", _stop_unnamed),
-    Check("closed stream", "cancels everything that was under way on it", _closed_stream),
+    Check("closed stream", "cancels everything that was under way on it", _closed_stream, 5),
     Check("too long", "a prompt beyond max_seq_len is refused, and the server lives", _too_long),
     Check("no tokens", "request_output_len 0 is refused", _no_tokens),
     Check("many at once", f"{_MANY} requests on one stream all end", _many),
