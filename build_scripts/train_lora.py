@@ -88,7 +88,7 @@ def train_adapter(
         **({"start": start_from(model, start, settings, checkpoint)} if start else {}),
         **({"times": dict(times)} if times else {}),
     }
-    fingerprint = settings.fingerprint(hashes, base_sha256, template, *filter(None, [begun]))
+    fingerprint = settings.fingerprint(hashes, base_sha256, template, begun)
     state = load_state(path, fingerprint)
     if state is None:
         state = State(fingerprint)

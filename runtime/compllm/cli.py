@@ -28,8 +28,9 @@ from compllm import (
     simulate_cli,
     train_cli,
 )
+from compllm.cli_shared import Compose, with_server
 from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
-from compllm.errors import ConfigError, ServerError
+from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,12 +56,6 @@ app.command()(replay_cli.replay)
 app.command()(simulate_cli.simulate)
 app.command(context_settings=train_cli.PASSED_ON)(train_cli.train)
 _INTERRUPTED = 130  # exit status, as shells have it
-
-
-class Compose(StrEnum):
-    always = "always"
-    auto = "auto"
-    never = "never"
 
 
 class PlanFormat(StrEnum):
@@ -124,7 +119,7 @@ def ask(
     )
     text = _read_query(query, plan)
     answer_query = Query(text, deadline_s=deadline, sampling=sampling)
-    answer = _run(_ask(answer_query, given, _with_server(settings), is_live=not is_json))
+    answer = _run(_ask(answer_query, given, with_server(settings)[0], is_live=not is_json))
     explain_cli.print_answer(answer, is_explained=is_explained, is_json=is_json)
 
 
@@ -196,7 +191,7 @@ def make_plan(
         made = _read_plan(plan, settings)
     else:
         asked = Query(_read_query(query), deadline_s=deadline)
-        made, routes = _run(_plan(asked, _with_server(settings)))
+        made, routes = _run(_plan(asked, with_server(settings)[0]))
     write(_render(made, routes, format, settings), output)
     if made.is_fallback:
         say(f"the generator's plan was unusable, this is the fall-back: {made.reason}")
@@ -217,7 +212,7 @@ async def _plan_file(questions: Path, out: Path | None, concurrency: int, settin
 
     total = check_questions(questions)
     out = None if out == STDIN else out
-    async with await _connect(patient(_with_server(settings)), Console(stderr=True)) as llm:
+    async with await _connect(patient(with_server(settings)[0]), Console(stderr=True)) as llm:
         num_planned = await plan_questions(llm, questions, out, concurrency, total)
     say(f"{num_planned} planned, {llm.num_fallbacks} of them by the fall-back")
 
@@ -326,26 +321,6 @@ def _settings(
     from compllm.config import load_config
 
     return load_config(path, {"server.url": url, **(overrides or {})})
-
-
-def _with_server(settings: Config) -> Config:
-    """The settings with a server's address: the given one, or the one that is running here."""
-    from dataclasses import replace
-
-    if settings.server.url:
-        return settings
-    try:
-        from compllm.embedded import tritonserver
-    except ImportError as error:
-        raise ServerError(
-            f"no server is named: give --url HOST:PORT (the embedded one is not here: {error})"
-        ) from error
-    server = tritonserver.status()
-    if server is None:
-        raise ServerError(
-            "no server is running: start one with `compllm up`, or name one with --url HOST:PORT"
-        )
-    return replace(settings, server=replace(settings.server, url=server.grpc_url))
 
 
 def _read_query(argument: str | None, plan: Path | None = None) -> str:

@@ -32,14 +32,15 @@ class Generator:
 
     def request(self, query: Query) -> GenerateRequest:
         is_trained = self.adapter_id is not None
-        guide = plan_guide(self.limits.max_nodes, is_question_only=not is_trained)
         return GenerateRequest(
             f"{query.id}-plan",
             generator_prompt(query.text, self.template, is_few_shot=not is_trained),
             SamplingParams(max_tokens=self.max_tokens),
             self.model,
             self.adapter_id,
-            guide if self.is_guided else None,
+            plan_guide(self.limits.max_nodes, is_question_only=not is_trained)
+            if self.is_guided
+            else None,
             is_streamed=True,
         )
 

@@ -10,21 +10,19 @@ one encoder. The file is checked like a router's: what was cut or edited never d
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from compllm.config import GateConfig
 from compllm.embed import Array, Encoder
-from compllm.errors import ConfigError, RouteError
+from compllm.errors import RouteError
 from compllm.paths import resource_dir
+from compllm.routers.archive import read_archive, told_as, write_archive
 from compllm.routers.heads import Layer, Softmax
 from compllm.types import Plan, SubQuery
 
@@ -103,42 +101,17 @@ def save_gate(path: Path, gate: Gate) -> None:
         "floors": [list(pair) for pair in gate.floors],
         "record": dict(gate.record),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        np.savez_compressed(
-            partial,
-            about=np.array(json.dumps(about)),
-            weights=layer.weights,
-            bias=layer.bias,
-            groups=layer.groups,
-        )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    arrays = {"weights": layer.weights, "bias": layer.bias, "groups": layer.groups}
+    write_archive(path, about, arrays)
 
 
 def load_gate(path: Path) -> Gate:
     """Read and check a gate. Raises ConfigError."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        about = json.loads(str(arrays["about"]))
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']!r}, this version reads {FORMAT}")
+    with told_as("gate", path, "train_gate.py"):
+        about, arrays = read_archive(path, FORMAT, _MAX_BYTES)
         if not isinstance(about["encoder"], str):
             raise ValueError("its encoder is not a name")
         return Gate(_head(arrays), _floors(about["floors"]), about["encoder"], about["record"])
-    except FileNotFoundError:
-        raise ConfigError(f"no gate in {path}") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(
-            f"cannot read the gate in {path}: {reason}: make it anew with "
-            "'python build_scripts/train_gate.py'"
-        ) from error
 
 
 def _head(arrays: Mapping[str, Any]) -> Softmax:

@@ -11,7 +11,7 @@ import itertools
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,11 +19,11 @@ from types import TracebackType
 from compllm.admission import Admission
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.compose import answer_prompt, compose, join, joined_end
+from compllm.compose import answer_prompt, compose
 from compllm.config import Config, load_config
 from compllm.decompose import decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
-from compllm.errors import BackendError, CompllmError, DeadlineExceeded, QueryError
+from compllm.errors import BackendError, DeadlineExceeded, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
@@ -36,21 +36,17 @@ from compllm.parts import (
 )
 from compllm.paths import encoder_dir
 from compllm.plan import is_encodable, make_plan
+from compllm.query_run import Run
 from compllm.route import Router
 from compllm.types import (
     Answer,
-    AnswerDelta,
     AnswerFinished,
     Event,
-    FinishReason,
-    NodeResult,
     Plan,
-    PlanFinished,
     Query,
     Route,
     SubQuery,
     SubQueryPlanned,
-    Timings,
 )
 
 # Generator and aggregator requests go through admission too: the whole query waits for them.
@@ -148,7 +144,7 @@ class CompLLM:
 
         async def path(emit: Emit) -> None:
             live = LiveQuery(query.id, next(self._seq), asyncio.get_running_loop().time(), emit)
-            run = _Run(query, live, Execution(self._engine, live, self._new_graph()))
+            run = Run(query, live, Execution(self._engine, live, self._new_graph()))
             try:
                 async with asyncio.timeout_at(live.start_s + deadline_s):
                     await self._limits.find()
@@ -214,7 +210,7 @@ class CompLLM:
     # The steps, as far as they need more than their own module.
 
     async def _decompose(
-        self, run: _Run, given: Plan | None
+        self, run: Run, given: Plan | None
     ) -> AsyncGenerator[tuple[SubQuery, ...], None]:
         """Yield the plan's sub-queries: each when its line ends, or all of a plan that is there
         already."""
@@ -237,20 +233,20 @@ class CompLLM:
                 else:
                     run.finish_plan(item)
 
-    async def _embed(self, run: _Run, lines: Sequence[SubQuery]) -> Array:
+    async def _embed(self, run: Run, lines: Sequence[SubQuery]) -> Array:
         start_s = run.live.elapsed_s()
         vectors = await self._encoder.encode([line.text for line in lines])
         run.route_s += run.live.elapsed_s() - start_s
         return vectors
 
-    def _prewarm_answer(self, run: _Run) -> None:
+    def _prewarm_answer(self, run: Run) -> None:
         """The plan is whole: what the aggregator will read is known but for the responses."""
         aggregator, graph = self._aggregator, run.execution.graph
         if aggregator.needs_model([(graph[leaf].text, "") for leaf in graph.leaves]):
             make = partial(answer_prompt, run.query, aggregator=aggregator)
             run.execution.expect_answer(make, aggregator.model, aggregator.adapter_id)
 
-    async def _compose(self, run: _Run) -> AsyncGenerator[str, None]:
+    async def _compose(self, run: Run) -> AsyncGenerator[str, None]:
         leaves = run.execution.leaves()
         has_slot = self._aggregator.needs_model(leaves)
         async with self._slot(run.live, _ANSWER_NODE) if has_slot else nullcontext():
@@ -320,79 +316,6 @@ def ask_sync(
             return await llm.ask(query, plan=plan)
 
     return asyncio.run(ask())
-
-
-@dataclass(slots=True)
-class _Run:
-    """What is known of one query so far, and how it becomes an Answer."""
-
-    query: Query
-    live: LiveQuery
-    execution: Execution
-    plan: Plan | None = None
-    error: CompllmError | None = None
-    answer_end: FinishReason | None = None  # None: no model wrote the answer
-    plan_s: float = 0.0
-    route_s: float = 0.0
-    first_token_s: float = 0.0
-    texts: list[str] = field(default_factory=list)
-
-    def finish_plan(self, plan: Plan) -> None:
-        self.plan, self.plan_s = plan, self.live.elapsed_s()
-        self.live.emit(PlanFinished(plan))
-
-    def answer_ended(self, reason: FinishReason) -> None:
-        self.answer_end = reason
-
-    def say(self, text: str) -> None:
-        if not self.texts:
-            text = text.lstrip()
-            self.first_token_s = self.live.elapsed_s()
-        if text:
-            self.texts.append(text)
-            self.live.emit(AnswerDelta(text))
-
-    def finish(self) -> Answer:
-        """The answer, or what there is of it. Raises the query's error when there is nothing to
-        tell."""
-        execution = self.execution
-        error = self.error or execution.first_error
-        if not self.texts:
-            # No aggregator, but whatever was found out: the leaves, else the nodes above them.
-            known = execution.answered()
-            self.say(join(execution.leaves()) or join(known, is_whole=False))
-        if not self.texts:
-            raise error or BackendError("no sub-query has a response", query_id=self.query.id)
-        nodes = execution.results()
-        sub_queries = tuple(execution.graph)
-        # Cut short while planning, the plan is what there was of it.
-        plan = self.plan or Plan(sub_queries)
-        is_partial = error is not None or any(node.status != "done" for node in nodes)
-        end = self.answer_end or joined_end(sub_queries, nodes)
-        return Answer(
-            self.query,
-            "".join(self.texts),
-            plan,
-            tuple(execution.routes[sub_query.id] for sub_query in sub_queries),
-            nodes,
-            self._timings(nodes),
-            execution.bound(),
-            is_partial=is_partial,
-            error=None if error is None else str(error),
-            finish_reason="error" if is_partial else end,
-        )
-
-    def _timings(self, nodes: Sequence[NodeResult]) -> Timings:
-        total_s = self.live.elapsed_s()
-        last_end_s = max(node.end_s for node in nodes)
-        return Timings(
-            self.plan_s or total_s,
-            self.route_s,
-            last_end_s - min(node.start_s for node in nodes),
-            total_s - last_end_s,
-            self.first_token_s,
-            total_s,
-        )
 
 
 async def _relay(path: Callable[[Emit], Awaitable[None]]) -> AsyncGenerator[Event, None]:

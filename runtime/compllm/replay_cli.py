@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compllm.cli_shared import AdmissionOrder, Overhead, with_server
 from compllm.console import STDIN, say, write
-from compllm.errors import ConfigError, ServerError
+from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from compllm.config import Config
@@ -30,18 +31,6 @@ class PolicyChoice(StrEnum):
     levels = "levels"
     dataflow = "dataflow"
     polling = "polling"
-
-
-class OverheadChoice(StrEnum):
-    plan_compose = "plan+compose"
-    none = "none"
-
-
-class AdmissionChoice(StrEnum):
-    oldest_query_first = "oldest_query_first"
-    fifo = "fifo"
-    deepest_first = "deepest_first"
-    least_remaining_work = "least_remaining_work"
 
 
 def replay(
@@ -71,12 +60,12 @@ def replay(
         int, typer.Option(min=1, max=1024, metavar="N", help="Of the composed answer.")
     ] = 64,
     overhead: Annotated[
-        OverheadChoice, typer.Option(help="Whether plan and answer are written too.")
-    ] = OverheadChoice.plan_compose,
+        Overhead, typer.Option(help="Whether plan and answer are written too.")
+    ] = Overhead.plan_compose,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Graphs.")] = None,
     admission: Annotated[
-        AdmissionChoice | None, typer.Option(help="Order of waiting requests; default: oldest.")
+        AdmissionOrder | None, typer.Option(help="Order of waiting requests; default: oldest.")
     ] = None,
     is_shared: Annotated[
         bool,
@@ -136,7 +125,7 @@ def replay(
     }
     found = load_config(config, values)
     read = read_graphs(graphs, found.limits.plan, limit)
-    found, metrics_url = _with_server(found)
+    found, metrics_url = with_server(found)
     session = ReplaySession(read, settings, metrics or metrics_url)
     with _staged(json_output) as save:
         try:
@@ -158,27 +147,6 @@ async def _run(session: ReplaySession, settings: Config, admission: str | None) 
             llm.use_admission(admission)  # type: ignore[arg-type]
         with _progress(len(session.graphs)) as advance:
             await session.run(llm, lambda _: advance(1))
-
-
-def _with_server(settings: Config) -> tuple[Config, str | None]:
-    """The settings with a server's address, and where its metrics are if that is known."""
-    from dataclasses import replace
-
-    if settings.server.url:
-        return settings, None
-    try:
-        from compllm.embedded import tritonserver
-    except ImportError as error:
-        raise ServerError(
-            f"no server is named: give --url HOST:PORT (the embedded one is not here: {error})"
-        ) from error
-    server = tritonserver.status()
-    if server is None:
-        raise ServerError(
-            "no server is running: start one with `compllm up`, or name one with --url HOST:PORT"
-        )
-    found = replace(settings, server=replace(settings.server, url=server.grpc_url))
-    return found, server.metrics_url
 
 
 def _told(session: ReplaySession) -> str:

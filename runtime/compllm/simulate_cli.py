@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from compllm.cli_shared import AdmissionOrder, Compose, Overhead
 from compllm.console import STDIN, as_json, print_table, say, write
 from compllm.errors import ConfigError
 
@@ -35,28 +36,10 @@ _COLUMNS = (
 )
 
 
-class PolicyOption(StrEnum):
-    oldest_query_first = "oldest_query_first"
-    fifo = "fifo"
-    deepest_first = "deepest_first"
-    least_remaining_work = "least_remaining_work"
-
-
-class OverheadOption(StrEnum):
-    plan_compose = "plan+compose"
-    none = "none"
-
-
 class ScheduleOption(StrEnum):
     dataflow = "dataflow"
     levels = "levels"
     sequential = "sequential"
-
-
-class ComposeOption(StrEnum):
-    always = "always"
-    auto = "auto"
-    never = "never"
 
 
 def simulate(
@@ -72,7 +55,7 @@ def simulate(
         typer.Option(metavar="FILE", help="A profile that --fit made; 'gpu-like': hypothetical."),
     ] = None,
     policy: Annotated[
-        list[PolicyOption] | None, typer.Option(help="Of admission; several are compared.")
+        list[AdmissionOrder] | None, typer.Option(help="Of admission; several are compared.")
     ] = None,
     schedule: Annotated[
         ScheduleOption, typer.Option(help="Which sub-queries may run together.")
@@ -92,11 +75,11 @@ def simulate(
         str | None, typer.Option(metavar="lognormal:MEAN,SIGMA", help="Or drawn.")
     ] = None,
     overhead: Annotated[
-        OverheadOption, typer.Option(help="Whether plan and answer are generated.")
-    ] = OverheadOption.plan_compose,
+        Overhead, typer.Option(help="Whether plan and answer are generated.")
+    ] = Overhead.plan_compose,
     compose: Annotated[
-        ComposeOption, typer.Option(help="Which answers are; auto: those of several leaves.")
-    ] = ComposeOption.always,
+        Compose, typer.Option(help="Which answers are; auto: those of several leaves.")
+    ] = Compose.always,
     answer_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
     p95_ms: Annotated[
         float | None,
@@ -153,7 +136,7 @@ def simulate(
     in_flight = max_in_flight or profile.max_batch_size
     service = Service(profile, max_in_flight=in_flight, num_engines=num_engines)
     num_queries = queries or len(workload.specs)
-    policies: tuple[PolicyName, ...] = tuple(each.value for each in policy or PolicyOption)
+    policies: tuple[PolicyName, ...] = tuple(each.value for each in policy or AdmissionOrder)
     policies = tuple(dict.fromkeys(policies))
     outcomes, more = _predict(workload, service, policies, rate, num_queries, p95_ms)
     if json_output != STDIN:

@@ -7,19 +7,17 @@ an error that says so, and never a router that answers anyhow.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from compllm.errors import ConfigError
 from compllm.paths import home_dir, resource_dir
+from compllm.routers.archive import read_archive, told_as, write_archive
 from compllm.routers.heads import Head, Layer, Neighbours, Similarity, Softmax
 
 FORMAT = 1
@@ -71,25 +69,13 @@ def save(path: Path, artefact: Artefact) -> None:
         "settings": settings,
         "record": dict(artefact.record),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        np.savez_compressed(partial, about=np.array(json.dumps(about)), **arrays)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_archive(path, about, arrays)
 
 
 def load(path: Path) -> Artefact:
     """Read and check a router. Raises ConfigError."""
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        about = json.loads(str(arrays.pop("about")))
-        if about["format"] != FORMAT:
-            raise ValueError(f"its format is {about['format']!r}, this version reads {FORMAT}")
+    with told_as("router", path, "train_router.py"):
+        about, arrays = read_archive(path, FORMAT, _MAX_BYTES)
         experts, encoder, floor = tuple(about["experts"]), about["encoder"], about["floor"]
         if not (experts and all(isinstance(name, str) for name in (*experts, encoder))):
             raise ValueError("its experts or its encoder are not names")
@@ -97,14 +83,6 @@ def load(path: Path) -> Artefact:
             raise ValueError(f"its floor is {floor!r}, expected a number from -1 to 1")
         head = _put_together(about["kind"], experts, arrays, about["settings"])
         return Artefact(head, float(floor), encoder, about["record"])
-    except FileNotFoundError:
-        raise ConfigError(f"no router in {path}") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-        reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise ConfigError(
-            f"cannot read the router in {path}: {reason}: make it anew with "
-            "'python build_scripts/train_router.py'"
-        ) from error
 
 
 def _take_apart(head: Head) -> tuple[str, dict[str, Any], dict[str, Any]]:
