@@ -90,6 +90,16 @@ async def ask(
     return counts
 
 
+async def hold(client: LoraClient, cache: Cache, task_id: int, done: asyncio.Event) -> None:
+    """One request that lasts until `done`."""
+    async with client.use(task_id, LoraCounts()) as use:
+        async with use.weights() as sent:
+            cache.begin(task_id, sent)
+        await done.wait()
+        use.accepted()
+        cache.end(task_id)
+
+
 def total(counts: Iterable[LoraCounts]) -> LoraCounts:
     summed = LoraCounts()
     for each in counts:
@@ -170,14 +180,7 @@ async def test_full_cache_is_waited_for_until_an_adapter_is_done() -> None:
     client, cache = LoraClient(tensors), Cache(1)
     done = asyncio.Event()
 
-    async def long_one() -> None:
-        async with client.use(1, LoraCounts()) as use:
-            async with use.weights() as sent:
-                cache.begin(1, sent)
-            await done.wait()
-            cache.end(1)
-
-    first = asyncio.create_task(long_one())
+    first = asyncio.create_task(hold(client, cache, 1, done))
     await cache.until(lambda: cache.users == {1: 1})
     second = asyncio.create_task(ask(client, cache, 2))
     await cache.until(lambda: cache.num_refusals == 1)
@@ -200,11 +203,14 @@ async def test_cache_that_others_fill_is_asked_again_and_given_up_in_the_end() -
 
 async def test_who_waits_and_is_cancelled_holds_up_nobody() -> None:
     client, cache = LoraClient(tensors), Cache(1)
-    holders = [asyncio.create_task(ask(client, cache, 1, 200)) for _ in range(2)]
+    # Until an event, not for some turns of the loop: weights come from threads, at times too late.
+    done = asyncio.Event()
+    holders = [asyncio.create_task(hold(client, cache, 1, done)) for _ in range(2)]
     await cache.until(lambda: cache.users == {1: 2})
     waiting = [asyncio.create_task(ask(client, cache, each)) for each in (2, 3)]
     await cache.until(lambda: cache.num_refusals == 2)
     waiting[0].cancel()
+    done.set()
     await asyncio.gather(*holders, waiting[1])
     assert waiting[0].cancelled()
     assert cache.order[-1] == 3
@@ -229,7 +235,8 @@ async def test_an_adapter_in_constant_use_lets_others_in(monkeypatch: pytest.Mon
 
 async def test_one_adapter_more_is_tried_at_a_time() -> None:
     client, cache = LoraClient(tensors), Cache(1)
-    holder = asyncio.create_task(ask(client, cache, 1, 10_000))
+    done = asyncio.Event()
+    holder = asyncio.create_task(hold(client, cache, 1, done))
     await cache.until(lambda: cache.users == {1: 1})
     waiting = [asyncio.create_task(ask(client, cache, each)) for each in range(2, 8)]
     await cache.until(lambda: cache.num_refusals == 6)
@@ -239,6 +246,7 @@ async def test_one_adapter_more_is_tried_at_a_time() -> None:
     client._wake()
     assert len(client._tenures) == 2
     assert len(client._waiting) == 5
+    done.set()
     await asyncio.gather(holder, *waiting)
     assert cache.num_refusals <= 8
 
