@@ -1,9 +1,10 @@
 """Queries that arrive at random, under each admission policy, and what the simulator says of them.
 
     python -m benchmarks.bench_load [--graphs FILE] [--part simulated|real]... [--smoke]
+    python -m benchmarks.bench_load --part real --load 0.9 --policy fifo --policy oldest_query_first
 
 simulated: every policy, in-flight limit and load on profiles of engines; no engine is part of it.
-real: the real path through Triton (`compllm up` first): a closed loop finds the capacity, then
+real: the real path through Triton, on a server of its own: a closed loop finds the capacity, then
 Poisson arrivals at shares of it, the policies one after another at each share, and beside each run
 what the simulator makes of the very requests that ran, on the step times measured around them.
 Results: load_simulated.json, bench_load.json and bench_load.png.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.bench_replay import shapes
+from benchmarks.bench_replay import own_server, shapes
 from benchmarks.load_simulated import LOADS, POLICIES, Grid, read, simulated, summarise
 from benchmarks.report import RESULTS, Report, Row, add_arguments
 
@@ -46,6 +48,7 @@ class Bench:
 
     graphs: Sequence[ReplayGraph]
     settings: ReplaySettings
+    config: Path | None
     overrides: Mapping[str, object]  # of the configuration
     max_in_flight: int
     report: Report
@@ -61,6 +64,21 @@ class Seen:
     session: ReplaySession
 
 
+def repeated(graphs: Sequence[ReplayGraph], count: int) -> list[ReplayGraph]:
+    """So many: where they are fewer, again with other words before, that no cache knows."""
+    from compllm.types import Plan
+
+    def again(graph: ReplayGraph, turn: int) -> ReplayGraph:
+        steps = graph.plan.sub_queries
+        plan = Plan(tuple(replace(each, text=f"Of {turn}: {each.text}") for each in steps))
+        return replace(
+            graph, id=f"{graph.id} {turn}", question=f"Of {turn}: {graph.question}", plan=plan
+        )
+
+    turns = [divmod(number, len(graphs)) for number in range(count)]
+    return [again(graphs[index], turn) if turn else graphs[index] for turn, index in turns]
+
+
 async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -> Seen:
     """A runtime of its own: its counters are this run's."""
     import numpy as np
@@ -71,7 +89,7 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     from compllm.simulate.load import Spread
 
     session = ReplaySession(bench.graphs, settings)
-    async with await ReplayLLM.connect(load_config(None, bench.overrides)) as llm:
+    async with await ReplayLLM.connect(load_config(bench.config, bench.overrides)) as llm:
         assert isinstance(llm, ReplayLLM)
         llm.use_admission(policy)
         await session.run(llm)
@@ -189,9 +207,6 @@ def plot(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from compllm.replay.drive import ReplaySettings
-    from compllm.replay.workload import TokenLengths
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)
     parser.add_argument("--smoke", dest="quick", action="store_true", help="as --quick")
@@ -200,37 +215,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--queries", type=int, default=None, help="of a run; default: 100, 20000")
     parser.add_argument("--max-in-flight", type=int, default=8, help="of part real")
     parser.add_argument("--tokens-per-node", type=int, default=32)
-    parser.add_argument("--url", default=None, metavar="HOST:PORT", help="default: `compllm up`'s")
+    parser.add_argument("--load", type=float, action="append", help="share of capacity, part real")
+    parser.add_argument("--policy", action="append", choices=POLICIES, help="of part real")
+    parser.add_argument("--url", default="", metavar="HOST:PORT", help="without: our own server")
+    parser.add_argument("--engine", type=Path, help="of our own server; without: the default one")
+    parser.add_argument("--config", type=Path, help="settings as TOML, of part real")
     parser.add_argument("--profile", action="append", metavar="FILE", help="of part simulated")
     arguments = parser.parse_args(argv)
     graphs = read(arguments.graphs) if arguments.graphs else shapes()
     parts = arguments.part or ["simulated", "real"]
-    loads = (0.5,) if arguments.quick else LOADS
     if "simulated" in parts:
         name, note = "load_simulated", "simulated: no engine ran; load: of the limit's own capacity"
         report = Report(name, arguments, ("numpy",), note)
         num_queries = 500 if arguments.quick else arguments.queries or 20_000
         profiles = arguments.profile or [str(PROFILE), "gpu-like"]
+        loads = (0.5,) if arguments.quick else LOADS
         simulated(report, graphs, profiles, Grid(loads, num_queries, arguments.seed))
         summarise(report)
         report.finish()
     if "real" in parts:
-        report = Report(
-            "bench_load",
-            arguments,
-            ("openvino", "nvidia-pytriton"),
-            "the simulator had the requests and arrivals that ran, not their times",
-        )
-        count = 6 if arguments.quick else arguments.queries or 100
+        run_real(graphs, arguments)
+    return 0
+
+
+def run_real(graphs: Sequence[ReplayGraph], arguments: argparse.Namespace) -> None:
+    from compllm.replay.drive import ReplaySettings
+    from compllm.replay.workload import TokenLengths
+
+    report = Report(
+        "bench_load",
+        arguments,
+        ("openvino", "nvidia-pytriton"),
+        "the simulator had the requests and arrivals that ran, not their times",
+    )
+    count = 3 if arguments.quick else arguments.queries or 100
+    num_tokens = 4 if arguments.quick else arguments.tokens_per_node
+    loads = arguments.load or ((0.5,) if arguments.quick else LOADS)
+    policies = arguments.policy or (POLICIES[:2] if arguments.quick else POLICIES)
+    with contextlib.ExitStack() as stack:
         bench = Bench(
-            graphs[:count],
+            repeated(graphs, count),
             ReplaySettings(
-                lengths=TokenLengths(arguments.tokens_per_node, seed=arguments.seed),
-                answer_tokens=arguments.tokens_per_node,
+                lengths=TokenLengths(num_tokens, seed=arguments.seed),
+                answer_tokens=num_tokens,
                 seed=arguments.seed,
             ),
+            arguments.config,
             {
-                "server.url": arguments.url or _local_url(),
+                "server.url": arguments.url or stack.enter_context(own_server(arguments.engine)),
                 "compose.policy": "always",
                 "limits.max_in_flight": arguments.max_in_flight,
                 # What shares or shifts work is measured elsewhere.
@@ -240,18 +272,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.max_in_flight,
             report,
         )
-        asyncio.run(real(bench, loads, POLICIES[:2] if arguments.quick else POLICIES))
-        report.finish(plot)
-    return 0
-
-
-def _local_url() -> str:
-    from compllm.embedded import tritonserver
-
-    server = tritonserver.status()
-    if server is None:
-        raise SystemExit("no server is running: start one with `compllm up`, or name one by --url")
-    return server.grpc_url
+        asyncio.run(real(bench, loads, policies))
+    report.finish(plot)
 
 
 if __name__ == "__main__":

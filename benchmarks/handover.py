@@ -114,12 +114,12 @@ async def bench(report: Report, arguments: argparse.Namespace, **backends: CompL
                 )
 
 
-async def connect() -> CompLLM:
-    """To the server of the configuration. The answer is not measured, so nobody composes it."""
+async def connect(url: str) -> CompLLM:
+    """To this server. The answer is not measured, so nobody composes it."""
     from compllm.config import load_config
     from compllm.pipeline import CompLLM
 
-    return await CompLLM.connect(load_config(overrides=_settings()))
+    return await CompLLM.connect(load_config(overrides={**_settings(), "server.url": url}))
 
 
 def scripted() -> CompLLM:

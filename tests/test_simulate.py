@@ -55,6 +55,11 @@ def test_step_times_lie_between_the_measured_ones_and_go_on_behind_them():
     assert times == [4.0, 8.0, 10.0, 14.0, 19.0, 24.0, 34.0]
 
 
+def test_a_step_behind_the_measured_ones_is_never_shorter_than_they():
+    noisy = replace(PROFILE, step_ms=((0, 4.0), (1, 9.0), (2, 8.5)))
+    assert [noisy.step_time_ms(size) for size in (1, 2, 32)] == [9.0, 8.5, 8.5]
+
+
 def test_a_profile_comes_back_from_its_file(tmp_path: Path):
     path = tmp_path / "profile.json"
     profile = replace(PROFILE, host=HostTimes(route_ms=3.0), note="made up")

@@ -1,5 +1,6 @@
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from replay_parts import PLAN, USAGE, plan_lines
@@ -52,6 +53,22 @@ async def test_tokens_of_the_plan_are_counted_line_by_line() -> None:
     assert work.line_tokens == [4, 7]
     assert work.num_plan_tokens == 7
     assert work.plan_usage is USAGE
+
+
+@pytest.mark.parametrize(("is_streamed", "outcome"), [(True, "running"), (False, "done")])
+async def test_a_plan_that_is_not_streamed_comes_when_it_is_whole(
+    is_streamed: bool, outcome: str
+) -> None:
+    forced, inner = backend(Reply(plan_lines(), usage=USAGE))
+    work = ForcedWork(PLAN, {}, is_plan_streamed=is_streamed)
+    with forced.forced("q", work):
+        chunks = forced.generate(request("plan", is_streamed=True))
+        first = await anext(chunks)
+        assert inner.requests[0].outcome == outcome
+        pieces = [first.text] + [chunk.text async for chunk in chunks]
+    assert "".join(pieces) == "".join(plan_lines())
+    # When they were written, not when they were passed on: what the engine allows is the same.
+    assert work.line_tokens == [3, 6, 10, 14]
 
 
 async def test_a_blank_response_is_no_failure() -> None:

@@ -3,18 +3,20 @@ import json
 from dataclasses import replace
 
 import pytest
-from replay_parts import GRAPH, PROFILE, USAGE, replay_llm, scripted
+from replay_parts import GRAPH, PROFILE, USAGE, plan_lines, replay_llm, scripted
 
 from compllm.errors import BackendError, BackendRejected
 from compllm.explain.record import run_of
 from compllm.replay.drive import Ran, ReplaySettings, replay
 from compllm.replay.graphs import ReplayGraph
 from compllm.replay.ideal import ANSWER, PLAN
-from compllm.replay.records import loads_of, make_record, summarise
+from compllm.replay.records import handovers_ms, loads_of, make_record, summarise
 from compllm.testing import Reply, ScriptedBackend
 
 GRAPHS = [ReplayGraph(f"g{number}", GRAPH.question, GRAPH.plan) for number in range(4)]
 NONE = ReplaySettings(overhead="none")
+SET = asyncio.Event()
+SET.set()
 
 
 async def ran(
@@ -91,6 +93,22 @@ async def test_a_generator_that_fails_fails_the_graph() -> None:
     )
     assert one.answer is None
     assert one.error == "the generator did not write the plan: away"
+
+
+async def test_a_handover_does_not_count_the_wait_for_the_childs_line() -> None:
+    gate = asyncio.Event()
+    # The child's line is the last; its parents end long before it is written.
+    plan = Reply(plan_lines(), is_guided=True, usage=USAGE, piece_gates=(*[SET] * 3, gate))
+    backend = scripted(plan=plan)
+    run = asyncio.create_task(ran(ReplaySettings(), backend))
+    await backend.wait_for("third?")
+    for _ in range(50):  # turns of the loop: all that can go on has done so
+        await asyncio.sleep(0)
+    gate.set()
+    (one,) = await run
+    assert one.answer is not None
+    fourth = make_record(one, ReplaySettings(), PROFILE)["handover_ms"][-1]
+    assert fourth < handovers_ms(one.answer)[-1]
 
 
 async def test_a_record_can_be_explained() -> None:

@@ -38,6 +38,7 @@ class ReplaySettings:
     rate_qps: float | None = None  # arrivals instead of concurrency
     seed: int = 0
     salt: str = ""  # see ForcedWork
+    is_plan_streamed: bool = True  # False: nothing starts before the plan is whole, see ForcedWork
 
     @property
     def is_planned(self) -> bool:
@@ -89,7 +90,8 @@ async def run_graph(
     llm: ReplayLLM, graph: ReplayGraph, settings: ReplaySettings, query_id: str
 ) -> tuple[ForcedWork, Answer]:
     """One graph by itself. Raises CompllmError."""
-    work = ForcedWork(graph.plan, settings.lengths.of(graph), settings.salt)
+    lengths = settings.lengths.of(graph)
+    work = ForcedWork(graph.plan, lengths, settings.salt, settings.is_plan_streamed)
     if not settings.is_planned:
         await llm.warm_up([each.text for each in graph.plan.sub_queries])
     count = settings.answer_tokens

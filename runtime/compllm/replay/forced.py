@@ -30,6 +30,7 @@ class ForcedWork:
     # Put before each sub-query and question: an engine that ran the same graph before has nothing
     # of it in its cache then.
     salt: str = ""
+    is_plan_streamed: bool = True  # False: the path gets the plan when its last line is written
     # What came of it.
     num_plan_tokens: int = 0
     line_tokens: list[int] = field(default_factory=list)  # of the plan, when each line had ended
@@ -91,12 +92,18 @@ class ForcedBackend:
             sampling=SamplingParams(max_tokens=len(text.encode()) + 1),
             guide=exact_guide(text),
         )
+        held: list[Chunk] = []
         async for chunk in self._passed(forced):
             work.num_plan_tokens += chunk.num_tokens
             work.line_tokens += [work.num_plan_tokens] * chunk.text.count("\n")
             if chunk.usage is not None:
                 work.plan_usage = chunk.usage
                 work.line_tokens.append(work.num_plan_tokens)
+            if work.is_plan_streamed:
+                yield chunk
+            else:
+                held.append(chunk)
+        for chunk in held:
             yield chunk
 
     async def _answered(

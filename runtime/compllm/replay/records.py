@@ -76,7 +76,7 @@ def make_record(ran: Ran, settings: ReplaySettings, profile: EngineProfile | Non
         record |= _bounds(answer, loads_of(ran, profile.tokens_per_block), settings, profile)
     record["num_plan_tokens"] = ran.work.num_plan_tokens
     record["num_answer_tokens"] = (ran.work.answer_usage or Usage()).num_output_tokens
-    record["handover_ms"] = [round(each, 3) for each in handovers_ms(answer)]
+    record["handover_ms"] = [round(each, 3) for each in _told_handovers_ms(answer, settings)]
     record["nodes"] = answer_to_dict(answer)["nodes"]
     return record
 
@@ -116,6 +116,21 @@ def handovers_ms(answer: Answer) -> list[float]:
     return [
         1e3 * (node.start_s - max(ends[parent] for parent in sub_query.parents))
         for sub_query, node in zip(answer.plan.sub_queries, answer.nodes, strict=True)
+        if sub_query.parents and node.status == "done"
+    ]
+
+
+def _told_handovers_ms(answer: Answer, settings: ReplaySettings) -> list[float]:
+    """Where nodes run while the plan is written, a child's line may end after its parents did:
+    counted from when the runtime had both. Polling does not tell when it had."""
+    if not settings.is_planned or settings.policy in ("sequential", "levels"):
+        return handovers_ms(answer)
+    if settings.policy == "polling":
+        return []
+    nodes = zip(answer.plan.sub_queries, answer.nodes, strict=True)
+    return [
+        1e3 * (node.start_s - node.ready_s)
+        for sub_query, node in nodes
         if sub_query.parents and node.status == "done"
     ]
 

@@ -15,7 +15,7 @@ from compllm.admission import PolicyName as AdmissionPolicy
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.compose import Aggregator, compose
-from compllm.config import Config
+from compllm.config import Config, GateConfig
 from compllm.decompose import Generator, decompose
 from compllm.embed import Encoder
 from compllm.errors import BackendError
@@ -47,6 +47,11 @@ class ReplayLLM(CompLLM):
         """Another order of waiting requests. Before the first query."""
         self.admission.policy = policy
         self.admission.set_limits({})  # the queue anew
+
+    def use_gate(self, gate: GateConfig) -> None:
+        """Let questions past the generator. Before it is opened; what the gate sends straight on
+        must have a gold plan of one node."""
+        self.config = replace(self.config, gate=gate)
 
     async def warm_up(self, texts: Sequence[str]) -> None:
         """Have the encoder's vectors of these texts at hand, so that routing costs no time, and the

@@ -17,7 +17,7 @@ from compllm.replay.drive import OnRan, Ran, ReplaySettings, replay
 from compllm.replay.graphs import ReplayGraph
 from compllm.replay.records import make_record, summarise
 from compllm.replay.runner import ReplayLLM
-from compllm.replay.step_times import mean_profile, measure
+from compllm.replay.step_times import BATCH_SIZES, mean_profile, measure
 from compllm.simulate.profile import EngineProfile
 
 
@@ -79,8 +79,11 @@ class ReplaySession:
         yield json.dumps({"summary": summary}, ensure_ascii=False) + "\n"
 
     async def _measured(self, llm: ReplayLLM) -> EngineProfile:
-        width = max(graph.width for graph in self.graphs)
-        return await measure(llm.forced.inner, llm.catalogue, width + 1, self.settings.seed)
+        settings = self.settings
+        is_alone = settings.concurrency == 1 and settings.rate_qps is None
+        # Its nodes and the plan run together, or whatever others have under way.
+        most = 1 + max(graph.width for graph in self.graphs) if is_alone else max(BATCH_SIZES)
+        return await measure(llm.forced.inner, llm.catalogue, most, settings.seed)
 
     async def _samples(self) -> Samples | None:
         if self._metrics_url is None:

@@ -79,7 +79,10 @@ class EngineProfile:
         after = next((i for i, (size, _) in enumerate(points) if size >= num_sequences), -1)
         after = max(after % len(points), 1)
         (low, low_ms), (high, high_ms) = points[after - 1], points[after]
-        return low_ms + (high_ms - low_ms) * (num_sequences - low) / (high - low)
+        slope = (high_ms - low_ms) / (high - low)
+        if num_sequences > high:  # a noisy measurement must not end in steps of no time
+            return high_ms + max(0.0, slope) * (num_sequences - high)
+        return low_ms + slope * (num_sequences - low)
 
     def engine_model(self) -> _core.EngineModel:
         """For the simulator. Raises ConfigError for a step that would take no time."""
