@@ -44,11 +44,13 @@ class Sizes:
     """How many examples of what. Experts' training sets follow from the kinds' exposures."""
 
     composites: tuple[int, int, int] = (3000, 300, 400)  # -P, and as many -All
-    invented: int = 500  # made-up -P, and as many made-up -All, for the generator's training
-    singles: tuple[int, int, int] = (800, 120, 200)
+    # Of -P and -All in the generator's training: wordings of made-up composites are worth more.
+    generator: tuple[int, int] = (700, 1500)
+    invented: int = 900  # made-up -P, and twice as many made-up -All, for the generator's training
+    singles: tuple[int, int, int] = (1300, 120, 200)
     aggregator: tuple[int, int, int] = (2000, 200, 400)
     per_kind: tuple[int, int] = (10, 40)  # expert examples of a kind in validation and test
-    break_train: int = 800
+    break_train: int = 1100
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +99,18 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
             files[f"{domain}/{split}.jsonl"] = drawn
         count = sizes.composites[place]
         parallel = Composer(bank, split, rng("p")).parallel(count)
-        dependent = Composer(bank, split, rng("all")).dependent(count)
+        is_hard = split == "train"  # a plan of five sub-queries is not learned from one of three
+        dependent = Composer(bank, split, rng("all"), is_hard=is_hard).dependent(count)
         p = [each.record("p", split, index) for index, each in enumerate(parallel)]
         everything = [each.record("all", split, index) for index, each in enumerate(dependent)]
         files[f"p/{split}.jsonl"], files[f"all/{split}.jsonl"] = p, everything
         plans = [*from_composites(p, "p"), *from_composites(everything, "all")]
         if split == "train":
-            made = invented_composites(bank, split, rng("invented"), sizes.invented)
+            shares = zip(("p", "all"), (p, everything), sizes.generator, strict=True)
+            plans = [
+                row for name, rows, size in shares for row in from_composites(rows[:size], name)
+            ]
+            made = invented_composites(bank, rng("invented"), sizes.invented)
             plans += [row for rows in made.values() for row in rows]
         plans += singles(bank, split, rng("singles"), sizes.singles[place])
         plans += [row for each in human.values() for row in each.splits[split]]
@@ -184,8 +191,8 @@ def _summary(manifest: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     sizes = Sizes()
     parser = argparse.ArgumentParser(
-        description="Make the training and test sets. No network; seconds. The same arguments give "
-        "the same bytes."
+        description="Make the training and test sets. No network; a minute. The same arguments "
+        "give the same bytes."
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: $COMPLLM_HOME/datasets")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -201,8 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--invented", type=int, default=sizes.invented, metavar="N",
-        help="composites of made-up things in the generator's training: N like -P, N like -All "
+        help="composites of made-up things in the generator's training: N like -P, 2 N like -All "
         "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--generator", type=int, nargs=2, default=sizes.generator, metavar=("P", "ALL"),
+        help="of -P and -All at most so many in the generator's training (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--singles", type=int, nargs=3, default=sizes.singles,
@@ -237,8 +248,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     if not _MIN_ELEMENTS <= options.elements <= MAX_ELEMENTS:
         raise ConfigError(f"--elements {options.elements}: give {_MIN_ELEMENTS} to {MAX_ELEMENTS}")
     sizes = Sizes(
-        tuple(options.composites), options.invented, tuple(options.singles),
-        tuple(options.aggregator), tuple(options.per_kind), options.break_train,
+        tuple(options.composites), tuple(options.generator), options.invented,
+        tuple(options.singles), tuple(options.aggregator), tuple(options.per_kind),
+        options.break_train,
     )  # fmt: skip
     for name, value in asdict(sizes).items():
         if min(value if isinstance(value, tuple) else (value,)) < 0:

@@ -49,7 +49,7 @@ def _of_composite(record: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
 def _made(bank: Bank, split: Split, rng: random.Random) -> tuple[str, list[tuple[str, str]]]:
     """Two to five questions of all kinds, a third of them about made-up things."""
     facts = [_fact(bank, split, rng) for _ in range(rng.choice((2, 3, 3, 4, 4, 5)))]
-    joiner = rng.choice(read_joiners(split).questions)
+    joiner = read_joiners(split).draw(rng, are_nouns=False)
     return joiner.join([asked for asked, _ in facts], are_nouns=False), facts
 
 

@@ -121,10 +121,14 @@ def biology_kinds() -> tuple[Kind, ...]:
             [*codons, *(each for each in codons if each in stops for _ in range(9))],
             lambda codon: "yes" if codon in stops else "no", 6,
         ),
-        kind("gc_count", "dna", "number", strands, gc_count, 0.8, is_open=True, weight=1.5),
+        # Counting is what a small model does worst: up to six bases, as one takes in at a glance.
         kind(
-            "length", "dna", "number", _strands(range(3, 9), 600),
-            lambda strand: str(len(strand.split())), 0.8, is_open=True,
+            "gc_count", "dna", "number", _strands(range(3, 6), 900), gc_count, 1.2,
+            is_open=True, weight=1.5,
+        ),
+        kind(
+            "length", "dna", "number", _strands(range(3, 7), 600),
+            lambda strand: str(len(strand.split())), 1.4, is_open=True,
         ),
         kind("hydrophobic", "amino", "yes/no", names, is_hydrophobic, 16),
         kind("charge", "amino", "charge", names, charge, 16),
@@ -141,7 +145,7 @@ def spell(bases: str) -> str:
 
 def _is_strand(operands: Operands) -> bool:
     bases = operands[0].split()
-    return 3 <= len(bases) <= 8 and all(base in _BASES for base in bases)
+    return 3 <= len(bases) <= 6 and all(base in _BASES for base in bases)
 
 
 def _strands(lengths: range, count: int) -> list[str]:

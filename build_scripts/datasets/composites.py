@@ -60,7 +60,10 @@ class Composite:
 class Composer:
     """Draws composites of one split."""
 
-    def __init__(self, bank: Bank, split: Split, rng: random.Random) -> None:
+    def __init__(
+        self, bank: Bank, split: Split, rng: random.Random, *, is_hard: bool = False
+    ) -> None:
+        """is_hard: the shapes of four and five sub-queries more often."""
         self._bank = bank
         self._split: Split = split
         self._rng = rng
@@ -80,6 +83,14 @@ class Composer:
             (lambda _: self._fork(), 1.5, 0),
             (self._diamond, 2, 2),
         ]
+        if is_hard:
+            hard = (self._wide_join, self._deep_join, self._double_chain, self._topped_join,
+                    self._beside_join, self._diamond)  # fmt: skip
+            self._shapes = [
+                (shape, weight * (2 if shape in hard else 1), arity)
+                for shape, weight, arity in self._shapes
+            ]
+        self._weights_of_parts = (3, 3, 4) if is_hard else (5, 4, 2)
 
     def parallel(self, count: int) -> list[Composite]:
         return self._many(count, lambda: self._parallel)
@@ -149,7 +160,7 @@ class Composer:
 
     def _parallel(self) -> _Drawn:
         rng = self._rng
-        count = rng.choices((2, 3, 4), (5, 4, 2))[0]
+        count = rng.choices((2, 3, 4), self._weights_of_parts)[0]
         domains = rng.sample(DOMAINS, min(count, 3))
         if count == 4:
             domains.insert(rng.randrange(3), rng.choice(DOMAINS))
@@ -240,7 +251,8 @@ class Composer:
         return choose(self._rng, usable)
 
     def _leaf(self, kind: Kind, is_noun: bool | None = None) -> Expression:
-        operands = self._rng.choice(kind.items)
+        # Of this split: were others drawn and given up, tables would crowd out the kinds with few.
+        operands = self._rng.choice(kind.items_of(self._split))
         wording = self._rng.choice(kind.in_split(self._split, is_noun=is_noun))
         return Expression(kind, wording, operands)
 
@@ -326,11 +338,11 @@ class Composer:
     def _ask_one(self, expression: Expression) -> _Drawn:
         text = expression.text({})
         if expression.wording.is_noun:
-            text = self._rng.choice(self._joiners.ask).format(a=text)
+            text = self._joiners.draw_ask(self._rng).format(a=text)
         return text, [expression]
 
     def _ask_all(self, parts: Sequence[Expression], are_nouns: bool) -> str:
-        joiner = self._rng.choice(self._joiners.nouns if are_nouns else self._joiners.questions)
+        joiner = self._joiners.draw(self._rng, are_nouns=are_nouns)
         texts = [part.text({}) if are_nouns else part.question({}) for part in parts]
         return joiner.join(texts, are_nouns=are_nouns)
 
@@ -338,7 +350,7 @@ class Composer:
         introduction, name = self._rng.choice(self._joiners.shared)
         names = {shared: name}
         if len(parts) == 1 and parts[0].wording.is_noun:
-            asked = self._rng.choice(self._joiners.ask).format(a=parts[0].text(names))
+            asked = self._joiners.draw_ask(self._rng).format(a=parts[0].text(names))
         elif len(parts) == 1:
             asked = parts[0].text(names)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from compllm.build_scripts.datasets.bank import Bank
 from compllm.build_scripts.datasets.invented import invent_name, read_invented
-from compllm.build_scripts.datasets.kinds import Kind, Operands, Split
+from compllm.build_scripts.datasets.kinds import Kind, Operands, Split, Wording
 
 _MAX_LINE = 5  # plans of more lines are rare
 
@@ -58,13 +58,10 @@ class ExpertSets:
         return rows
 
     def _example(self, kind: Kind, operands: Operands) -> dict[str, Any]:
-        is_dependent = self._rng.random() < kind.dependent
-        wordings = kind.in_split(self._split, can_nest=True) if is_dependent else []
-        parents: list[dict[str, str]] = []
-        asked = operands
-        if wordings:
-            asked, parents = self._depend(kind, operands)
-        wording = self._rng.choice(wordings if parents else kind.in_split(self._split))
+        nesting = kind.in_split(self._split, can_nest=True)
+        is_dependent = bool(nesting) and self._rng.random() < kind.dependent
+        wording = self._rng.choice(nesting if is_dependent else kind.in_split(self._split))
+        asked, parents = self._depend(kind, operands, wording) if is_dependent else (operands, [])
         return {
             "domain": kind.domain,
             "kind": kind.name,
@@ -74,9 +71,11 @@ class ExpertSets:
             "answer": kind.answer(operands),
         }
 
-    def _depend(self, kind: Kind, operands: Operands) -> tuple[Operands, list[dict[str, str]]]:
-        """Some operands as lines of a plan, in rising order."""
-        places = [place for place, name in enumerate(kind.takes) if name != "divisor"]
+    def _depend(
+        self, kind: Kind, operands: Operands, wording: Wording
+    ) -> tuple[Operands, list[dict[str, str]]]:
+        """Some operands as lines of a plan, which rise as the wording names them."""
+        places = [place for place in wording.order if kind.takes[place] != "divisor"]
         if len(places) == 2 and self._rng.random() < 0.3:
             places = [self._rng.choice(places)]
         top = self._rng.randint(len(places), max(len(places), _MAX_LINE - 1))

@@ -1,7 +1,9 @@
 """Questions inside questions: the text of a composite, and its plan, from one tree.
 
 A node's wording is used twice: filled with its operands' noun phrases it is the composite's text,
-filled with `#k` it is a line of the plan. So the plan copies the query's own words.
+filled with `#k` it is a line of the plan. So the plan copies the query's own words, and its lines
+stand in the order in which the query names what they ask for: "How much greater than Y is X?" asks
+for Y first.
 """
 
 from __future__ import annotations
@@ -68,17 +70,17 @@ class Flattener:
         """The index of its node; None when a value is no item of the split."""
         if expression in self._index:
             return self._index[expression]
-        texts, values, parents = [], [], []
-        for each in expression.operands:
+        texts = [each if isinstance(each, str) else "" for each in expression.operands]
+        values, parents = list(texts), []
+        for place in expression.wording.order:
+            each = expression.operands[place]
             if isinstance(each, str):
-                texts.append(each)
-                values.append(each)
                 continue
             index = self.add(each)
             if index is None:
                 return None
-            texts.append(f"#{index + 1}")
-            values.append(self.nodes[index].answer)
+            texts[place] = f"#{index + 1}"
+            values[place] = self.nodes[index].answer
             parents.append(index)
         kind, operands = expression.kind, tuple(values)
         if not kind.belongs(operands, self.split):

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from string import Formatter
 from typing import Literal, get_args
 
 Split = Literal["train", "validation", "test"]
@@ -36,6 +37,12 @@ class Wording:
     def question(self, operands: Sequence[str]) -> str:
         text = self.fill(operands)
         return f"What is {text}?" if self.is_noun else text
+
+    @property
+    def order(self) -> list[int]:
+        """The operands' places, in the order in which the text names them."""
+        places = [SLOTS.index(slot) for _, slot, *_ in Formatter().parse(self.text) if slot]
+        return list(dict.fromkeys(places))
 
     @property
     def is_infix(self) -> bool:
@@ -79,6 +86,17 @@ class Kind:
 
     def belongs(self, operands: Operands, split: Split) -> bool:
         return self.accepts(operands) and self.split_of(operands) in (None, split)
+
+    def items_of(self, split: Split) -> tuple[Operands, ...]:
+        """The items that this split may ask; all where it has none of its own."""
+        return self._items_of[split] or self.items
+
+    @cached_property
+    def _items_of(self) -> dict[Split, tuple[Operands, ...]]:
+        return {
+            split: tuple(item for item in self.items if self.belongs(item, split))
+            for split in SPLITS
+        }
 
     def in_split(
         self, split: Split, *, is_noun: bool | None = None, can_nest: bool | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -42,6 +43,19 @@ class Joiners:
     nouns: tuple[Joiner, ...]
     ask: tuple[str, ...]  # with {a}
     shared: tuple[tuple[str, str], ...]  # (introduction with {a}, the name of the shared thing)
+    # Put together from openings and joints: many, drawn as often as the listed ones. Train alone.
+    made_questions: tuple[Joiner, ...] = ()
+    made_nouns: tuple[Joiner, ...] = ()
+    made_ask: tuple[str, ...] = ()
+
+    def draw(self, rng: random.Random, *, are_nouns: bool) -> Joiner:
+        listed, made = (
+            (self.nouns, self.made_nouns) if are_nouns else (self.questions, self.made_questions)
+        )
+        return rng.choice(made if made and rng.random() < 0.5 else listed)
+
+    def draw_ask(self, rng: random.Random) -> str:
+        return rng.choice(self.made_ask if self.made_ask and rng.random() < 0.5 else self.ask)
 
 
 @cache
@@ -58,6 +72,40 @@ def read_joiners(split: Split) -> Joiners:
         nouns=tuple(Joiner(*each) for each in table["nouns"][split]),
         ask=tuple(table["ask"][split]),
         shared=tuple((intro, name) for intro, name in table["shared"][split]),
+        made_questions=_made_questions(table["openings"]) if split == "train" else (),
+        made_nouns=_made_nouns(table["requests"]) if split == "train" else (),
+        made_ask=_made_ask(table["requests"]) if split == "train" else (),
+    )
+
+
+def _made_questions(parts: dict[str, Any]) -> tuple[Joiner, ...]:
+    openings = ("", *parts["train"])
+    numbered = [
+        Joiner(mark, f"{joint} {mark}", f"{joint} {mark}", "?")
+        for mark in parts["numbered"]
+        for joint in ("?", ";", ",", "? And")
+    ]
+    joined = [
+        Joiner(opening, between, last, "?")
+        for opening in openings
+        for between, last in parts["joints"]
+    ]
+    return (*joined, *numbered * 8)  # a tenth of them or so is numbered
+
+
+def _made_nouns(parts: dict[str, Any]) -> tuple[Joiner, ...]:
+    ends = [(each, ".") for each in parts["train"]] + [(each, "?") for each in parts["asking"]]
+    return tuple(
+        Joiner(opening, between, last, end)
+        for opening, end in ends
+        for between, last in parts["joints"]
+    )
+
+
+def _made_ask(parts: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        *(each + "{a}." for each in parts["train"]),
+        *(each + "{a}?" for each in parts["asking"]),
     )
 
 

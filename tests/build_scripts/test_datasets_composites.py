@@ -50,6 +50,21 @@ def test_a_shared_part_is_one_node(bank: Bank) -> None:
     )
 
 
+def test_lines_stand_in_the_order_in_which_the_query_names_them(bank: Bank) -> None:
+    number = expression(bank, "atomic_number", "the atomic number of {x}", "neon")
+    period = expression(bank, "period", "the period of {x}", "neon")
+    text = "How much greater than {y} is {x}?"
+    flattener = Flattener("train")
+    assert flattener.add(expression(bank, "subtraction", text, number, period)) == 2
+    assert [node.text for node in flattener.nodes] == [
+        "What is the period of neon?",
+        "What is the atomic number of neon?",
+        "How much greater than #1 is #2?",
+    ]
+    assert flattener.nodes[2].operands == ("10", "2")
+    assert flattener.nodes[2].parents == (0, 1)
+
+
 def test_a_value_that_cannot_be_asked_of_ends_the_plan(bank: Bank) -> None:
     number = expression(bank, "atomic_number", "the atomic number of {x}", "neon")
     assert Flattener("train").add(expression(bank, "half", "half of {x}", number)) is not None
