@@ -97,8 +97,12 @@ async def test_every_line_comes_out_with_its_plan_in_order(tmp_path: Path, addre
 
 async def test_at_most_so_many_questions_are_at_the_engine(tmp_path: Path, address: str) -> None:
     write_questions(tmp_path / "in.jsonl", *(f"book {number}?" for number in range(20)))
-    backend = ScriptedBackend(Reply(ONE, delay_s=0.001))
-    assert await plan_all(backend, address, tmp_path, n=3) == 20
+    gate = asyncio.Event()  # the first ones stay until as many as may come have come
+    backend = ScriptedBackend(Reply(ONE, gate=gate))
+    planned = asyncio.create_task(plan_all(backend, address, tmp_path, n=3))
+    await backend.wait_for("book", 3)
+    gate.set()
+    assert await planned == 20
     assert backend.max_running == 3
 
 
