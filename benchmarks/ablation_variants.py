@@ -1,0 +1,119 @@
+"""What bench_ablation switches off, one at a time, and the queries it asks meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from compllm.admission import PolicyName as AdmissionPolicy
+    from compllm.replay.drive import ReplaySettings
+    from compllm.replay.graphs import ReplayGraph
+    from compllm.replay.policies import PolicyName
+
+Part = Literal["alone", "long", "load", "gate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One setting of all the switches; the defaults are those of the runtime."""
+
+    name: str
+    is_plan_streamed: bool = True  # a node starts when its line ends, not when the plan does
+    policy: PolicyName = "dataflow"  # levels and sequential wait for the whole plan, too
+    admission: AdmissionPolicy = "oldest_query_first"
+    prewarm: Literal["off", "on", "auto"] = "auto"
+    is_shared: bool = True  # single-flight
+    gate: Literal["off", "auto"] = "off"  # only part `gate` has questions that need no plan
+
+    def overrides(self) -> Mapping[str, object]:
+        """Of the configuration; the other switches are the replay's."""
+        return {"prewarm.mode": self.prewarm, "sharing.is_on": self.is_shared}
+
+    def replayed(self, settings: ReplaySettings) -> ReplaySettings:
+        return replace(settings, policy=self.policy, is_plan_streamed=self.is_plan_streamed)
+
+
+ALL_ON = Variant("all on")
+_WHOLE_PLAN = replace(ALL_ON, name="whole plan first", is_plan_streamed=False)
+_LEVELS = replace(ALL_ON, name="levels", policy="levels")
+_NO_PREWARM = replace(ALL_ON, name="no prewarm", prewarm="off")
+VARIANTS: Mapping[Part, tuple[Variant, ...]] = {
+    # One query at a time: nobody waits for admission, nobody asks the same.
+    "alone": (
+        ALL_ON,
+        _WHOLE_PLAN,
+        _LEVELS,
+        replace(ALL_ON, name="sequential", policy="sequential"),
+        _NO_PREWARM,
+    ),
+    # Short prompts leave nothing to prewarm; these bring a table of some hundred tokens.
+    "long": (ALL_ON, _NO_PREWARM, replace(ALL_ON, name="prewarm always", prewarm="on")),
+    "load": (
+        ALL_ON,
+        _WHOLE_PLAN,
+        _LEVELS,
+        replace(ALL_ON, name="first come, first served", admission="fifo"),
+        _NO_PREWARM,
+        replace(ALL_ON, name="no single-flight", is_shared=False),
+        Variant("all off", False, "sequential", "fifo", "off", is_shared=False),
+    ),
+    "gate": (replace(ALL_ON, gate="auto"), replace(ALL_ON, name="no gate")),
+}
+
+
+def salt_of(part: Part, variant: Variant, round_number: int) -> str:
+    """Two letters that no other run of the bench has: nobody finds another's prefix cached."""
+    before = sum(len(VARIANTS[each]) for each in list(VARIANTS)[: list(VARIANTS).index(part)])
+    number = before + VARIANTS[part].index(variant)
+    return f"{chr(ord('A') + number)} {chr(ord('A') + round_number)}"
+
+
+def neighbours(graphs: Sequence[ReplayGraph], count: int) -> list[ReplayGraph]:
+    """So many queries, of which every second one has the first sub-queries (those without parents)
+    in common with the one before it, and nothing else."""
+    return [_marked(graphs[number // 2 % len(graphs)], number) for number in range(count)]
+
+
+def _marked(graph: ReplayGraph, number: int) -> ReplayGraph:
+    from compllm.types import Plan
+
+    own, pair = f"Of {number + 10}:", f"Of {number // 2 + 10}:"
+    plan = Plan(
+        tuple(
+            replace(each, text=f"{own if each.parents else pair} {each.text}")
+            for each in graph.plan.sub_queries
+        )
+    )
+    return replace(graph, id=f"{graph.id} {number}", question=f"{own} {graph.question}", plan=plan)
+
+
+def long_ones() -> list[ReplayGraph]:
+    """Graphs whose last sub-query brings much to read, of which all but its parents' responses is
+    known before they end."""
+    from compllm.plan import make_plan
+    from compllm.replay.graphs import ReplayGraph
+    from compllm.types import SubQuery
+
+    facts = ", ".join(f"sample {number} weighs {number * 37 % 101} grams" for number in range(30))
+    first = ("What is the atomic number of iron?", "How many sides has a hexagon?")
+    return [
+        ReplayGraph(
+            f"{count} before a table",
+            "Which sample is it?",
+            make_plan(
+                [SubQuery(node, first[node - 1]) for node in range(1, count + 1)]
+                + [SubQuery(count + 1, f"{count} asks: if {facts}?", tuple(range(1, count + 1)))]
+            ),
+        )
+        for count in (1, 2)
+    ]
+
+
+def one_step(questions: Sequence[str]) -> list[ReplayGraph]:
+    """Questions that need no plan: the plan is the question."""
+    from compllm.replay.graphs import ReplayGraph
+    from compllm.types import Plan, SubQuery
+
+    return [ReplayGraph(each, each, Plan((SubQuery(1, each),))) for each in questions]
