@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from compllm.catalogue import default_catalogue_path, load_catalogue
+from compllm.embedded.adapters import read_peft
+from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError
 
 GOOD = """
@@ -36,6 +38,15 @@ def test_the_shipped_catalogue_is_good() -> None:
     assert [expert.name for expert in catalogue.experts] == ["chemistry", "biology", "mathematics"]
     assert all(len(examples) >= 15 for examples in catalogue.examples)
     assert catalogue.base.adapter_id is None
+
+
+def test_shipped_adapters_have_the_ids_of_their_name_and_content(base_dir: Path) -> None:
+    """Moved to another name after training, three of them had the old name's ids once: no engine
+    was ready."""
+    shape = validate_checkpoint(base_dir)
+    for adapter in load_catalogue().adapters:
+        assert adapter.path is not None
+        assert adapter.id == read_peft(adapter.path, shape, adapter.name).task_id
 
 
 def test_an_expert_gets_its_adapters_id(tmp_path: Path) -> None:
