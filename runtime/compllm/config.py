@@ -108,7 +108,8 @@ class ComposeConfig:
 class PrewarmConfig:
     """Prefill of what is known of a prompt while the rest is awaited; `prewarm.py` tells why."""
 
-    mode: Literal["off", "on", "auto"] = "auto"
+    # Off: on two cores long prompts ended 8 % sooner without (bench_ablation.json, part long).
+    mode: Literal["off", "on", "auto"] = "off"
     # Of `auto`: tokens that must be gained at once, a prefill chunk of the embedded engine, ...
     min_tokens: int = _number(256, 1, 1_000_000)
     max_slowdown: float = _number(0.02, 0, 1)  # ... and the share of decoding time it may take
