@@ -126,7 +126,7 @@ def test_the_benchmark_counts_blocks_that_were_filled_ahead(
 
 
 async def test_auto_keeps_short_prompts_to_themselves(opened: Open) -> None:
-    async with opened() as llm:
+    async with opened(prewarm__mode="auto") as llm:
         for _ in range(3):
             await ask(llm, "1 | Who is Ada?\n2 <1> | Is she wise?")
         stats = llm.stats().prewarm
