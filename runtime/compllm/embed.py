@@ -44,10 +44,10 @@ IR_RECORD = "converted.json"  # the encoder's id, the form, OpenVINO's version, 
 IR_FORM = "float32"
 IR_INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # an encoder may lack the last
 _BATCH = 16
-# Two take a third less time for a question than one; the engine wants the other cores.
+# Two are faster for a question than one; the engine wants the other cores.
 _NUM_THREADS = 2
-# Tokens of a text that has a model of fixed shape to itself, padded: a fifth less time than one of
-# any shape takes. Nineteen of twenty sub-queries are so short.
+# Tokens of a text that has a model of fixed shape to itself, padded: faster than one of any shape.
+# Nearly all sub-queries are so short.
 _SHORT = 16
 
 # Part of an encoder's id: another form of the texts makes other vectors.
