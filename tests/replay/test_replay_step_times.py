@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 import pytest
 from path_parts import CATALOGUE
@@ -51,6 +52,36 @@ async def test_experts_take_turns_and_no_text_comes_twice_unless_warmed() -> Non
     assert {request.adapter_id for request in backend.requests} == {7, 8}
     timed = [each for each in backend.requests if not each.id.endswith("w")]
     assert len({each.prompt for each in timed}) == len(timed)
+
+
+async def test_a_second_measurement_finds_nothing_of_the_first_in_the_engines_cache() -> None:
+    """Both sent the same letters once: from the second on, prefill seemed to take half its time."""
+    backend = ClockedBackend()
+    await measure(backend, CATALOGUE, max_width=2)
+    first = {each.prompt for each in backend.requests}
+    backend.requests.clear()
+    await measure(backend, CATALOGUE, max_width=2)
+    assert not first & {each.prompt for each in backend.requests}
+
+
+async def test_slow_steps_count() -> None:
+    class Hiccups(ClockedBackend):
+        """Every second request has steps that take ten times as long."""
+
+        num_decoded = 0
+
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+            async for chunk in super().generate(request):
+                usage = chunk.usage
+                assert usage is not None
+                if request.sampling.min_tokens > 2:
+                    self.num_decoded += 1
+                    if self.num_decoded % 2 == 0:
+                        usage = replace(usage, total_s=usage.first_token_s + 23 * 0.1)
+                yield replace(chunk, usage=usage)
+
+    profile = await measure(Hiccups(), CATALOGUE, max_width=2)
+    assert dict(profile.step_ms)[1] > 12  # the median is 10
 
 
 async def test_an_engine_that_tells_no_times_cannot_be_measured() -> None:

@@ -83,7 +83,7 @@ class ReplaySession:
         is_alone = settings.concurrency == 1 and settings.rate_qps is None
         # Its nodes and the plan run together, or whatever others have under way.
         most = 1 + max(graph.width for graph in self.graphs) if is_alone else max(BATCH_SIZES)
-        return await measure(llm.forced.inner, llm.catalogue, most, settings.seed)
+        return await measure(llm.forced.inner, llm.catalogue, most)
 
     async def _samples(self) -> Samples | None:
         if self._metrics_url is None:
