@@ -7,8 +7,10 @@ of them alike. Part `stage` is the expert stage alone (plan and routes are given
 part `whole` writes the gold plan through the generator and composes an answer. Each run has a salt
 of its own before its questions: no policy finds another's prefix in the engine's cache. What a step
 of the engine takes is measured again every few graphs; a graph's bound counts the mean of the
-measurements before and behind it. Without --graphs: a chain, a diamond, a fan-in, and a mix of
-them.
+measurements before and behind it; beside it stands the bound of the same requests on the built-in
+`gpu-like` profile, an engine whose step takes as long for eight as for one: hypothetical, it tells
+what of a missed aim the two cores are to blame for. Without --graphs: a chain, a diamond, a fan-in,
+and a mix of them.
 """
 
 from __future__ import annotations
@@ -176,11 +178,11 @@ async def replayed(
     from compllm.replay.step_times import mean_profile
 
     await run_block(llms, graphs[:1], 0, arguments)  # what a first graph pays for is nobody's time
-    before = await measured(llms, graphs, arguments.seed)
+    before = await measured(llms, graphs)
     for start in range(0, len(graphs), arguments.block):
         block = graphs[start : start + arguments.block]
         ran = await run_block(llms, block, start, arguments)
-        behind = await measured(llms, graphs, arguments.seed + start + 1)
+        behind = await measured(llms, graphs)
         profile = mean_profile(before, behind)
         for part, settings, each in ran:
             yield {"set": name, "part": part, **slim(each, settings, profile)}
@@ -189,12 +191,12 @@ async def replayed(
         print(f"{name}: {done} of {len(graphs)} graphs", file=sys.stderr, flush=True)
 
 
-async def measured(llms: LLMs, graphs: Sequence[ReplayGraph], seed: int) -> EngineProfile:
+async def measured(llms: LLMs, graphs: Sequence[ReplayGraph]) -> EngineProfile:
     from compllm.replay.step_times import measure
 
     llm = llms["stage"]
     width = max(graph.width for graph in graphs)
-    return await measure(llm.forced.inner, llm.catalogue, width + 1, seed)
+    return await measure(llm.forced.inner, llm.catalogue, width + 1)
 
 
 async def run_block(
@@ -241,9 +243,17 @@ def salt_of(part: str, policy: str) -> str:
 
 def slim(ran: Any, settings: ReplaySettings, profile: EngineProfile) -> Record:
     """The replay's own record, with what repeats itself left out."""
-    from compllm.replay.records import make_record
+    from compllm.replay.ideal import ideal, sequential_ms
+    from compllm.replay.records import loads_of, make_record
+    from compllm.simulate.profile import GPU_LIKE
 
     record = make_record(ran, settings, profile)
+    if "ideal_ms" in record:
+        loads = loads_of(ran, profile.tokens_per_block)
+        there = ideal(loads, GPU_LIKE)
+        alone_ms = sequential_ms(loads.values(), GPU_LIKE)
+        record["gpu_like_speedup"] = round(alone_ms / there.total_ms, 4)
+        record["gpu_like_ttft_of_total"] = round(there.ttft_of_total, 4)
     nodes = [
         {key: node[key] for key in ("id", "start_ms", "end_ms", "kv_reused_blocks")}
         for node in record.pop("nodes")
@@ -307,6 +317,7 @@ def add_rows(report: Report, head: Row, records: Sequence[Record]) -> None:
         **head,
         structural_speedup=average(values("structural_speedup")),
         ideal_speedup=average(values("ideal_speedup")),
+        gpu_like_speedup=average(values("gpu_like_speedup")),
         ideal_ms=average(values("ideal_ms")),
         reached_of_bound=round(reached.value, 4),
         low=round(reached.low, 4),
@@ -321,6 +332,8 @@ def add_rows(report: Report, head: Row, records: Sequence[Record]) -> None:
         **head,
         ttft_mean_ms=average(values("ttft_ms")),
         ttft_of_total=average(values("ttft_of_total")),
+        ideal_ttft_of_total=average(values("ideal_ttft_of_total")),
+        gpu_like_ttft_of_total=average(values("gpu_like_ttft_of_total")),
         children=len(handovers),
         **{
             f"handover_{key}_ms": value

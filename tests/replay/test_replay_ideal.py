@@ -4,7 +4,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replay_parts import PROFILE
 
-from compllm.replay.ideal import ANSWER, PLAN, Load, ideal_ms, sequential_ms, structural_speedup
+from compllm.replay.ideal import (
+    ANSWER,
+    PLAN,
+    Load,
+    ideal,
+    ideal_ms,
+    sequential_ms,
+    structural_speedup,
+)
 from compllm.simulate.profile import EngineProfile
 
 # Steps of any size alike, prefill for nothing: only the structure counts.
@@ -46,6 +54,14 @@ def test_nodes_wait_for_their_line_and_the_answer_for_everything() -> None:
     assert ideal_ms(loads, FLAT) == (20 + 10) * 10.0
     late = {PLAN: plan, 1: load(10, line=20), ANSWER: answer}
     assert ideal_ms(late, FLAT) == (20 + 10 + 10) * 10.0
+
+
+def test_the_answers_first_token_ends_its_prefill() -> None:
+    loads = {1: load(11), ANSWER: load(4, 1, prompt=20)}
+    both = ideal(loads, PROFILE)
+    assert both.first_token_ms == ideal_ms({1: load(11)}, PROFILE) + 20 * 2
+    assert both.total_ms == both.first_token_ms + 3 * PROFILE.step_time_ms(1)
+    assert ideal({1: load(11)}, PROFILE).ttft_of_total == 1.0  # the leaves are the answer
 
 
 def test_a_long_prompt_takes_several_steps() -> None:

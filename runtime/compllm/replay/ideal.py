@@ -53,23 +53,43 @@ def structural_speedup(loads: Mapping[int, Load]) -> float:
     return sum(loads[each].num_new_tokens for each in longest) / max(longest.values())
 
 
-def ideal_ms(loads: Mapping[int, Load], profile: EngineProfile) -> float:
-    """From the first step to the last. Parents are keys of `loads`."""
+@dataclass(frozen=True, slots=True)
+class Ideal:
+    """Of one query, from the first step."""
+
+    total_ms: float
+    first_token_ms: float  # of the answer; without one, the end
+
+    @property
+    def ttft_of_total(self) -> float:
+        return self.first_token_ms / self.total_ms
+
+
+def ideal(loads: Mapping[int, Load], profile: EngineProfile) -> Ideal:
+    """Step by step, to the last. Parents are keys of `loads`."""
     waiting, running = dict(loads), dict[int, _Running]()
     ended: set[int] = set()
     num_planned, total_ms = 0, 0.0
+    first_token_ms: float | None = None
     while waiting or running:
         for each in [each for each, load in waiting.items() if _is_ready(load, ended, num_planned)]:
             load = waiting.pop(each)
             running[each] = _Running(max(1, load.num_prompt_tokens), load.num_new_tokens)
         assert running, "a parent is missing, or the plan never comes so far"
         total_ms += _step(running, profile)
+        if ANSWER in running and first_token_ms is None and not running[ANSWER].num_prompt_left:
+            first_token_ms = total_ms
         if PLAN in running:
             num_planned = loads[PLAN].num_new_tokens - running[PLAN].num_new_left
         for each in [each for each, left in running.items() if left.num_new_left <= 0]:
             del running[each]
             ended.add(each)
-    return total_ms
+    return Ideal(total_ms, total_ms if first_token_ms is None else first_token_ms)
+
+
+def ideal_ms(loads: Mapping[int, Load], profile: EngineProfile) -> float:
+    """The whole time of `ideal`."""
+    return ideal(loads, profile).total_ms
 
 
 def _is_ready(load: Load, ended: set[int], num_planned: int) -> bool:

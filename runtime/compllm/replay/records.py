@@ -8,6 +8,7 @@ Times are milliseconds. Of a record:
                       (`sequential_is` says which)
     ideal_ms          the engine-aware bound: `ideal.py` on the engine's measured steps
     reached_of_bound  ideal_ms / total_ms: 1 is all that this engine allows this graph
+    *ttft_of_total    the answer's first token over the whole: of the run, and of the bound (ideal)
     *_speedup         sequential over: the bound (ideal), total_ms (reached); structural is nodes
                       over depth, which no engine can pass
 """
@@ -24,7 +25,7 @@ from compllm.replay.ideal import (
     ANSWER,
     PLAN,
     Load,
-    ideal_ms,
+    ideal,
     sequential_ms,
     structural_speedup,
 )
@@ -43,6 +44,7 @@ _MEANS = (
     "reached_speedup",
     "structural_speedup",
     "ttft_of_total",
+    "ideal_ttft_of_total",
 )
 
 
@@ -139,7 +141,8 @@ def _bounds(
     answer: Answer, loads: Mapping[int, Load], settings: ReplaySettings, profile: EngineProfile
 ) -> Record:
     total_ms = 1e3 * answer.timings.total_s
-    allowed_ms, alone_ms = ideal_ms(loads, profile), sequential_ms(loads.values(), profile)
+    allowed, alone_ms = ideal(loads, profile), sequential_ms(loads.values(), profile)
+    allowed_ms = allowed.total_ms
     is_alone = settings.concurrency == 1 and settings.rate_qps is None
     is_measured = settings.policy == "sequential" and is_alone
     host_ms = profile.host.to_engine_ms + profile.host.from_engine_ms
@@ -152,6 +155,7 @@ def _bounds(
         "ideal_ms": round(allowed_ms, 3),
         "reached_of_bound": round(allowed_ms / total_ms, 4),
         "ideal_speedup": round(alone_ms / allowed_ms, 4),
+        "ideal_ttft_of_total": round(allowed.ttft_of_total, 4),
         "reached_speedup": round(reached, 4),
         "structural_speedup": round(structural, 4),
         # The structural bound is of the nodes alone.
