@@ -42,7 +42,7 @@ from benchmarks.triton_load import (
 
 if TYPE_CHECKING:
     from compllm.backend import GenerateRequest
-    from compllm.embedded.tritonprocess import ServerInfo
+    from compllm.embedded.tritonstate import ServerInfo
     from compllm.lora_client import AdapterWeights
     from compllm.tokenizer import Tokenizer
     from compllm.triton import TritonBackend

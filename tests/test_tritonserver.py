@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from compllm import paths
-from compllm.embedded import tritonfiles, tritonprocess, tritonserver
+from compllm.embedded import tritonfiles, tritonserver, tritonstate
 from compllm.embedded.contract import INPUTS
 from compllm.errors import ServerError
 
@@ -132,7 +132,7 @@ def test_repository_declares_every_input_of_the_contract() -> None:
 )
 def test_reason_is_found_in_the_log(tmp_path: Path, log: str, reason: str) -> None:
     (tmp_path / "log").write_text(log)
-    assert tritonprocess.reason_in(tmp_path / "log") == reason
+    assert tritonstate.reason_in(tmp_path / "log") == reason
 
 
 def test_impossible_port_is_named(tmp_path: Path) -> None:

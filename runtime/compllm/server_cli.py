@@ -76,7 +76,7 @@ def status(
 
 
 def _facts(server: ServerInfo) -> dict[str, Any]:
-    from compllm.embedded.tritonprocess import models
+    from compllm.embedded.tritonstate import models
 
     return {
         "grpc": server.grpc_url,

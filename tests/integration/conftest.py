@@ -10,7 +10,7 @@ import pytest
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.embedded import tritonserver
 from compllm.embedded.manifest import Manifest
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from helpers import bare_catalogue
 from compllm import paths
 from compllm.cli import run
 from compllm.embedded import tritonserver
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 
 pytestmark = pytest.mark.triton
 

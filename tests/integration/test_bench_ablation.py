@@ -10,7 +10,7 @@ from benchmarks import bench_ablation
 from benchmarks.ablation_tables import RATIOS
 from benchmarks.ablation_variants import VARIANTS
 
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 
 pytestmark = pytest.mark.triton
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks import bench_replay
 
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 
 pytestmark = pytest.mark.triton
 

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import bench_client, bench_triton
 from benchmarks.triton_load import Timed, milliseconds, prompts, read_metrics
 
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 from compllm.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.triton

@@ -29,8 +29,8 @@ from helpers import bare_catalogue
 from tritonclient.utils import InferenceServerException
 
 from compllm import paths
-from compllm.embedded import tritonprocess, tritonserver
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded import tritonprocess, tritonserver, tritonstate
+from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import ServerError
 
 pytestmark = pytest.mark.triton
@@ -260,7 +260,7 @@ async def test_64_streams_run_at_once(client: Any) -> None:
 
 async def test_models_and_the_load_of_their_queue_are_told(face: ServerInfo) -> None:
     await asyncio.to_thread(_generate, face, text_input=QUESTION)
-    models = tritonprocess.models(face)
+    models = tritonstate.models(face)
     assert {each["name"]: each["is_ready"] for each in models} == {MODEL: True, CORE: True}
 
     def load() -> dict[str, float]:

@@ -19,7 +19,7 @@ from compllm.backend import GenerateRequest, Guide, Segment, collect
 from compllm.backends import connect, connect_as_set
 from compllm.config import ServerConfig
 from compllm.embedded import tritonfiles, tritonprocess
-from compllm.embedded.tritonprocess import Ports, ServerInfo
+from compllm.embedded.tritonstate import Ports, ServerInfo
 from compllm.errors import BackendRejected, ConfigError
 from compllm.llmapi import LlmApiBackend
 from compllm.llmapi_wire import ServerAdapter

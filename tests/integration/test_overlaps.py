@@ -14,7 +14,7 @@ from benchmarks import bench_prewarm
 from path_parts import BASE, CATALOGUE, CHEMISTRY, settings
 
 from compllm.catalogue import Adapter
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 from compllm.engine_limits import EMBEDDED
 from compllm.pipeline import CompLLM
 from compllm.plan import parse_plan

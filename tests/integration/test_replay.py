@@ -12,7 +12,7 @@ import pytest
 
 from compllm.catalogue import Catalogue, RouterSettings
 from compllm.config import load_config
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 from compllm.plan import format_plan
 from compllm.prompts import CHATML
 from compllm.replay.counters import engine_counters, read_samples

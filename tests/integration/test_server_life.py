@@ -20,7 +20,7 @@ import pytest
 
 from compllm import paths
 from compllm.embedded import tritonserver
-from compllm.embedded.tritonprocess import HOST, ServerInfo
+from compllm.embedded.tritonstate import HOST, ServerInfo
 from compllm.errors import ServerError
 
 pytestmark = pytest.mark.triton

@@ -15,7 +15,7 @@ from compllm import paths
 from compllm.build_scripts import smoke_triton
 from compllm.build_scripts.smoke_triton import CHECKS, main
 from compllm.embedded import tritonserver
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 
 pytestmark = pytest.mark.triton
 

@@ -21,7 +21,7 @@ from compllm.backend import Chunk, GenerateRequest, Guide, Segment, collect
 from compllm.embedded import tritonserver
 from compllm.embedded.adapters import read_peft
 from compllm.embedded.lora_tensors import read_base_shape, to_tensors
-from compllm.embedded.tritonprocess import ServerInfo
+from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import BackendRejected, BackendUnavailable
 from compllm.tokenizer import SpecialIds
 from compllm.triton import TritonBackend

@@ -20,9 +20,10 @@ from typing import Any
 from compllm import paths
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.embedded import tritonprocess
+from compllm.embedded import tritonprocess, tritonstate
 from compllm.embedded.tritonfiles import FACE_MODEL
-from compllm.embedded.tritonprocess import Ports, ServerInfo, check_answers, is_alive
+from compllm.embedded.tritonprocess import is_alive
+from compllm.embedded.tritonstate import Ports, ServerInfo, check_answers
 from compllm.errors import ConfigError, ServerError
 
 __all__ = ["ServerInfo", "down", "running", "status", "up"]
@@ -88,7 +89,7 @@ def status() -> ServerInfo | None:
         return None
     if not is_alive(info):
         raise ServerError(
-            f"the server (process {info.pid}) died{tritonprocess.reason_in(Path(info.log))}; log: "
+            f"the server (process {info.pid}) died{tritonstate.reason_in(Path(info.log))}; log: "
             f"{info.log}. `compllm up` starts it again"
         )
     check_answers(info)

@@ -1,0 +1,153 @@
+"""What a server is known by, and what it says of itself: over HTTP, and in its log.
+
+Beside `tritonprocess.py`, which starts and stops it. Nothing here changes a server.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compllm.errors import ServerError
+
+HOST = "127.0.0.1"
+_HARMLESS = "CudaDriverHelper has not been initialized"  # an error line of any CPU-only server
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Which to listen at; None takes a free one."""
+
+    grpc: int | None = None
+    http: int | None = None
+    metrics: int | None = None
+
+    def names(self) -> dict[str, int | None]:
+        return {"gRPC": self.grpc, "HTTP": self.http, "metrics": self.metrics}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server that was ready when this was made."""
+
+    pid: int  # of its supervisor: ends the server when terminated
+    started: float  # of that process, so that a later owner of the same number is not taken for it
+    server_pid: int  # of tritonserver, and its process group
+    id: str  # what the server answers to the question for its name
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+    log: str
+    engine_dir: str = ""
+    engine_hash: str = ""  # of the engine's manifest at the start
+    options: str = "{}"  # of the executor, as JSON
+    has_face: bool = False  # serves `comp_llm` too
+    config_file: str = ""  # of that model's settings; empty: none was named
+    settings_hash: str = ""  # of what that model read at the start
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{HOST}:{self.grpc_port}"
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{HOST}:{self.http_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.metrics_port}/metrics"
+
+    @property
+    def ports(self) -> Ports:
+        return Ports(self.grpc_port, self.http_port, self.metrics_port)
+
+
+def models(info: ServerInfo) -> list[dict[str, Any]]:
+    """Name, readiness, state and its reason of each model there is. Raises ServerError."""
+    try:
+        _, index = _ask(info, "/v2/repository/index", "POST")
+        return [
+            {
+                "name": each["name"],
+                "is_ready": _ask(info, f"/v2/models/{each['name']}/ready")[0] == 200,
+                "state": each.get("state", "UNAVAILABLE").lower(),
+                **({"reason": each["reason"]} if each.get("reason") else {}),
+            }
+            for each in json.loads(index)
+        ]
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
+        raise ServerError(f"{info.http_url} does not tell its models: {error}") from error
+
+
+def _ask(info: ServerInfo, path: str, method: str = "GET") -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=2.0)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def is_ready(info: ServerInfo) -> bool:
+    """Ready, and the very process that was started: its name is in the answer."""
+    try:
+        code, _ = _ask(info, "/v2/health/ready")
+        return code == 200 and _name(info) == info.id
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _name(info: ServerInfo) -> str | None:
+    try:
+        return str(json.loads(_ask(info, "/v2")[1])["name"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def check_answers(info: ServerInfo) -> None:
+    """Raises ServerError unless the live server is ready, and is itself."""
+    try:
+        name = _name(info)
+        status_code = _ask(info, "/v2/health/ready")[0]
+    except (OSError, http.client.HTTPException) as error:
+        raise ServerError(
+            f"the server (process {info.pid}) does not answer at {info.http_url} ({error}); log: "
+            f"{info.log}. `compllm down`, then `compllm up`"
+        ) from error
+    if name != info.id:
+        raise ServerError(
+            f"another program answers at {info.http_url}: `compllm down`, then `compllm up`"
+        )
+    if status_code != 200:
+        raise ServerError(
+            f"the server (process {info.pid}) is not ready{reason_in(Path(info.log))}; its log is "
+            f"{info.log}. `compllm down`, then `compllm up`"
+        )
+
+
+def read_log(log: Path) -> str:
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def reason_in(log: Path) -> str:
+    """`: reason` out of the log; empty where it names none."""
+    text = "\n".join(line for line in read_log(log).splitlines() if _HARMLESS not in line)
+    found = re.findall(r"failed to load '[^']*' version \d+: (.*)", text)
+    if not found:
+        found = re.findall(r"^(?:E\d{4} .*?\] |error: )(.*)", text, re.MULTILINE)
+    if not found:
+        # Not Triton's own reports and tables, which tell of a server that was well.
+        found = re.findall(r"^(?![IW]\d{4} |[+|])[ \t]*\S.*", text, re.MULTILINE)[-1:]
+    if not found:
+        return ""
+    # Triton escapes line ends, and a Python model's error carries its traceback.
+    reason = found[0].split("\\n\\nAt:")[0].replace("\\n", " ").strip().strip('"')
+    return f": {reason.removeprefix('Internal: ')}"
