@@ -6,7 +6,10 @@
 simulated: every policy, in-flight limit and load on profiles of engines; no engine is part of it.
 real: the real path through Triton, on a server of its own: a closed loop finds the capacity, then
 Poisson arrivals at shares of it, the policies one after another at each share, and beside each run
-what the simulator makes of the very requests that ran, on the step times measured around them.
+what the simulator makes of the very requests that ran: `simulated`, on the step times measured
+around the run, when the engine had nothing else to do; `replayed`, on those that the engine counted
+in the run. The first is a forecast, and near the capacity a few percent of step time are a queue;
+the second tells what the model of the engine, the queue and the path itself is worth.
 Results: load_simulated.json, bench_load.json and bench_load.png.
 """
 
@@ -24,7 +27,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.bench_replay import own_server, shapes
+from benchmarks.bench_replay import shapes
 from benchmarks.load_simulated import LOADS, POLICIES, Grid, read, simulated, summarise
 from benchmarks.report import RESULTS, Report, Row, add_arguments
 
@@ -52,6 +55,7 @@ class Bench:
     overrides: Mapping[str, object]  # of the configuration
     max_in_flight: int
     report: Report
+    metrics_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     from compllm.replay.session import ReplaySession
     from compllm.simulate.load import Spread
 
-    session = ReplaySession(bench.graphs, settings)
+    session = ReplaySession(bench.graphs, settings, bench.metrics_url)
     async with await ReplayLLM.connect(load_config(bench.config, bench.overrides)) as llm:
         assert isinstance(llm, ReplayLLM)
         llm.use_admission(policy)
@@ -105,17 +109,23 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
 
 def predicted(bench: Bench, seen: Seen, policy: PolicyName, profile: EngineProfile) -> Row:
     """The simulator on the requests that ran, beside what they took."""
+    from compllm.simulate.fit import seen as fit_seen
     from compllm.simulate.load import Service, run
     from compllm.simulate.replayed import replayed as of_replay
 
     workload, load = of_replay(seen.session.ran, profile.tokens_per_block)
-    outcome = run(workload, load, Service(profile, policy, bench.max_in_flight))
-    cells: Row = {"simulated_worst_wait_ms": round(outcome.wait_ms.max, 1)}
-    for key in ("mean", "p50", "p95", "p99"):
-        ms, real_ms = getattr(outcome.latency_ms, key), getattr(seen.latency_ms, key)
-        cells[f"simulated_{key}_ms"] = round(ms, 1)
-        cells[f"{key}_error"] = round(ms / real_ms - 1, 4)
-    cells["simulated_utilisation"] = round(outcome.utilisation, 3)
+    profiles = {"simulated": profile}
+    if seen.session.steps:
+        profiles["replayed"] = fit_seen(profile, seen.session.steps)
+    cells: Row = {}
+    for name, each in profiles.items():
+        outcome = run(workload, load, Service(each, policy, bench.max_in_flight))
+        cells[f"{name}_worst_wait_ms"] = round(outcome.wait_ms.max, 1)
+        for key in ("mean", "p50", "p95", "p99"):
+            ms, real_ms = getattr(outcome.latency_ms, key), getattr(seen.latency_ms, key)
+            cells[f"{name}_{key}_ms"] = round(ms, 1)
+            cells[f"{name}_{key}_error"] = round(ms / real_ms - 1, 4)
+        cells[f"{name}_utilisation"] = round(outcome.utilisation, 3)
     return cells
 
 
@@ -253,6 +263,12 @@ def run_real(graphs: Sequence[ReplayGraph], arguments: argparse.Namespace) -> No
     loads = arguments.load or ((0.5,) if arguments.quick else LOADS)
     policies = arguments.policy or (POLICIES[:2] if arguments.quick else POLICIES)
     with contextlib.ExitStack() as stack:
+        url, metrics_url = arguments.url, None
+        if not url:
+            from compllm.embedded import tritonserver
+
+            info = stack.enter_context(tritonserver.running(arguments.engine, is_shared=False))
+            url, metrics_url = info.grpc_url, info.metrics_url
         bench = Bench(
             repeated(graphs, count),
             ReplaySettings(
@@ -262,7 +278,7 @@ def run_real(graphs: Sequence[ReplayGraph], arguments: argparse.Namespace) -> No
             ),
             arguments.config,
             {
-                "server.url": arguments.url or stack.enter_context(own_server(arguments.engine)),
+                "server.url": url,
                 "compose.policy": "always",
                 "limits.max_in_flight": arguments.max_in_flight,
                 # What shares or shifts work is measured elsewhere.
@@ -271,6 +287,7 @@ def run_real(graphs: Sequence[ReplayGraph], arguments: argparse.Namespace) -> No
             },
             arguments.max_in_flight,
             report,
+            metrics_url,
         )
         asyncio.run(real(bench, loads, policies))
     report.finish(plot)

@@ -5,6 +5,7 @@ live adapters.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -273,6 +274,25 @@ def test_a_replaced_adapter_serves_its_running_request_to_the_end(
     running.first_events[0].wait(60)
     op_engine.remove_adapter(78)
     assert running.wait()[0].token_ids == alone
+
+
+def test_every_step_is_timed_and_idle_time_is_not(engine_dir: Path) -> None:
+    engine = Executor(engine_dir, OPTIONS)
+    try:
+        started = time.monotonic()
+        for first in (100, 200):
+            time.sleep(0.2)  # the engine waits
+            generate(engine, [ask(engine, tuple(range(first, first + 60)), "wide")])
+        wall_s = time.monotonic() - started
+        stats = engine.stats()
+    finally:
+        engine.close()
+    by_kind = {(each.num_decodes, each.has_prefill): each for each in stats.step_times}
+    assert sum(each.num_steps for each in by_kind.values()) == stats.num_steps
+    # 60 tokens in chunks of 48 and 12, the second of which gives the first token.
+    assert (by_kind[0, True].num_steps, by_kind[0, True].num_prefilled) == (4, 120)
+    assert by_kind[1, False].num_steps == 2 * (NUM_TOKENS - 1)
+    assert 0 < sum(each.seconds for each in by_kind.values()) < wall_s - 0.4
 
 
 def test_a_closed_engine_cancels_what_runs_and_refuses_more(engine_dir: Path) -> None:

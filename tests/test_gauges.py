@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from compllm.embedded.gauges import FAMILIES, Gauges
-from compllm.embedded.request import EngineStats
+from compllm.embedded.request import EngineStats, StepTimes
 from compllm.embedded.slots import SlotStats
 
 
@@ -30,7 +30,7 @@ class FakeFamilies:
         assert family in FAMILIES
         assert labels["model"] == "tensorrt_llm"
         own = [value for name, value in labels.items() if name != "model"]
-        metric = self.metrics[family, "".join(own)] = FakeMetric()
+        metric = self.metrics[family, ",".join(own)] = FakeMetric()
         return metric
 
 
@@ -63,6 +63,16 @@ def test_counters_rise_to_the_totals() -> None:
     assert metrics["compllm_mixed_steps_total", ""].value == 7
     assert metrics["compllm_engine_steps_total", "4"].value == 6
     assert metrics["compllm_engine_steps_total", "8"].value == 1
+
+
+def test_step_times_are_told_by_kind_of_step() -> None:
+    decoding, mixed = StepTimes(2, False, 5, 0.05, 0), StepTimes(1, True, 3, 0.4, 90)
+    metrics = _published(EngineStats(step_times=(mixed, decoding)))
+    found = {key: metric.value for key, metric in metrics.items() if "step" in key[0]}
+    assert found["compllm_timed_steps_total", "2,no"] == 5
+    assert found["compllm_step_seconds_total", "1,yes"] == 0.4
+    assert metrics["compllm_prefill_tokens_total", "1,yes"].value == 90
+    assert ("compllm_prefill_tokens_total", "2,no") not in metrics
 
 
 def test_what_did_not_change_is_not_sent_again() -> None:

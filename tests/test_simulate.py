@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from compllm.errors import ConfigError
+from compllm.replay.counters import TimedSteps
 from compllm.replay.graphs import ReplayGraph
 from compllm.replay.ideal import ANSWER, PLAN
 from compllm.replay.ideal import Load as RequestLoad
 from compllm.replay.workload import TokenLengths
-from compllm.simulate.fit import fit_profile
+from compllm.simulate.fit import fit_profile, seen
 from compllm.simulate.load import (
     Outcome,
     Service,
@@ -164,6 +165,25 @@ def test_further_benchmarks_add_context_mixed_steps_and_the_handover(tmp_path: P
     assert profile.step_ms[1] == (1, pytest.approx(8.0 - 64 * 0.01))
     assert profile.mixed_ms == 3.0
     assert profile.host.handover_ms == 0.2
+
+
+def test_steps_that_an_engine_counted_take_the_place_of_a_profiles():
+    profile = replace(PROFILE, mixed_ms=50.0, context_ms_per_token=0.1)
+    found = seen(
+        profile,
+        [
+            TimedSteps(1, False, 100, 900.0, 0),
+            TimedSteps(8, False, 3, 999.0, 0),  # hardly ever: the profile knows better
+            TimedSteps(0, True, 10, 10 * 4.0 + 3.0 * 200, 200),
+            TimedSteps(1, True, 20, 20 * (9.0 + 5.0) + 3.0 * 400, 400),
+        ],
+    )
+    assert dict(found.step_ms) == {**dict(PROFILE.step_ms), 1: 9.0}
+    assert found.prefill_ms_per_token == pytest.approx(3.0)
+    assert found.mixed_ms == pytest.approx(5.0)
+    assert found.context_ms_per_token == 0
+    # Nothing but decodes: the rest is the profile's.
+    assert seen(profile, []).prefill_ms_per_token == profile.prefill_ms_per_token
 
 
 def test_the_committed_results_make_the_committed_profile():

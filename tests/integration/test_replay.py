@@ -122,6 +122,9 @@ async def test_a_session_measures_runs_and_counts(
     )
     steps = summary["engine"]["steps_by_batch_size"]
     assert sum(steps.values()) == summary["engine"]["num_steps"]
+    timed = summary["engine"]["step_times"]
+    assert sum(each["num_steps"] for each in timed) == summary["engine"]["num_steps"]
+    assert 0 < sum(each["total_ms"] for each in timed) <= summary["wall_ms"]
     assert summary["engine_profile"]["prefill_ms_per_token"] >= 0
 
 

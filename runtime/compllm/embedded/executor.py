@@ -21,7 +21,13 @@ from compllm.embedded.adapters import Adapter
 from compllm.embedded.blocks import BlockPool
 from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
-from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
+from compllm.embedded.request import (
+    EngineEvent,
+    EngineRequest,
+    EngineStats,
+    OnEvent,
+    StepTimes,
+)
 from compllm.embedded.runner import AdapterForm, Runner, Step
 from compllm.embedded.sampling import NO_TOKEN, SamplerState, StopMatcher, sample_batch
 from compllm.embedded.scheduler import Scheduler, StepPlan
@@ -106,6 +112,9 @@ class Executor:
         self._num_tokens = self._num_steps = self._num_mixed = self._max_adapters = 0
         self._max_cancel_steps = 0
         self._histogram: Counter[int] = Counter()
+        # By decodes, and whether there was prefill beside: steps, nanoseconds, tokens of prefill.
+        self._step_times: dict[tuple[int, bool], tuple[int, int, int]] = {}
+        self._since_ns = 0  # what the next step takes counts from here
         self._thread = threading.Thread(target=self._loop, name="compllm-engine", daemon=True)
         self._thread.start()
 
@@ -171,6 +180,12 @@ class Executor:
             num_mixed_steps=self._num_mixed,
             max_adapters_in_step=self._max_adapters,
             batch_histogram=tuple(sorted(self._histogram.copy().items())),
+            step_times=tuple(
+                StepTimes(*kind, num_steps, 1e-9 * taken_ns, num_tokens)
+                for kind, (num_steps, taken_ns, num_tokens) in sorted(
+                    self._step_times.copy().items()
+                )
+            ),
             kv_blocks_max=pool.num_blocks,
             kv_blocks_used=pool.num_used,
             kv_blocks_reused=pool.num_reused_total,
@@ -264,6 +279,7 @@ class Executor:
                 if self._is_closed:
                     return False
                 self._wake.wait()
+                self._since_ns = time.monotonic_ns()
             if self._is_closed:
                 return False
             self._scheduler.waiting += self._inbox
@@ -282,6 +298,8 @@ class Executor:
                 future.set_result(job())
             except EngineError as error:
                 future.set_exception(error)
+        if jobs:
+            self._since_ns = time.monotonic_ns()
         return True
 
     def _step(self) -> None:
@@ -306,9 +324,25 @@ class Executor:
             step.sampled.append(0)  # the graph wants one row; nobody reads it
         logits = self.runner.run(step)
         self._scheduler.commit(plan)
+        tokens = sample_batch(logits, [each.sampler for each in sampled]) if sampled else None
+        # Before anybody hears of the step: who has the last token finds it counted.
         self._count(plan)
+        self._clock([count for _, count in plan])
         if sampled:
-            self._deliver(sampled, sample_batch(logits, [s.sampler for s in sampled]))
+            self._deliver(sampled, tokens)
+
+    def _clock(self, counts: list[int]) -> None:
+        """A step has ended that computed so many tokens of each of its sequences."""
+        now = time.monotonic_ns()
+        num_decodes = counts.count(1)
+        kind = num_decodes, num_decodes < len(counts)
+        num_steps, taken_ns, num_tokens = self._step_times.get(kind, (0, 0, 0))
+        self._step_times[kind] = (
+            num_steps + 1,
+            taken_ns + now - self._since_ns,
+            num_tokens + sum(counts) - num_decodes,
+        )
+        self._since_ns = now
 
     def _count(self, plan: StepPlan) -> None:
         self._num_steps += 1

@@ -16,6 +16,12 @@ FAMILIES = {
     "nv_trt_llm_inflight_batcher_metrics": (GAUGE, "TRT LLM inflight_batcher-specific metrics"),
     "nv_trt_llm_general_metrics": (GAUGE, "General TRT LLM metrics"),
     "compllm_engine_steps_total": (COUNTER, "Steps of the engine, by requests in the step"),
+    "compllm_timed_steps_total": (
+        COUNTER,
+        "Steps, by sequences that decode in the step and whether it has prefill beside",
+    ),
+    "compllm_step_seconds_total": (COUNTER, "Time that those steps took"),
+    "compllm_prefill_tokens_total": (COUNTER, "Tokens of prompts that those steps computed"),
     "compllm_mixed_steps_total": (COUNTER, "Steps with two or more different adapters"),
     "compllm_generated_tokens_total": (COUNTER, "Tokens generated"),
     "compllm_max_adapters_in_step": (GAUGE, "Most different adapters that one step had"),
@@ -66,6 +72,15 @@ def values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
     )
     for size, count in stats.batch_histogram:
         yield "compllm_engine_steps_total", (("batch_size", str(size)),), count
+    for each in stats.step_times:
+        kind = (
+            ("decoding", str(each.num_decodes)),
+            ("prefill", "yes" if each.has_prefill else "no"),
+        )
+        yield "compllm_timed_steps_total", kind, each.num_steps
+        yield "compllm_step_seconds_total", kind, each.seconds
+        if each.has_prefill:
+            yield "compllm_prefill_tokens_total", kind, each.num_prefilled
     yield "compllm_mixed_steps_total", (), stats.num_mixed_steps
     yield "compllm_generated_tokens_total", (), stats.num_tokens_generated
     yield "compllm_max_adapters_in_step", (), stats.max_adapters_in_step

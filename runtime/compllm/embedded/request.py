@@ -75,6 +75,18 @@ OnEvent = Callable[[EngineEvent], None]  # called on the engine's thread: must n
 
 
 @dataclass(frozen=True, slots=True)
+class StepTimes:
+    """What steps of one kind took. A sequence with one token to compute decodes, also where that
+    is the last one of its prompt."""
+
+    num_decodes: int  # sequences of the step that decode
+    has_prefill: bool
+    num_steps: int
+    seconds: float  # from the end of the step before, or from when there was work again
+    num_prefilled: int  # tokens
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """A snapshot of the executor. Counters rise from the start of the process."""
 
@@ -85,6 +97,7 @@ class EngineStats:
     num_mixed_steps: int = 0  # steps whose batch held two or more different adapters (base counts)
     max_adapters_in_step: int = 0
     batch_histogram: tuple[tuple[int, int], ...] = ()  # (requests in a step, steps)
+    step_times: tuple[StepTimes, ...] = ()
     kv_blocks_max: int = 0
     kv_blocks_used: int = 0
     kv_blocks_reused: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from compllm.errors import BackendUnavailable
@@ -22,9 +22,23 @@ _COUNTED = {
     "lora_loads": ("compllm_lora_loads_total", ""),
 }
 _STEPS = "compllm_engine_steps_total"
+_TIMED_STEPS = "compllm_timed_steps_total"
+_SECONDS = "compllm_step_seconds_total"
+_PREFILLED = "compllm_prefill_tokens_total"
 _TIMEOUT_S = 10.0
 
 Samples = Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedSteps:
+    """Steps of one kind between two readings of the metrics."""
+
+    num_decodes: int  # sequences that decoded in the step
+    has_prefill: bool
+    num_steps: int
+    total_ms: float
+    num_prefilled: int  # tokens
 
 
 def read_samples(url: str) -> Samples:
@@ -49,7 +63,26 @@ def engine_counters(before: Samples, behind: Samples) -> dict[str, Any]:
     return {
         **{name: _grown(before, behind, key) for name, key in _COUNTED.items()},
         "steps_by_batch_size": {size: count for size, count in steps.items() if count},
+        "step_times": [asdict(each) for each in timed_steps(before, behind)],
     }
+
+
+def timed_steps(before: Samples, behind: Samples) -> tuple[TimedSteps, ...]:
+    """What the engine's steps took between the two, by kind; empty where it does not tell."""
+    found = []
+    for name, kind in behind:
+        if name != _TIMED_STEPS:
+            continue
+        num_decodes, _, has_prefill = kind.partition(",")
+        num_steps = _grown(before, behind, (name, kind)) or 0
+        seconds = behind[_SECONDS, kind] - before.get((_SECONDS, kind), 0.0)
+        num_tokens = _grown(before, behind, (_PREFILLED, kind)) or 0
+        if num_steps:
+            each = TimedSteps(
+                int(num_decodes), has_prefill == "yes", num_steps, 1e3 * seconds, num_tokens
+            )
+            found.append(each)
+    return tuple(sorted(found, key=lambda each: (each.has_prefill, each.num_decodes)))
 
 
 def client_counters(llm: ReplayLLM) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from compllm.errors import BackendUnavailable
-from compllm.replay.counters import Samples, client_counters, engine_counters, read_samples
+from compllm.replay.counters import (
+    Samples,
+    TimedSteps,
+    client_counters,
+    engine_counters,
+    read_samples,
+    timed_steps,
+)
 from compllm.replay.drive import OnRan, Ran, ReplaySettings, replay
 from compllm.replay.graphs import ReplayGraph
 from compllm.replay.records import make_record, summarise
@@ -34,6 +41,7 @@ class ReplaySession:
         self.settings = settings
         self.ran: list[Ran] = []
         self.profile: EngineProfile | None = None
+        self.steps: tuple[TimedSteps, ...] = ()  # of the engine, while the graphs ran
         self._metrics_url = metrics_url
         self._counters: dict[str, Any] = {"engine": None, "client": None}
         self._start_s = self._wall_s = 0.0
@@ -60,6 +68,7 @@ class ReplaySession:
             self._counters["client"] = client_counters(llm)
         if samples is not None and (behind := await self._samples()) is not None:
             self._counters["engine"] = engine_counters(samples, behind)
+            self.steps = timed_steps(samples, behind)
         self.profile = mean_profile(before, await self._measured(llm))
 
     def lines(self) -> Iterator[str]:

@@ -4,7 +4,8 @@
     bench_decode            what context and a mixed step add                    else nothing
     bench_scheduler_engine  from a parent's end to the child's start             else nothing
 
-Which of them a file is, its own "name" says. Nothing is searched for: each number follows from a
+Which of them a file is, its own "name" says. `seen` takes instead the step times that an engine
+counted while it carried a load. Nothing is searched for: each number follows from a
 few others by arithmetic, and the profile's note says what was read.
 """
 
@@ -14,14 +15,19 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compllm.errors import ConfigError
 from compllm.simulate.profile import EngineProfile, HostTimes
 
+if TYPE_CHECKING:
+    from compllm.replay.counters import TimedSteps
+
 CONTESTANT = "ours, 4 adapters"  # the row of bench_engine: experts mixed, as they are served
 _PROMPT_TOKENS = 32  # of every request of bench_engine but the long one
+_ENOUGH_STEPS = 20  # of a size, that their mean counts
 _MEAN_CONTEXT = 64  # tokens, while bench_engine's requests decode 64 tokens after those
 _LONG_PROMPT = re.compile(r"1 request, (\d+)-token prompt")
 _REQUESTS = re.compile(r"(\d+) requests")
@@ -42,6 +48,38 @@ def fit_profile(paths: Sequence[Path], contestant: str = CONTESTANT) -> EnginePr
         raise ConfigError(
             f"{names}: {error!r} is missing or no number: are these results of this version?"
         ) from error
+
+
+def seen(profile: EngineProfile, steps: Sequence[TimedSteps]) -> EngineProfile:
+    """The profile with the times that the engine's own steps took, as it counted them under load.
+
+    Sizes that came hardly ever keep the profile's time. What contexts add is in the times already.
+    What a step of prefill alone takes beside its tokens stays as it is: a sum cannot tell it from
+    them.
+    """
+    decoding = [each for each in steps if not each.has_prefill and each.num_steps >= _ENOUGH_STEPS]
+    times = dict(profile.step_ms) | {
+        each.num_decodes: each.total_ms / each.num_steps for each in decoding
+    }
+    found = replace(
+        profile, step_ms=tuple(sorted(times.items())), context_ms_per_token=0.0, mixed_ms=0.0
+    )
+    alone = [each for each in steps if each.has_prefill and not each.num_decodes]
+    mixed = [each for each in steps if each.has_prefill and each.num_decodes]
+    if num_tokens := sum(each.num_prefilled for each in alone):
+        own_ms = sum(each.total_ms - each.num_steps * found.step_time_ms(0) for each in alone)
+        found = replace(found, prefill_ms_per_token=max(own_ms / num_tokens, 0.0))
+    if num_mixed := sum(each.num_steps for each in mixed):
+        more_ms = sum(
+            each.total_ms
+            - each.num_steps * found.step_time_ms(each.num_decodes)
+            - each.num_prefilled * found.prefill_ms_per_token
+            for each in mixed
+        )
+        found = replace(found, mixed_ms=max(more_ms / num_mixed, 0.0))
+    return replace(
+        found, name="seen", note=f"{profile.note}; step times as the engine counted them"
+    )
 
 
 def _fitted(results: Mapping[str, Any], contestant: str) -> EngineProfile:
