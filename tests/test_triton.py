@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
+from loopback import HELLO, MISSING, Loopback, Respond, answer_hello, inputs, never
 from path_parts import CATALOGUE
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from compllm import wire
 from compllm.adapter_files import CONFIG_FILE, WEIGHTS_FILE
@@ -23,103 +23,11 @@ from compllm.client_stats import RequestStats
 from compllm.config import ServerConfig
 from compllm.connection import ClientOptions
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
-from compllm.stream import AdapterMissing, CacheFull, error_from, error_from_text
 from compllm.tokenizer import SpecialIds, Tokenizer
 from compllm.triton import TritonBackend
 from compllm.types import SamplingParams
 
 END, PAD = 2, 2
-MISSING = (
-    "Executor failed process requestId 1 due to the following error: LoRA task 7 not found in "
-    "cache. Please send LoRA weights with request"
-)
-
-Respond = Callable[..., Awaitable[None]]
-Handler = Callable[[Any, Respond], Awaitable[None]]
-
-
-class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Hands each message to `handler`, each in a task of its own, and keeps it."""
-
-    def __init__(self) -> None:
-        self.handler: Handler = answer_hello
-        self.messages: list[Any] = []
-        self.stopped: asyncio.Queue[str] = asyncio.Queue()
-        self.tokenizer_dir = ""
-        self.url = ""
-        self.server = grpc.aio.server()
-        self._writing = asyncio.Lock()
-
-    async def ModelStreamInfer(self, messages: Any, context: Any) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            async for message in messages:
-                if "stop" in inputs(message):
-                    self.stopped.put_nowait(message.id)
-                    continue
-                self.messages.append(message)
-                tasks.create_task(self._answer(message, context))
-
-    async def _answer(self, message: Any, context: Any) -> None:
-        async def respond(
-            ids: list[int] | None = None, error: str = "", *, is_final: bool = False, **more: int
-        ) -> None:
-            response = service_pb2.ModelInferResponse(id=message.id)
-            response.parameters["triton_final_response"].bool_param = is_final
-            if ids is not None:
-                arrays = {"output_ids": [[ids]], "sequence_length": [[len(ids)]]} | {
-                    name: [[value]] for name, value in more.items()
-                }
-                for name, value in arrays.items():
-                    array = np.array(value, np.int64 if name.endswith("_ns") else np.int32)
-                    datatype = "INT64" if name.endswith("_ns") else "INT32"
-                    response.outputs.add(name=name, datatype=datatype, shape=array.shape)
-                    response.raw_output_contents.append(array.tobytes())
-            answer = service_pb2.ModelStreamInferResponse(
-                error_message=error, infer_response=response
-            )
-            async with self._writing:
-                await context.write(answer)
-
-        await self.handler(message, respond)
-
-    async def ModelReady(self, request: Any, context: Any) -> Any:
-        return service_pb2.ModelReadyResponse(ready=True)
-
-    async def ServerLive(self, request: Any, context: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
-
-    async def ModelConfig(self, request: Any, context: Any) -> Any:
-        answer = service_pb2.ModelConfigResponse()
-        answer.config.parameters["tokenizer_dir"].string_value = self.tokenizer_dir
-        return answer
-
-
-def inputs(message: Any) -> dict[str, Any]:
-    """Tensors of a message by name."""
-    dtypes = {"INT32": np.int32, "UINT64": np.uint64, "FP32": np.float32, "BOOL": np.bool_}
-    found: dict[str, Any] = {}
-    for tensor, raw in zip(message.inputs, message.raw_input_contents, strict=True):
-        if tensor.datatype == "BYTES":
-            assert int.from_bytes(raw[:4], "little") == len(raw) - 4
-            found[tensor.name] = raw[4:].decode()
-        else:
-            dtype = dtypes.get(tensor.datatype, np.float16)
-            found[tensor.name] = np.frombuffer(raw, dtype).reshape(tensor.shape).tolist()
-    return found
-
-
-HELLO = [28120, 905]  # "hello" and " world", checked below
-
-
-async def answer_hello(message: Any, respond: Respond) -> None:
-    for token in HELLO[:-1]:
-        await respond([token])
-    await respond(HELLO[-1:], is_final=True)
-
-
-async def never(message: Any, respond: Respond) -> None:
-    await respond(HELLO[:1])
-    await asyncio.Event().wait()
 
 
 @pytest.fixture
@@ -377,58 +285,6 @@ async def test_adapter_that_stays_missing_is_refused(
         await collect(backend, _request(adapter_id=7))
     await backend.aclose()
     assert len(loopback.messages) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ("Request for unknown model: 'x' is not found", BackendRejected),
-        ("unexpected inference input 'X' for model 'tensorrt_llm'", BackendRejected),
-        (MISSING, AdapterMissing),
-        ("Cache is full. There are no done tasks to evict", CacheFull),
-        ("PEFT Cache is full. Could not store taskId=7", CacheFull),
-        ("Exceeds maximum queue size", BackendUnavailable),
-        ("the engine's queue is full (1024 requests): try again later", BackendUnavailable),
-        ("Stub process 'tensorrt_llm_0_0' is not healthy.", BackendUnavailable),
-        ("the engine is shut down", BackendUnavailable),
-        (
-            "Request for unknown model: 'tensorrt_llm' has no available versions",
-            BackendUnavailable,
-        ),
-        (
-            "Request for unknown model: 'tensorrt_llm' version 1 is not at ready state",
-            BackendUnavailable,
-        ),
-        (
-            "Server is stopping, scheduler for model has stopped accepting new inference requests",
-            BackendUnavailable,
-        ),
-        ("the engine failed: out of bounds", BackendError),
-        ("Executor failed: Encountered an error in forwardAsync function", BackendError),
-    ],
-)
-def test_errors_on_the_stream_become_ours(text: str, kind: type[BackendError]) -> None:
-    error = error_from_text(text)
-    assert text in str(error)
-    assert isinstance(error, kind)
-    assert isinstance(error, BackendRejected | BackendUnavailable) == (kind is not BackendError)
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [
-        (grpc.StatusCode.UNAVAILABLE, BackendUnavailable),
-        (grpc.StatusCode.DEADLINE_EXCEEDED, BackendUnavailable),
-        (grpc.StatusCode.INVALID_ARGUMENT, BackendRejected),
-        (grpc.StatusCode.UNIMPLEMENTED, BackendRejected),
-        (grpc.StatusCode.INTERNAL, BackendError),
-    ],
-)
-def test_grpc_errors_become_ours(code: grpc.StatusCode, kind: type[BackendError]) -> None:
-    metadata = grpc.aio.Metadata()
-    error = error_from(grpc.aio.AioRpcError(code, metadata, metadata, "why"))
-    assert type(error) is kind
-    assert "why" in str(error)
 
 
 async def test_error_ends_only_its_own_request(loopback: Loopback, backend: TritonBackend) -> None:
