@@ -38,10 +38,6 @@ struct Event {
 constexpr std::uint64_t kClass = std::uint64_t{1} << 62;
 constexpr std::uint64_t kHost = kClass, kBegin = 2 * kClass;
 
-void require(bool is_right, const std::string& message) {
-    if (!is_right) throw std::invalid_argument(message);
-}
-
 class Simulation {
   public:
     Simulation(const std::vector<GraphSpec>& graphs, const Setup& setup, const Load& load,
@@ -358,78 +354,16 @@ class Simulation {
     Simulated result_;
 };
 
-void check(const std::vector<GraphSpec>& graphs, const Load& load) {
-    require(load.graphs.size() == load.arrivals_ms.size(),
-            std::to_string(load.arrivals_ms.size()) + " queries arrive, " +
-                std::to_string(load.graphs.size()) + " have a graph");
-    double last = 0.0;
-    for (const double arrival : load.arrivals_ms) {
-        require(std::isfinite(arrival) && arrival >= last,
-                "the arrivals do not rise from 0: " + std::to_string(arrival) + " ms follows " +
-                    std::to_string(last));
-        last = arrival;
-    }
-    std::size_t num_responses = 0;
-    for (const std::int32_t graph : load.graphs) {
-        require(graph >= 0 && static_cast<std::size_t>(graph) < graphs.size(),
-                "there is no graph " + std::to_string(graph) + " among " +
-                    std::to_string(graphs.size()));
-        num_responses += graphs[graph].num_nodes() + 1;
-    }
-    require(load.responses.size() == num_responses,
-            std::to_string(load.responses.size()) +
-                " response lengths are given, the queries have " + std::to_string(num_responses));
-    for (const std::int32_t length : load.responses)
-        require(length >= 1,
-                "a response has " + std::to_string(length) + " tokens: it needs at least 1");
-}
-
 }  // namespace
-
-void GraphSpec::check() const {
-    const std::size_t num = gates.size();
-    require(num > 0, "a graph has no nodes");
-    require(quotes.size() == num && prompt_tokens.size() == num && quoted_tokens.size() == num,
-            "gates, quotes, prompt_tokens and quoted_tokens do not fit each other");
-    require(line_ends.empty() || (line_ends.size() == num && plan_prompt_tokens > 0),
-            "a plan of " + std::to_string(line_ends.size()) + " lines after a prompt of " +
-                std::to_string(plan_prompt_tokens) + " tokens does not fit " + std::to_string(num) +
-                " nodes");
-    std::int32_t last = 0;
-    for (const std::int32_t end : line_ends) {
-        require(end > last, "the line ends do not rise: " + std::to_string(end) + " follows " +
-                                std::to_string(last));
-        last = end;
-    }
-    for (std::size_t node = 0; node < num; ++node) {
-        require(prompt_tokens[node] > 0 && quoted_tokens[node] >= 0,
-                "node " + std::to_string(node) + " has no prompt, or negative tokens");
-        for (const auto* parents : {&gates[node], &quotes[node]})
-            for (const std::int64_t parent : *parents)
-                require(parent >= 0 && parent < static_cast<std::int64_t>(num),
-                        "node " + std::to_string(node) + " waits for or quotes node " +
-                            std::to_string(parent) + ", which is not there");
-    }
-    for (const std::int64_t leaf : leaves)
-        require(leaf >= 0 && leaf < static_cast<std::int64_t>(num),
-                "there is no leaf " + std::to_string(leaf));
-    require(answer_prompt_tokens >= 0, "answer_prompt_tokens is negative");
-}
-
-void HostModel::check() const {
-    for (const double value : {to_engine_ms, from_engine_ms, handover_ms, route_ms})
-        require(std::isfinite(value) && value >= 0.0, "a time of the host is " +
-                                                          std::to_string(value) +
-                                                          ": times are finite and not negative");
-}
 
 Simulated simulate(const std::vector<GraphSpec>& graphs, const Setup& setup, const Load& load,
                    bool is_traced, const std::function<void()>& poll) {
     for (const GraphSpec& graph : graphs) graph.check();
     setup.engine.check();
     setup.host.check();
-    require(setup.num_engines > 0, "num_engines is 0: nobody would answer");
-    check(graphs, load);
+    if (setup.num_engines == 0)
+        throw std::invalid_argument("num_engines is 0: nobody would answer");
+    load.check(graphs);
     return Simulation(graphs, setup, load, is_traced, poll).run();
 }
 
