@@ -1,8 +1,13 @@
 """The mathematics kinds: few operations, over the numbers that composites bring; answers by SymPy.
 
-Some are tables to learn, as people learn them: twice, half, times table, squares, neighbours, even
-and odd. All their numbers are in train, in wordings of its own. The others are rules: operands of
-validation and test are not in train.
+Some are tables to learn, as people learn them: small sums and differences, twice, half, times
+table, squares, neighbours, even and odd. All their numbers are in train, in wordings of its own.
+The others are rules (comparing, remainders, digits): operands of validation and test are not in
+train.
+
+Sums and differences were rules at first. With a training loss of 0.06 the expert still got 3 to 4
+of 10 differences right whose pair it had never seen: it does not learn to subtract at this size,
+only which pair gives what.
 
 Ranges were wider at first (sums and differences to 60, tables to 100 and 210) and one example an
 item: a 135M model got 63 % of the validation questions right, with halves, parities and
@@ -60,11 +65,11 @@ def mathematics_kinds() -> tuple[Kind, ...]:
     upto = range(1, _TABLE_TOP + 1)
     pairs = [(x, y) for x in range(1, _TOP + 1) for y in range(1, _TOP + 1)]
     return (
-        kind(
+        table(
             "addition", (pair for pair in pairs if min(pair) <= _SMALL), lambda x, y: x + y, 2,
             weight=4,
         ),
-        kind(
+        table(
             "subtraction", ((x, y) for x, y in pairs if y < x and y <= _SMALL),
             lambda x, y: x - y, 5, weight=3,
         ),
