@@ -61,7 +61,7 @@ struct Load {
     std::span<const std::int32_t> graphs;     // which spec each query is
     std::span<const std::int32_t> responses;  // tokens: of its nodes, then of its answer, by query
 
-    void check(const std::vector<GraphSpec>& graphs) const;  // throws std::invalid_argument
+    void check(const std::vector<GraphSpec>& specs) const;  // throws std::invalid_argument
 };
 
 // One request, for tests and drawings. node: 0 is the plan, -1 the answer, others count from 1.

@@ -15,7 +15,7 @@ void require(bool is_right, const std::string& message) {
 
 }  // namespace
 
-void Load::check(const std::vector<GraphSpec>& graphs) const {
+void Load::check(const std::vector<GraphSpec>& specs) const {
     require(graphs.size() == arrivals_ms.size(),
             std::to_string(arrivals_ms.size()) + " queries arrive, " +
                 std::to_string(graphs.size()) + " have a graph");
@@ -28,10 +28,10 @@ void Load::check(const std::vector<GraphSpec>& graphs) const {
     }
     std::size_t num_responses = 0;
     for (const std::int32_t graph : graphs) {
-        require(graph >= 0 && static_cast<std::size_t>(graph) < graphs.size(),
+        require(graph >= 0 && static_cast<std::size_t>(graph) < specs.size(),
                 "there is no graph " + std::to_string(graph) + " among " +
-                    std::to_string(graphs.size()));
-        num_responses += graphs[graph].num_nodes() + 1;
+                    std::to_string(specs.size()));
+        num_responses += specs[graph].num_nodes() + 1;
     }
     require(responses.size() == num_responses,
             std::to_string(responses.size()) + " response lengths are given, the queries have " +
