@@ -174,10 +174,10 @@ async def run(work: Work, llms: LLMs) -> list[Record]:
     from compllm.replay.step_times import mean_profile
 
     records: list[Record] = []
-    before = await measured(work, llms, 0)
+    before = await measured(work, llms)
     for number in range(work.num_rounds):
         found = await run_round(work, llms, number)
-        behind = await measured(work, llms, number + 1)
+        behind = await measured(work, llms)
         profile = mean_profile(before, behind)
         for variant, settings, ran in found:
             records += [record_of(work, variant, number, each, settings, profile) for each in ran]
@@ -206,12 +206,12 @@ async def run_round(
     return found
 
 
-async def measured(work: Work, llms: LLMs, seed: int) -> EngineProfile:
+async def measured(work: Work, llms: LLMs) -> EngineProfile:
     from compllm.replay.step_times import measure
 
     llm = llms[ALL_ON.name]
     width = max(graph.width for graph in work.graphs)
-    return await measure(llm.forced.inner, llm.catalogue, width + 1, work.settings.seed + seed)
+    return await measure(llm.forced.inner, llm.catalogue, width + 1)
 
 
 def record_of(
