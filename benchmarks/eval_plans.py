@@ -1,12 +1,15 @@
 """Are the generator's plans right: do they parse, is the graph the gold one, is the text?
 
     python -m benchmarks.eval_plans [--limit 100] [--adapter generator=DIR] [--unguided]
+    python -m benchmarks.eval_plans --foretold
 
 Plans the test questions of the generator's set, source by source: our composite sets, questions
 that need no plan, and the held-out parts of the two human sets; compares with the gold plans.
 Beside them stands what the best plan that never reads the question reaches, out of all graphs of
-one to four nodes: only what beats it counts. Outcomes are kept in $COMPLLM_HOME/evaluation: a
-killed run goes on. Writes eval_plans.json, .md and .png.
+one to four nodes: only what beats it counts. --foretold asks of the human sets what could be
+beaten at all: how far the graph can be told from the question, by a classifier that writes no
+sub-query (no engine needed; eval_plans_foretold.json and .md). Outcomes are kept in
+$COMPLLM_HOME/evaluation: a killed run goes on. Writes eval_plans.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ SHAPES = "how many sub-queries"
 GRAPHS = "graphs, beside the best constant plan"
 TEXTS = "texts of sub-queries"
 BY_SIZE = "by number of gold sub-queries"
+FORETOLD = "graphs foretold from the question"
 COMPOSITES = ("p", "all")
+HUMAN = ("strategyqa", "break")
 QUICK = 4
 NOTE = (
     "Nodes are compared by place, edges as pairs of places; F1 is pooled over all questions of a"
@@ -59,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--source", nargs="+", metavar="NAME", help="these alone; default: all")
     parser.add_argument("--unguided", action="store_true", help="without guided decoding")
     parser.add_argument("--max-nodes", type=int, metavar="N", help="of a plan; default: as set")
+    parser.add_argument(
+        "--foretold", action="store_true", help="the human sets' graphs by a classifier instead"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.foretold:
+        return run_script(lambda: _foretell(arguments))
     if arguments.quick:
         arguments.limit = min(arguments.limit or QUICK, QUICK)
     return run_script(lambda: asyncio.run(_evaluate(arguments)))
@@ -96,6 +106,48 @@ async def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.out != RESULTS or not arguments.quick:
         write_markdown(report, "Plans", arguments.out, NOTE)
     report.finish(plot)
+
+
+def _foretell(arguments: argparse.Namespace) -> None:
+    """All records of the human sets, whatever split they are in: the classifier has its own."""
+    from benchmarks.evaluation.lab import data_dir
+    from benchmarks.evaluation.plans import Graph, best_constants
+    from benchmarks.evaluation.records import read_plans
+    from benchmarks.evaluation.shapes import NUM_FOLDS, foretell
+    from benchmarks.evaluation.tables import write_markdown
+
+    note = (
+        f"Shapes foretold by logistic regression on the question's words, {NUM_FOLDS}-fold"
+        " cross-validation, beside the best graph that is the same for every question."
+    )
+    report = Report("eval_plans_foretold", arguments, ("scikit-learn", "scipy"), note)
+    folder = data_dir(arguments) / "generator"
+    files = [folder / f"{split}.jsonl" for split in ("train", "validation", "test")]
+    everything = [item for file in files for item in read_plans(file)]
+    for source in arguments.source or HUMAN:
+        items = [item for item in everything if item.source == source][: arguments.limit]
+        if not items:
+            raise ConfigError(
+                f"no {source!r} questions in {folder}: make the data sets with --strategyqa and"
+                " --break"
+            )
+        golds = [Graph.of(item.plan) for item in items]
+        best = best_constants(golds)
+        for measure, value in foretell([i.question for i in items], golds, arguments.seed).items():
+            report.add(
+                FORETOLD,
+                source=source,
+                questions=len(items),
+                measure=measure,
+                **{
+                    "foretold_%": round(100 * value, 1),
+                    "best_constant_%": round(100 * best[measure][0], 1),
+                },
+                constant_plan=str(best[measure][1]),
+            )
+    if arguments.out != RESULTS or not arguments.quick:
+        write_markdown(report, "Plans foretold from the question", arguments.out, note)
+    report.finish()
 
 
 def read_sources(data: Path, split: str, limit: int | None) -> dict[str, list[PlanItem]]:

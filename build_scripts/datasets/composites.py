@@ -98,6 +98,16 @@ class Composer:
     def dependent(self, count: int) -> list[Composite]:
         return self._many(count, self._pick_shape)
 
+    def mixed(self, count: int) -> list[Composite]:
+        """-All questions of which only one part has to be taken apart."""
+        return self._many(count, self._pick_mixed)
+
+    def _pick_mixed(self) -> _Shape:
+        if self._rng.random() < 0.6:
+            return self._beside
+        top = choose(self._rng, self._reckoning(2))
+        return lambda: self._beside_join(top)
+
     def _pick_shape(self) -> _Shape:
         """A shape and its last operation: what is often a misfit is drawn again, not given up."""
         weights = [weight for _, weight, _ in self._shapes]

@@ -50,15 +50,18 @@ def from_composites(records: Iterable[dict[str, Any]], source: str) -> list[dict
 def invented_composites(
     bank: Bank, rng: random.Random, count: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """-P and -All questions about made-up things, in the bank's wordings and in drawn ones. For
-    train: a third of `count` in the bank's."""
+    """-P and -All questions about made-up things, `count` and three times as many, in the bank's
+    wordings and in drawn ones. For train: a quarter of them in the bank's.
+
+    A third of -All stand beside independent ones: with fewer, a list's join was copied as it is.
+    """
     found: dict[str, list[dict[str, Any]]] = {"p": [], "all": []}
     for number, size in enumerate(_portions(count)):
         drawn_bank = frame_bank(bank, rng, number) if number else invented_bank(bank, "train")
         composer = Composer(drawn_bank, "train", rng, is_hard=True)
         for source, drawn in (
             ("p", composer.parallel(size)),
-            ("all", composer.dependent(2 * size)),
+            ("all", [*composer.dependent(2 * size), *composer.mixed(size)]),
         ):
             records = (
                 each.record(f"{source}-invented-{number}", "train", index)

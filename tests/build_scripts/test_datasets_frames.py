@@ -104,7 +104,7 @@ def test_a_frame_bank_has_all_that_composites_look_for(bank: Bank) -> None:
 
 def test_made_up_composites_are_plans_of_many_wordings(bank: Bank) -> None:
     made = invented_composites(bank, random.Random(4), 24)
-    assert (len(made["p"]), len(made["all"])) == (24, 48)
+    assert (len(made["p"]), len(made["all"])) == (24, 72)
     assert all("wordings" not in row for rows in made.values() for row in rows)
     for row in made["all"]:
         assert parse_plan(row["plan"]).sub_queries
