@@ -131,10 +131,12 @@ async def test_the_converted_encoder_agrees_with_sentence_transformers(ir: Path)
     texts = ["How many legs has a spider?", "", "iron " * 300, "Größe, naïve, 水", "one", "two"]
     oracle = SentenceEncoder(sentence_transformer(ir.parent), "oracle")
     ours = SentenceEncoder(OpenVINOEncoder(ir), "ours")
-    np.testing.assert_allclose(await ours.encode(texts), await oracle.encode(texts), atol=1e-4)
+    found, wanted = await ours.encode(texts), await oracle.encode(texts)
+    np.testing.assert_allclose(found, wanted, atol=3e-4)  # weights in half precision
+    assert (found * wanted).sum(axis=1).min() > 0.99999
 
 
-@pytest.mark.parametrize("num_words", [1, 14, 15, 40])
+@pytest.mark.parametrize("num_words", [1, 12, 13, 16, 17, 40])
 def test_a_text_alone_has_the_row_that_it_has_among_others(ir: Path, num_words: int) -> None:
     # Alone and short it takes the model of fixed shape.
     model = OpenVINOEncoder(ir)

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "decoder_step.hpp"
+#include "linear_op.hpp"
 
 namespace compllm {
 namespace {
@@ -264,4 +265,5 @@ OPENVINO_CREATE_EXTENSIONS(
     std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<compllm::DecoderStart>>(),
                                      std::make_shared<ov::OpExtension<compllm::DecoderBlock>>(),
                                      std::make_shared<ov::OpExtension<compllm::DecoderEnd>>(),
-                                     std::make_shared<ov::OpExtension<compllm::DecoderStep>>()}));
+                                     std::make_shared<ov::OpExtension<compllm::DecoderStep>>(),
+                                     std::make_shared<ov::OpExtension<compllm::Linear>>()}));

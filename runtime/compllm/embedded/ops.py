@@ -1,7 +1,7 @@
-"""The C++ decoder operations: their library, and the table of weights and adapters they compute
-with.
+"""The C++ operations: their library, and the table of weights and adapters they compute with.
 
-Stands between `model.py` (arrays) and `network.py` (graphs of these operations). csrc/tables.cpp
+Stands between `model.py` (arrays) and `network.py` (graphs of these operations); `products.py`
+takes single products from the same library. csrc/tables.cpp
 is the other side of the ctypes calls.
 """
 
@@ -43,16 +43,20 @@ class DecoderTable:
     """
 
     def __init__(self, weights: Weights, num_slots: int, library: Path) -> None:
-        # Our library finds OpenVINO's by name among those already loaded.
-        import openvino  # noqa: F401
         from openvino.utils.node_factory import NodeFactory
 
         self.weights = weights
         self.node_factory = NodeFactory()
         self.node_factory.add_extension(str(library))
-        self._library = _load(library)
+        self._library = load_library(library)
         self._kept: list[NDArray[Any]] = []  # what the C++ side points to
-        self._arena = _Arena(weights)
+        self._arena = Arena(
+            [
+                array
+                for name, array in weights.arrays.items()
+                if name.endswith(".weight") and array.ndim == 2
+            ]
+        )
         s = weights.shape
         self.id = int(
             self._library.compllm_table_new(
@@ -177,16 +181,12 @@ class DecoderTable:
             raise EngineError(f"adapter slot {slot}, layer {layer} does not exist")
 
 
-class _Arena:
+class Arena:
     """All matrices in one allocation: numpy asks for huge pages where one is large, and reading
     every weight once per token misses the address cache far less often with them."""
 
-    def __init__(self, weights: Weights) -> None:
-        sizes = (
-            _padded(len(a)) * a.shape[1] * a.itemsize + _LINE
-            for n, a in weights.arrays.items()
-            if n.endswith(".weight") and a.ndim == 2
-        )
+    def __init__(self, matrices: Sequence[NDArray[Any]]) -> None:
+        sizes = (_padded(len(a)) * a.shape[1] * a.itemsize + _LINE for a in matrices)
         self._bytes = np.empty(sum(sizes) + _LINE, np.uint8)
         self._used = -self._bytes.ctypes.data % _LINE
 
@@ -209,7 +209,11 @@ def _padded(rows: int) -> int:
     return -(-rows // PANEL) * PANEL
 
 
-def _load(path: Path) -> Any:
+def load_library(path: Path) -> Any:
+    """The library with its C functions' types. Raises EngineError."""
+    # Our library finds OpenVINO's by name among those already loaded.
+    import openvino  # noqa: F401
+
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

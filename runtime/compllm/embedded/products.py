@@ -1,0 +1,111 @@
+"""Products with constant matrices in an OpenVINO graph, moved to the engine's own kernels.
+
+`embed.py` does so with the sentence encoder: one short question reads every weight for a dozen
+tokens, so halves, which are half as much to read, and kernels made for few tokens take a quarter
+off its time on AVX2 (docs/EVIDENCE.md). The arithmetic stays fp32.
+"""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compllm.embedded.ops import GROUPS, Arena, library_path, load_library
+
+# Where our kernels were measured to be faster than OpenVINO's products.
+_FASTER_ON = ("avx2",)
+
+
+def move_products(model: Any, core: Any) -> HalfProducts | None:
+    """Replace what can be replaced in an openvino.Model that `core` will compile. Keep what is
+    returned for as long as it runs.
+
+    None, and the model as it was, where the library was not built, this processor gains nothing or
+    the model has no such product.
+    """
+    library = library_path()
+    if library is None or load_library(library).compllm_isa().decode() not in _FASTER_ON:
+        return None
+    found = [node for node in model.get_ordered_ops() if _weight(node) is not None]
+    if not found:
+        return None
+    core.add_extension(str(library))
+    return HalfProducts(model, found, library)
+
+
+class HalfProducts:
+    """The matrices of a graph's products as halves, and their biases, for the C++ side."""
+
+    def __init__(self, model: Any, products: list[Any], library: Path) -> None:
+        from openvino.utils.node_factory import NodeFactory
+
+        factory = NodeFactory()
+        factory.add_extension(str(library))
+        calls = load_library(library)
+        self.num_products = len(products)
+        self._kept: list[NDArray[np.float32]] = []  # what the C++ side points to
+        # A table's places come in layers; of a decoder's other sizes nothing is used here.
+        num_layers = -(-len(products) // len(GROUPS))
+        table = int(calls.compllm_table_new(num_layers, 1, 1, 1, 1, 1, 0.0, 0))
+        # Not at the interpreter's end, where a thread may still encode.
+        weakref.finalize(self, calls.compllm_table_free, table).atexit = False
+        halves = [_half_weight(node) for node in products]
+        self._arena = Arena(halves)
+        for place, (node, half) in enumerate(zip(products, halves, strict=True)):
+            rows, inputs = half.shape
+            last, bias = _with_bias(node, rows)
+            if bias is not None:
+                self._kept.append(bias)
+            code = calls.compllm_table_matrix(
+                table,
+                place,
+                rows,
+                inputs,
+                None,
+                self._arena.put(half),
+                None,
+                None,
+                None if bias is None else bias.ctypes.data,
+            )
+            if code:
+                raise AssertionError(f"no matrix at {place}")
+            attributes = {"table": table, "place": place, "rows": rows}
+            ours = factory.create("Linear", [node.input_value(0)], attributes)
+            last.output(0).replace(ours.output(0))
+        model.validate_nodes_and_infer_types()
+
+
+def _weight(node: Any) -> NDArray[np.float32] | None:
+    """The matrix [rows, in] of a product x W^T that our kernels can take over."""
+    if node.get_type_name() != "MatMul":
+        return None
+    turned = node.get_attributes()
+    weight = node.input_value(1).get_node()
+    if turned["transpose_a"] or not turned["transpose_b"] or weight.get_type_name() != "Constant":
+        return None
+    data: NDArray[np.float32] = weight.get_data()
+    is_ours = data.ndim == 2 and data.dtype == np.float32
+    return data if is_ours and np.abs(data).max() <= np.finfo(np.float16).max else None
+
+
+def _half_weight(node: Any) -> NDArray[np.float16]:
+    weight = _weight(node)
+    assert weight is not None
+    return weight.astype(np.float16)
+
+
+def _with_bias(node: Any, rows: int) -> tuple[Any, NDArray[np.float32] | None]:
+    """The node that ends the product, and its bias: that of the addition behind it, if that is all
+    that reads the product."""
+    readers = list(node.output(0).get_target_inputs())
+    if len(readers) == 1 and (addition := readers[0].get_node()).get_type_name() == "Add":
+        other = addition.input_value(1 - readers[0].get_index()).get_node()
+        if other.get_type_name() == "Constant":
+            data = other.get_data()
+            if data.shape[-1:] == (rows,) and data.size == rows:
+                return addition, np.array(data, np.float32).ravel()
+    return node, None
