@@ -128,8 +128,14 @@ async def test_auto_buys_no_more_than_its_share_of_a_decode() -> None:
     assert await setting.judge(201) == "dear"
     assert await setting.judge(150) == "send"
     assert await setting.judge(150) == "dear"  # the credit is spent
-    assert await setting.judge(2000, in_flight=0) == "send"  # nobody is slowed
     assert setting.prewarmer.stats().num_dear == 2
+
+
+async def test_auto_counts_the_parent_that_has_no_place_yet() -> None:
+    """A child is offered when its parents are sent, before they hold places: with nobody in flight
+    every prefix was free, and the parents' decodes paid for it."""
+    setting = Setting(decode_s=0.5)
+    assert await setting.judge(300, in_flight=0) == "dear"
 
 
 async def test_short_prompts_on_a_slow_engine_are_never_sent() -> None:

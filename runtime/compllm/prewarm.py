@@ -8,7 +8,8 @@ and computes only what came last. The same for the aggregator, with the leaves' 
 An engine that is busy pays for it in the decodes it computes meanwhile. `auto` therefore asks what
 was measured of this engine: it warms only prompts of at least a prefill chunk (a shorter rest of a
 prompt costs the node one step either way), only where half the engine is free, and only while the
-prefill so bought stays below `max_slowdown` of the time that a decode takes.
+prefill so bought stays below `max_slowdown` of the time that a decode takes. Where prefill is as
+dear as it is on a few CPU cores, that is never.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ class Prewarmer:
             return "busy"
         cost_s = (num_tokens - num_warm) * meter.prefill_token_s
         now_s = asyncio.get_running_loop().time()
-        if load.num_in_flight and not meter.spend(cost_s, settings.max_slowdown, now_s):
+        # Somebody always decodes meanwhile: a parent, though it may not have its place yet.
+        if not meter.spend(cost_s, settings.max_slowdown, now_s):
             return "dear"
         return "send"
 
