@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.routing.bench import Bench, shipped
+from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from compllm.embed import Array
@@ -86,21 +87,30 @@ def part_dress(bench: Bench) -> None:
 
 
 def part_speed(bench: Bench) -> None:
-    """Milliseconds of one sub-query, beside an engine that does nothing."""
+    """Milliseconds of one sub-query, beside an engine that does nothing; the encoder as it is and
+    with OpenVINO's own products, in turns."""
     from benchmarks.routing.latency import measure
-    from compllm.embed import SentenceEncoder
+    from compllm.embed import OpenVINOEncoder, SentenceEncoder, encoder_id, find_ir
     from compllm.paths import encoder_dir
 
     texts = [text for examples in bench.catalogue.examples for text in examples]
     if own := bench.sub_queries():
         texts = [question.text for question in own[:300]]
     router = shipped(bench)["default"]
+    source = encoder_id(encoder_dir())
+    ir = find_ir(encoder_dir(), source)
+    if ir is None:
+        raise ConfigError(f"no OpenVINO form of the encoder in {encoder_dir()}: 'compllm doctor'")
 
     async def run() -> None:
         for number in range(bench.arguments.rounds):
-            # A new encoder: nothing is kept from the round before.
-            encoder = await SentenceEncoder.load(encoder_dir())
-            bench.report.add(SPEED, round=number + 1, **await measure(router, encoder, texts))
+            for has_own in (True, False) if number % 2 == 0 else (False, True):
+                # A new encoder: nothing is kept from the round before.
+                model = OpenVINOEncoder(ir, has_own_products=has_own)
+                encoder = SentenceEncoder(model, source)
+                cells = await measure(router, encoder, texts)
+                products = "the engine's kernels" if model.num_own_products else "OpenVINO's"
+                bench.report.add(SPEED, products=products, round=number + 1, **cells)
             bench.tick("speed")
 
     asyncio.run(run())

@@ -128,7 +128,8 @@ class SentenceEncoder:
 class OpenVINOEncoder:
     """A converted encoder, with a SentenceTransformer's interface as far as it is used here."""
 
-    def __init__(self, ir: Path) -> None:
+    def __init__(self, ir: Path, *, has_own_products: bool = True) -> None:
+        """has_own_products: on the engine's kernels where they are faster; else OpenVINO's own."""
         import openvino
         import tokenizers
 
@@ -141,7 +142,8 @@ class OpenVINOEncoder:
         }
         core = openvino.Core()
         model = core.read_model(ir / IR_MODEL)
-        self._products = move_products(model, core)  # kept: the compiled models point to it
+        # Kept: the compiled models point to it.
+        self._products = move_products(model, core) if has_own_products else None
         self._inputs = [port.any_name for port in model.inputs]
         self._dim = int(model.output(0).partial_shape[-1].get_length())
         self._request = core.compile_model(model, "CPU", config).create_infer_request()
@@ -154,6 +156,11 @@ class OpenVINOEncoder:
         padding = self._tokenizer.padding or {}
         kept = ("direction", "pad_id", "pad_type_id", "pad_token")
         self._padding = {name: padding[name] for name in kept if name in padding}
+
+    @property
+    def num_own_products(self) -> int:
+        """Products that run on the engine's kernels."""
+        return self._products.num_products if self._products else 0
 
     def get_embedding_dimension(self) -> int:
         return self._dim
