@@ -58,12 +58,15 @@ def encoder(converted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(converted, tmp_path / "encoder"))
 
 
-def test_the_vectors_are_the_librarys_for_another_pooling_too(converted: Path) -> None:
+@pytest.mark.parametrize(("has_own", "within"), [(False, 1e-4), (True, 1e-3)])  # fp32, halves
+def test_the_vectors_are_the_librarys_for_another_pooling_too(
+    converted: Path, has_own: bool, within: float
+) -> None:
     texts = ["a", "How many legs has a spider?", "iron " * 300, ""]
-    ours = OpenVINOEncoder(ir_dir(converted))
+    ours = OpenVINOEncoder(ir_dir(converted), has_own_products=has_own)
     assert ours.get_embedding_dimension() == 32
     oracle = sentence_transformer(converted).encode(texts, normalize_embeddings=True)
-    np.testing.assert_allclose(ours.encode(texts), oracle, atol=1e-4)
+    np.testing.assert_allclose(ours.encode(texts), oracle, atol=within)
 
 
 def test_the_id_of_the_encoder_stays(encoder: Path) -> None:
