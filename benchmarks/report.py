@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 Cell = str | int | float | bool | None
 Row = dict[str, Cell]
+
+_FOLDERS = re.compile(r"^([\w-]+=|)/(?:[^/]+/)*(?=[^/])")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +104,18 @@ def commit() -> dict[str, Cell]:
         return {"commit": None, "is_dirty": None}
 
 
+def _told(value: Any) -> Any:
+    """An argument as others may read it: of a file its name, not the folders of whoever ran it.
+
+    PATH and NAME=PATH, and lists of them; the rest as it is.
+    """
+    if isinstance(value, list | tuple):
+        return [_told(each) for each in value]
+    if isinstance(value, Path | str):
+        return _FOLDERS.sub(r"\1", str(value))
+    return value
+
+
 class Report:
     """Collects what one benchmark measured.
 
@@ -123,7 +138,7 @@ class Report:
             "hardware": hardware(),
             "versions": versions(packages),
             "arguments": {
-                key: str(value) if isinstance(value, Path) else value
+                key: _told(value)
                 for key, value in vars(arguments).items()
                 if key != "out"  # a folder of whoever ran it
             },

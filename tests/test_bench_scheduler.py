@@ -61,6 +61,14 @@ def test_a_quick_run_never_replaces_the_results_of_a_real_one(monkeypatch, tmp_p
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "nothing"
 
 
+def test_a_result_names_files_without_the_folders_of_whoever_ran_it(tmp_path):
+    arguments = argparse.Namespace(
+        graphs=[f"break={tmp_path}/b.jsonl"], data=tmp_path / "sets", url="host:8001", limit=3
+    )
+    told = report.Report("told", arguments).data()["arguments"]
+    assert told == {"graphs": ["break=b.jsonl"], "data": "sets", "url": "host:8001", "limit": 3}
+
+
 def test_a_plot_is_saved_beside_the_results(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     made = report.Report("drawn", argparse.Namespace(quick=False, out=tmp_path, seed=0))
