@@ -169,6 +169,7 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[Bench]:
                     "compose.policy": "auto",
                     "limits.max_node_tokens": NODE_TOKENS,
                     "limits.max_answer_tokens": 8,
+                    "limits.max_line_chars": 4000,  # 256 of these words are some 1,800 characters
                 }
                 llm = CompLLM(backend, HashingEncoder(), catalogue, load_config(None, values, {}))
                 paths[mode] = await stack.enter_async_context(llm)
