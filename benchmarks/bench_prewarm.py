@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MODES = ("off", "on", "auto")
 LENGTHS = (8, 24, 64, 128, 256)  # tokens of the child's sub-query
 BYSTANDERS = (0, 2)
+MAX_LINE_CHARS = 4000  # 256 of the words are some 1,800
 NODE_TOKENS, BYSTANDER_TOKENS = 48, 96
 MEASURED = "medians by length of the sub-query, bystanders and mode"
 GAINED = "on and auto against off"
@@ -72,7 +73,7 @@ class Bench:
     async def run(self, mode: str, length: int, bystanders: int, shape: str) -> dict[str, float]:
         """One query's numbers. Tokens are the same in every mode, texts are not: the cache would
         know them."""
-        from compllm.plan import parse_plan
+        from compllm.plan import PlanLimits, parse_plan
         from compllm.types import Query
 
         self.num_asked += 1
@@ -81,11 +82,12 @@ class Bench:
             lines = f"1 | {self.texts(8)}?\n2 <1> | {self.texts(length)}?"
         else:
             lines = f"1 | {self.texts(8)}?\n2 | {self.texts(8)}?"
+        limits = PlanLimits(max_line_chars=MAX_LINE_CHARS)
         question = Query(self.texts(8 if shape == "chain" else length) + "?", id=name)
         async with asyncio.TaskGroup() as tasks:
             for number in range(bystanders):
                 tasks.create_task(self.stand_by(f"{name}x-{number}"))
-            answer = await self.paths[mode].ask(question, plan=parse_plan(lines))
+            answer = await self.paths[mode].ask(question, plan=parse_plan(lines, limits))
         if answer.is_partial:
             raise RuntimeError(f"a measured query failed: {answer.error}")
         reader = self.usage(f"{name}-2-0" if shape == "chain" else f"{name}-answer")
@@ -169,7 +171,7 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[Bench]:
                     "compose.policy": "auto",
                     "limits.max_node_tokens": NODE_TOKENS,
                     "limits.max_answer_tokens": 8,
-                    "limits.max_line_chars": 4000,  # 256 of these words are some 1,800 characters
+                    "limits.max_line_chars": MAX_LINE_CHARS,
                 }
                 llm = CompLLM(backend, HashingEncoder(), catalogue, load_config(None, values, {}))
                 paths[mode] = await stack.enter_async_context(llm)
