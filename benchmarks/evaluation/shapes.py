@@ -1,9 +1,9 @@
 """How much of a plan's graph can be told from its question: shapes foretold by a classifier.
 
 People take the same question apart in different ways. Where a classifier of the words, which need
-write no sub-query, does no better than one graph for all questions, no generator can be asked to.
-It stands beside the best constant plan: each question's shape is foretold by a model fitted on the
-other folds.
+write no sub-query, does no better than one graph for all questions, little can be asked of a
+generator. It stands beside the best constant plan: each question's shape is foretold by a model
+fitted on the other folds.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,7 @@ def foretell(questions: Sequence[str], golds: Sequence[Graph], seed: int = 0) ->
     }
 
 
-def _foretold_edges(words: NDArray[np.float64], golds: Sequence[Graph], seed: int) -> float:
+def _foretold_edges(words: Any, golds: Sequence[Graph], seed: int) -> float:
     """Of the candidate with the highest expected F1, which may be one that nobody drew: where two
     shapes are likely, the edges of both may pay."""
     common = [shape for shape, _ in Counter(golds).most_common(_MAX_SHAPES)]
@@ -59,8 +60,8 @@ def _overlap(ours: Graph, gold: Graph) -> float:
     return f1(len(ours.edges & gold.edges), len(ours.edges), len(gold.edges))
 
 
-def _words(questions: Sequence[str]) -> NDArray[np.float64]:
-    """Words, pairs and triples, marks among them, beside the question's length."""
+def _words(questions: Sequence[str]) -> Any:
+    """Sparse [questions, features]: words, pairs and triples, marks among them, and lengths."""
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -68,11 +69,11 @@ def _words(questions: Sequence[str]) -> NDArray[np.float64]:
         ngram_range=(1, 3), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[?,']"
     ).fit_transform(questions)
     lengths = [[len(text.split()), text.count(","), len(text)] for text in questions]
-    return hstack([grams, np.array(lengths) / 10]).tocsr()  # type: ignore[no-any-return]
+    return hstack([grams, np.array(lengths) / 10]).tocsr()
 
 
 def _chances(
-    words: NDArray[np.float64], labels: NDArray[np.int64], seed: int
+    words: Any, labels: NDArray[np.int64], seed: int
 ) -> tuple[NDArray[np.float64], list[int]]:
     """[questions, classes] of questions that the model has not seen, and the classes."""
     from sklearn.linear_model import LogisticRegression

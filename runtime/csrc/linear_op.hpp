@@ -1,9 +1,10 @@
 // A product with one matrix of a table as an OpenVINO operation: the sentence encoder's
-// (compllm/embed_products.py), whose graph stays OpenVINO's for all the rest.
+// (compllm/embedded/products.py), whose graph stays OpenVINO's for all the rest.
 #pragma once
 
-#include <mutex>
+#include <memory>
 #include <openvino/op/op.hpp>
+#include <shared_mutex>
 
 #include "decoder_step.hpp"
 
