@@ -337,10 +337,14 @@ class Composer:
     def _wordings(
         self, kind: Kind, inner: Sequence[Expression], is_noun: bool | None
     ) -> tuple[Wording, ...]:
-        """Those that stay clear: "the sum of 3 plus 4 and 5" would not."""
+        """Those that stay clear. "Twice 3 plus 4" and "the sum of 3 and 4 minus 5" can be read in
+        two ways, so an infix operation neither stands inside another nor holds one."""
         found = kind.in_split(self._split, is_noun=is_noun, can_nest=True)
-        if any(each.wording.is_infix for each in inner):
-            found = tuple(wording for wording in found if not wording.is_noun)
+        is_inside = is_noun is True
+        if kind.domain == "mathematics" and (
+            is_inside or any(each.kind.domain == "mathematics" for each in inner)
+        ):
+            found = tuple(wording for wording in found if not wording.is_infix)
         return found
 
     # The whole

@@ -21,7 +21,7 @@ from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Kind, Operands, Wording
 
 _TYPES = ("element", "amino", "codon")  # what composites look for; no more than names of types here
-_OPERATIONS = {1: ("one", 6), 2: ("two", 16), 3: ("three", 4)}  # operands -> frames, how many kinds
+_OPERATIONS = {1: ("one", 6), 2: ("two", 16), 3: ("three", 9)}  # operands -> frames, how many kinds
 _SHARE_REAL = 0.5  # of the operations: the bank's own
 _WORD = re.compile(r"\{([A-Za-z_]{2,})\}")
 

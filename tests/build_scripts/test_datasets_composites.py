@@ -50,6 +50,20 @@ def test_a_shared_part_is_one_node(bank: Bank) -> None:
     )
 
 
+def test_no_question_can_be_read_in_two_ways(drawn: dict[Split, list[Composite]]) -> None:
+    """ "What does doubling A added to B give?" was asked, and one of its two plans called wrong."""
+    nested = 0
+    for composite in (each for composites in drawn.values() for each in composites):
+        reckoned = [node.kind.domain == "mathematics" for node in composite.nodes]
+        for place, node in enumerate(composite.nodes):
+            for parent in node.parents:
+                if reckoned[place] and reckoned[parent]:
+                    nested += 1
+                    assert not node.wording.is_infix, composite.text
+                    assert not composite.nodes[parent].wording.is_infix, composite.text
+    assert nested
+
+
 def test_lines_stand_in_the_order_in_which_the_query_names_them(bank: Bank) -> None:
     number = expression(bank, "atomic_number", "the atomic number of {x}", "neon")
     period = expression(bank, "period", "the period of {x}", "neon")
