@@ -46,7 +46,7 @@ class Sizes:
     composites: tuple[int, int, int] = (3000, 300, 400)  # -P, and as many -All
     # Of -P and -All in the generator's training: wordings of made-up composites are worth more.
     generator: tuple[int, int] = (700, 1500)
-    invented: int = 1700  # made-up -P, and three times as many made-up -All, for the generator alone
+    invented: int = 1700  # made-up -P, thrice as many made-up -All: for the generator alone
     singles: tuple[int, int, int] = (1300, 120, 200)
     aggregator: tuple[int, int, int] = (2000, 200, 400)
     per_kind: tuple[int, int] = (10, 40)  # expert examples of a kind in validation and test
