@@ -79,6 +79,7 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
     from compllm.catalogue import load_catalogue
     from compllm.config import GateConfig, load_config
     from compllm.embed import SentenceEncoder
+    from compllm.heap import settle
     from compllm.replay.runner import ReplayLLM
     from compllm.triton import TritonBackend
 
@@ -100,6 +101,7 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
             llm.use_admission(variant.admission)
             llm.use_gate(GateConfig(mode=variant.gate))
             llms[variant.name] = await stack.enter_async_context(llm)
+        settle()
         yield llms
 
 

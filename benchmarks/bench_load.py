@@ -88,6 +88,7 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     import numpy as np
 
     from compllm.config import load_config
+    from compllm.heap import settle
     from compllm.replay.runner import ReplayLLM
     from compllm.replay.session import ReplaySession
     from compllm.simulate.load import Spread
@@ -96,6 +97,7 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     async with await ReplayLLM.connect(load_config(bench.config, bench.overrides)) as llm:
         assert isinstance(llm, ReplayLLM)
         llm.use_admission(policy)
+        settle()
         await session.run(llm)
         waits_ms = [1e3 * engine.max_wait_s for engine in llm.stats().engines.values()]
     well = [ran for ran in session.ran if ran.error is None and ran.answer is not None]

@@ -114,6 +114,7 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
     from compllm.embed import SentenceEncoder
+    from compllm.heap import settle
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.runner import ReplayLLM
     from compllm.triton import TritonBackend
@@ -133,6 +134,7 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
             backend = await TritonBackend.connect(url)
             llm = ReplayLLM(backend, encoder, catalogue, config)
             llms[part] = await stack.enter_async_context(llm)
+        settle()
         yield llms
 
 

@@ -31,6 +31,7 @@ from compllm import (
 from compllm.cli_shared import Compose, with_server
 from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
 from compllm.errors import ConfigError
+from compllm.heap import settle
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,7 +143,9 @@ async def _connect(settings: Config, console: Console) -> CompLLM:
     with console.status("loading the encoder"):
         from compllm.pipeline import CompLLM
 
-        return await CompLLM.connect(settings)
+        llm = await CompLLM.connect(settings)
+        settle()
+        return llm
 
 
 @app.command("plan")

@@ -20,6 +20,7 @@ import typer
 from compllm.cli_shared import AdmissionOrder, Overhead, with_server
 from compllm.console import STDIN, say, write
 from compllm.errors import ConfigError
+from compllm.heap import settle
 
 if TYPE_CHECKING:
     from compllm.config import Config
@@ -143,6 +144,7 @@ async def _run(session: ReplaySession, settings: Config, admission: str | None) 
 
     async with await ReplayLLM.connect(settings) as llm:
         assert isinstance(llm, ReplayLLM)
+        settle()
         if admission is not None:
             llm.use_admission(admission)  # type: ignore[arg-type]
         with _progress(len(session.graphs)) as advance:

@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from compllm.face.gauges import FAMILIES, QueueGauges
 from compllm.face.serving import ErrorCode, FaceModel, load
 from compllm.gauges import Families
+from compllm.heap import settle
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -43,6 +44,7 @@ class TritonPythonModel:
         self._model = FaceModel(
             partial(load, settings["server_url"], settings["config_file"]), gauges.publish
         )
+        settle()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

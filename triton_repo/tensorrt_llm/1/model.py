@@ -17,6 +17,7 @@ from compllm.embedded.lora_tensors import read_base_shape
 from compllm.embedded.serving import CoreModel
 from compllm.errors import ConfigError, EngineError
 from compllm.gauges import Families
+from compllm.heap import settle
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -63,6 +64,7 @@ class TritonPythonModel:
             cancellation_check_period_s=settings.number("cancellation_check_period_ms", 10) / 1e3,
             on_stats=gauges.publish,
         )
+        settle()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
