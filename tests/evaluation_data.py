@@ -59,6 +59,12 @@ def write_datasets(folder: Path) -> Path:
             "plan": "1 | How heavy is an ant?\n2 | How heavy is a dog?\n3 <1,2> | Is #1 more?\n",
         },
         {
+            "id": "human-2",
+            "source": "break",
+            "question": "How many legs does the heavier animal have?",
+            "plan": "1 | heavier animal\n2 <1> | number of legs of #1\n",
+        },
+        {
             "id": "single-1",
             "source": "single",
             "question": "Who wrote Hamlet?",

@@ -65,8 +65,13 @@ def test_a_second_run_takes_everything_from_the_first(
     second = json.loads((tmp_path / "eval_plans.json").read_text())
     assert second["tables"] == first["tables"]
     assert {row["source"] for row in first["tables"]["how many sub-queries"]} == {
-        *("p", "all", "strategyqa", "single")
+        *("p", "all", "strategyqa", "break", "single")
     }
+    graphs = first["tables"]["graphs, beside the best constant plan"]
+    both = [row for row in graphs if row["source"] == "strategyqa and break"]
+    assert {row["questions"] for row in both} == {2}
+    # One graph cannot be both gold ones.
+    assert [row["best_constant_%"] for row in both if row["measure"] == "graph exact"] == [50.0]
 
 
 def test_wrong_arguments_are_one_line(
