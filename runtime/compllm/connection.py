@@ -81,6 +81,19 @@ class Connection:
     async def begun(self, attempt: Callable[[], Awaitable[_T]], stats: RequestStats) -> _T:
         """What `attempt` returns: the first response. Before it nothing of the answer has been
         used, so that a server that was away or overloaded is asked again."""
+        try:
+            # Nearly always the only one, and tenacity's set-up is a seventh of a request's sending.
+            return await attempt()
+        except CompllmError as error:
+            if not self._can_retry(error):
+                raise
+            failed: list[CompllmError] = [error]
+
+        async def again() -> _T:
+            if failed:
+                raise failed.pop()  # the first attempt, told to who counts and waits
+            return await attempt()
+
         options = self.options
         retrying = AsyncRetrying(
             stop=stop_after_attempt(options.max_attempts),
@@ -90,7 +103,7 @@ class Connection:
             reraise=True,
         )
         try:
-            return await retrying(attempt)
+            return await retrying(again)
         finally:
             stats.num_retries = retrying.statistics["attempt_number"] - 1
 

@@ -47,7 +47,7 @@ _BATCH = 16
 # Two are faster for a question than one; the engine wants the other cores.
 _NUM_THREADS = 2
 # Tokens of texts that have a model of fixed shape to themselves, padded: a third faster than one of
-# any shape. Of our sub-queries 55, 83 and 99 % are so short; each costs a third of a second at start.
+# any shape. Of our sub-queries 55, 83 and 99 % are so short. One costs 0.3 s at start.
 _SHORT = (12, 14, 18)
 
 # Part of an encoder's id: another form of the texts makes other vectors.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import tokenizers
 from compllm.backend import Prompt
 from compllm.errors import ConfigError
 
+_MAX_TEMPLATES = 1024  # parts whose ids are kept
 _UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not (yet) a character
 
 
@@ -35,6 +37,8 @@ class Tokenizer:
         """`serialized`: the text of a tokenizer.json."""
         self.special = special
         self._template = tokenizers.Tokenizer.from_str(serialized)
+        # A template's parts come again with every prompt.
+        self._template_ids = lru_cache(_MAX_TEMPLATES)(partial(_ids, self._template))
         self._data = tokenizers.Tokenizer.from_str(_all_added_special(serialized))
         self._data.encode_special_tokens = True
         added = self._data.get_added_tokens_decoder().values()
@@ -74,10 +78,11 @@ class Tokenizer:
         """Token ids of all segments in a row, each tokenised by itself."""
         ids: list[int] = []
         for segment in prompt:
-            which = self._template if segment.is_template else self._data
-            # Lone surrogates come from broken input decoding and have no bytes of their own.
-            text = segment.text.encode("utf-8", "replace").decode("utf-8")
-            ids += which.encode(text, add_special_tokens=False).ids
+            ids += (
+                self._template_ids(segment.text)
+                if segment.is_template
+                else _ids(self._data, segment.text)
+            )
         return ids
 
     def text(self, prompt: Prompt) -> str:
@@ -105,6 +110,13 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self._template.decode(ids, skip_special_tokens=True))
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    # Lone surrogates come from broken input decoding and have no bytes of their own.
+    text = text.encode("utf-8", "replace").decode("utf-8")
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 class Detokenizer:

@@ -6,6 +6,7 @@ Pure; `triton.py` sends and receives. Scalars are [1, 1]: the model has a batch 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -40,20 +41,7 @@ def inference_message(
 ) -> Any:
     """The message that asks for this generation; `weights`: of its adapter, where it lacks them."""
     message = _message(request.model, wire_id, input_ids, request.sampling.max_tokens)
-    add_array(message, "end_id", [[special.end_id]], np.int32)
-    add_array(message, "pad_id", [[special.pad_id]], np.int32)
-    if special.more_end_ids:
-        words = [(end,) for end in special.more_end_ids]
-        add_array(message, "stop_words_list", [_flat_words(words)], np.int32)
-    for name in (
-        "exclude_input_in_output",
-        "return_perf_metrics",
-        "return_num_input_tokens",
-        "return_num_output_tokens",
-    ):
-        add_array(message, name, [[True]], np.bool_)
-    add_array(message, "streaming", [[is_streamed]], np.bool_)
-    _add_sampling(message, request.sampling)
+    message.MergeFrom(_settings(special, request.sampling, is_streamed))
     if request.guide is not None:
         add_texts(message, "guided_decoding_guide_type", [request.guide.type], (1, 1))
         add_texts(message, "guided_decoding_guide", [request.guide.text], (1, 1))
@@ -136,6 +124,28 @@ def _message(model: str, wire_id: str, input_ids: Sequence[int], max_tokens: int
     add_array(message, "input_ids", [input_ids], np.int32)
     add_array(message, "input_lengths", [[len(input_ids)]], np.int32)
     add_array(message, "request_output_len", [[max_tokens]], np.int32)
+    return message
+
+
+@lru_cache(256)
+def _settings(special: SpecialIds, sampling: SamplingParams, is_streamed: bool) -> Any:
+    """The inputs that requests have in common: made once, since a fork's last child waits until
+    the messages of all before it are made."""
+    message = service_pb2.ModelInferRequest()
+    add_array(message, "end_id", [[special.end_id]], np.int32)
+    add_array(message, "pad_id", [[special.pad_id]], np.int32)
+    if special.more_end_ids:
+        words = [(end,) for end in special.more_end_ids]
+        add_array(message, "stop_words_list", [_flat_words(words)], np.int32)
+    for name in (
+        "exclude_input_in_output",
+        "return_perf_metrics",
+        "return_num_input_tokens",
+        "return_num_output_tokens",
+    ):
+        add_array(message, name, [[True]], np.bool_)
+    add_array(message, "streaming", [[is_streamed]], np.bool_)
+    _add_sampling(message, sampling)
     return message
 
 
