@@ -9,7 +9,7 @@ refused: a score of something else would look like any other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -73,15 +73,19 @@ class Softmax:
 
     experts: tuple[str, ...]
     layers: tuple[Layer, ...]
+    _members: tuple[Array, ...] = field(init=False, repr=False, compare=False)  # of each layer
+
+    def __post_init__(self) -> None:
+        members = (_membership(layer.groups, len(self.experts)) for layer in self.layers)
+        object.__setattr__(self, "_members", tuple(members))
 
     def scores(self, queries: Array) -> Array:
         check_rows(queries, self.layers[0].weights.shape[0], "queries")
         total = np.zeros((len(queries), len(self.experts)), np.float32)
-        for layer in self.layers:
+        for layer, members in zip(self.layers, self._members, strict=True):
             logits = _products(queries, layer.weights) + layer.bias
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-            shares = powers / powers.sum(axis=1, keepdims=True)
-            total += shares @ _membership(layer.groups, len(self.experts))
+            total += (powers @ members) / powers.sum(axis=1, keepdims=True)
         return total / len(self.layers)
 
 
@@ -114,7 +118,7 @@ def check_rows(rows: Array, dim: int, name: str) -> None:
     """Raises RouteError for rows of another width, or not of unit length."""
     if rows.ndim != 2 or rows.shape[1] != dim:
         raise RouteError(f"expected {name} [n, {dim}], saw {list(rows.shape)}")
-    lengths = np.linalg.norm(rows, axis=1)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     # Written so that a NaN is off as well.
     off = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT_TOLERANCE))
     if off.size:
