@@ -55,6 +55,20 @@ def test_messages_hold_only_upstreams_tensors_types_and_shapes() -> None:
         assert {tensor.name for tensor in message.inputs} >= required
 
 
+def test_what_messages_have_in_common_is_a_copy_in_each() -> None:
+    """It is made once for all requests: a fork's last child waited for its siblings' messages."""
+    plain = GenerateRequest("r", (Segment("hi"),), SamplingParams(9))
+    special = SpecialIds(2, 0)
+    first = wire.inference_message(plain, "r#1", [5, 6], special, is_streamed=True)
+    first.inputs.add(name="other")
+    first.raw_input_contents[-1] = b"changed"
+    second = wire.inference_message(plain, "r#2", [5, 6], special, is_streamed=True)
+    third = wire.inference_message(plain, "r#2", [5, 6], special, is_streamed=True)
+    assert second == third
+    assert len(second.inputs) == len(second.raw_input_contents) == len(first.inputs) - 1
+    assert b"changed" not in second.raw_input_contents
+
+
 @pytest.mark.parametrize(
     ("name", "values", "dtype"),
     [
