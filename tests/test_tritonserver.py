@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -35,6 +38,30 @@ def test_missing_engine_is_named(tmp_path: Path) -> None:
         tritonserver.running(tmp_path),
     ):
         pass
+
+
+@pytest.mark.parametrize(("seconds", "is_dying"), [(0.2, True), (60, False)])
+def test_a_server_that_was_just_killed_counts_as_dead(
+    seconds: float, is_dying: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine `up` found it alive yet, met a reset connection and gave up."""
+    monkeypatch.setattr(tritonserver, "_DYING_S", 20.0 if is_dying else 0.05)
+    process = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
+    try:
+        with socket.create_server((tritonstate.HOST, 0)) as closed:
+            port = closed.getsockname()[1]
+        started = psutil.Process(process.pid).create_time()
+        info = tritonstate.ServerInfo(
+            process.pid, started, process.pid, "an-id", port, port, port, "a.log"
+        )
+        if is_dying:
+            assert not tritonserver._answers(info)
+        else:
+            with pytest.raises(ServerError, match="does not answer"):
+                tritonserver._answers(info)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_unreadable_state_is_an_error_with_its_path() -> None:

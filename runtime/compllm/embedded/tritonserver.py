@@ -12,6 +12,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from compllm.errors import ConfigError, ServerError
 __all__ = ["ServerInfo", "down", "running", "status", "up"]
 
 _STATE = "server.json"
+_DYING_S = 1.0  # that a killed server takes at most to be gone
 
 
 def up(
@@ -56,9 +58,8 @@ def up(
         found = _read_state()
         if found is not None and is_alive(found):
             _check_same(found, engine, ports, options, has_face, settings)
-            check_answers(found)
             settings = settings or (Path(found.config_file) if found.config_file else None)
-            if _is_current(found, engine):
+            if _answers(found) and _is_current(found, engine):
                 return found
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
@@ -87,12 +88,11 @@ def status() -> ServerInfo | None:
     info = _read_state()
     if info is None:
         return None
-    if not is_alive(info):
+    if not is_alive(info) or not _answers(info):
         raise ServerError(
             f"the server (process {info.pid}) died{tritonstate.reason_in(Path(info.log))}; log: "
             f"{info.log}. `compllm up` starts it again"
         )
-    check_answers(info)
     return info
 
 
@@ -105,6 +105,21 @@ def down() -> bool:
         was_alive = is_alive(info)
         _stop(info)
         return was_alive
+
+
+def _answers(info: ServerInfo) -> bool:
+    """False for one that dies just now: a killed process of many threads is alive for some
+    milliseconds more, and resets connections. Raises ServerError for one that lives on."""
+    try:
+        check_answers(info)
+    except ServerError:
+        deadline_s = time.monotonic() + _DYING_S
+        while is_alive(info):
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_DYING_S / 50)
+        return False
+    return True
 
 
 @contextlib.contextmanager
