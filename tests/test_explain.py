@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import itertools
 import json
 from typing import Any
 
@@ -257,7 +259,7 @@ def test_a_damaged_record_is_refused_with_one_line(record: dict[str, Any], said:
 )
 def test_a_file_that_is_no_record_is_refused(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=r"^run\.json: ") as caught:
-        read_run(text, "run.json")
+        read_run(io.StringIO(text), "run.json")
     assert said in str(caught.value)
 
 
@@ -283,10 +285,22 @@ def test_any_damage_of_a_node_is_either_harmless_or_refused(
 
 
 def test_one_record_of_many_is_named_by_its_id() -> None:
-    lines = [json.dumps(_with(id=id, query=id)) for id in ("a", "b")]
-    text = "\n".join([*lines, json.dumps({"summary": {}})])
-    assert read_run(text, "out.jsonl", "b").title == "b"
-    with pytest.raises(ConfigError, match=r"2 records: name one with --id"):
-        read_run(text, "out.jsonl")
-    with pytest.raises(ConfigError, match=r"no record with the id 'c'"):
-        read_run(text, "out.jsonl", "c")
+    lines = [json.dumps(_with(id=id, query=id)) + "\n" for id in ("a", "b")]
+    lines.append(json.dumps({"summary": {}}))
+    assert read_run(lines, "out.jsonl", "b").title == "b"
+    with pytest.raises(ConfigError, match=r"2 records: name one with --id, for instance 'a'"):
+        read_run(lines, "out.jsonl")
+    with pytest.raises(ConfigError, match=r"no record with the id 'c' among 2"):
+        read_run(lines, "out.jsonl", "c")
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_one_record_may_stand_on_one_line_or_on_many(indent: int | None) -> None:
+    text = json.dumps(_with(query="q?"), indent=indent)
+    assert read_run(io.StringIO(f"\n{text}\n"), "run.json").title == "q?"
+
+
+def test_one_record_without_end_is_refused() -> None:
+    lines = itertools.chain(["{\n"], itertools.repeat(" " * 999_999 + "1\n"))
+    with pytest.raises(ConfigError, match="no record of at most 4000000 characters"):
+        read_run(lines, "run.json")

@@ -48,6 +48,43 @@ def test_standard_input_is_read(
     assert json.loads(capsys.readouterr().out)["total_ms"] == 490
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0c"])
+def test_a_line_ends_at_a_newline_alone(separator: str, tmp_path: Path) -> None:
+    """`replay` writes texts as they are: those of a model may hold what Unicode calls a line's
+    end."""
+    path = tmp_path / "out.jsonl"
+    lines = [json.dumps({**JOIN, "id": f"a{separator}{n}"}, ensure_ascii=False) for n in range(2)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert run(["explain", str(path), "--id", f"a{separator}1"]) == 0
+
+
+@pytest.mark.parametrize("is_stdin", [False, True])
+def test_of_many_records_one_line_is_limited_and_not_the_file(
+    is_stdin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out.jsonl"
+    lines = [json.dumps({**JOIN, "id": f"g{n}", "answer": "x" * 900_000}) + "\n" for n in range(6)]
+    path.write_text("".join(lines))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert run(["explain", "-" if is_stdin else str(path), "--id", "g5"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"x" * 4_000_001, "out.jsonl: line 2 has more than 4000000 bytes"),
+        (b"\xff", "out.jsonl: line 2 is not UTF-8 text (byte 0)"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(
+    line: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(JOIN).encode() + b"\n" + line)
+    assert run(["explain", str(path)]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_chart_and_trace_are_written(
     record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

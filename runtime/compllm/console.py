@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import typer
 
@@ -21,21 +22,52 @@ _PIPE_WIDTH = 200  # columns of a table that is not on a terminal
 
 def read_text(path: Path) -> str:
     """A file's text, or that of standard input for '-'. Raises ConfigError."""
-    origin = "standard input" if path == STDIN else str(path)
-    try:
-        if path == STDIN:
-            content = sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1)
-        else:
-            with path.open("rb") as handle:
-                content = handle.read(_MAX_INPUT_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cannot read {origin}: {error.strerror}") from error
+    with _opened(path) as file:
+        content = file.read(_MAX_INPUT_BYTES + 1)
     if len(content) > _MAX_INPUT_BYTES:
-        raise ConfigError(f"{origin} has more than {_MAX_INPUT_BYTES} bytes")
+        raise ConfigError(f"{named(path)} has more than {_MAX_INPUT_BYTES} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{origin} is not UTF-8 text (byte {error.start})") from error
+        raise ConfigError(f"{named(path)} is not UTF-8 text (byte {error.start})") from error
+
+
+@contextmanager
+def opened_lines(path: Path) -> Iterator[Iterator[str]]:
+    """The lines of a file that may be of any length, with their ends; '-' is standard input.
+
+    One line is at most as long as a text of `read_text`. Raises ConfigError; of a line's damage it
+    names the line alone.
+    """
+    with _opened(path) as file:
+        yield _lines(file)
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    number, encoding = 1, "utf-8-sig"
+    while line := file.readline(_MAX_INPUT_BYTES + 1):
+        if len(line) > _MAX_INPUT_BYTES:
+            raise ConfigError(f"line {number} has more than {_MAX_INPUT_BYTES} bytes")
+        try:
+            yield line.decode(encoding)
+        except UnicodeDecodeError as error:
+            reason = f"line {number} is not UTF-8 text (byte {error.start})"
+            raise ConfigError(reason) from error
+        number, encoding = number + 1, "utf-8"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb") as file:
+            yield file
+    except OSError as error:
+        raise ConfigError(f"cannot read {named(path)}: {error.strerror}") from error
+
+
+def named(path: Path) -> str:
+    """An input as an error names it."""
+    return "standard input" if path == STDIN else str(path)
 
 
 def write(content: str | bytes, output: Path | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compllm.console import STDIN, as_json, print_json, read_text, say, write
+from compllm.console import as_json, named, opened_lines, print_json, say, write
 from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def explain(
     from compllm.explain import explain_run, read_run
 
     picture = _picture_format(gantt)
-    origin = "standard input" if run == STDIN else str(run)
-    report = explain_run(read_run(read_text(run), origin, id))
+    with opened_lines(run) as lines:
+        report = explain_run(read_run(lines, named(run), id))
     if gantt is not None:
         from compllm.explain.gantt import draw_gantt
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -18,7 +18,11 @@ from compllm.errors import ConfigError
 
 TOLERANCE_MS = 0.05  # what rounding may turn around; more is damage
 _MAX_NODES = 10_000
+_MAX_CHARS = 4_000_000  # of one record over several lines
 _MAX_MS = 1e12  # thirty years: sums of larger numbers lose the microseconds
+_NO_RECORD = (
+    "no record of a query: expected the output of 'compllm ask --json' or of 'compllm replay'"
+)
 _RECORDED = ("sequential_ms", "ideal_ms", "reached_of_bound", "num_nodes", "depth")
 
 
@@ -57,14 +61,14 @@ class Run:
         return max(node.end_ms for node in self.nodes)
 
 
-def read_run(text: str, origin: str, id: str | None = None) -> Run:
-    """The run in a file's text: one JSON object, or JSON lines with `id` to name one of several.
+def read_run(lines: Iterable[str], origin: str, id: str | None = None) -> Run:
+    """The run in a file's lines, which keep their ends: one JSON object over all of them, or one a
+    line with `id` to name one of several. Of many records no more than one is kept.
 
     Raises ConfigError.
     """
     try:
-        records = _records(text)
-        return run_of(_chosen(records, id))
+        return run_of(_chosen(_records(lines), id))
     except ConfigError as error:
         raise ConfigError(f"{origin}: {error}") from error
 
@@ -102,41 +106,73 @@ def run_of(record: Mapping[str, Any]) -> Run:
     )
 
 
-def _records(text: str) -> list[Mapping[str, Any]]:
-    """Of one object over any number of lines, or of an object a line; a summary is no record."""
+def _records(lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+    """At least one; a summary is no record."""
+    num_found = 0
+    for value in _values(lines):
+        if isinstance(value, dict) and "summary" in value:
+            continue
+        if not isinstance(value, dict):
+            raise ConfigError(_NO_RECORD)
+        num_found += 1
+        yield value
+    if num_found == 0:
+        raise ConfigError(_NO_RECORD)
+
+
+def _values(lines: Iterable[str]) -> Iterator[Any]:
+    """Of each line, or of all lines together where the first is no JSON by itself."""
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    for num_read, (number, line) in enumerate(numbered):
+        try:
+            value = _value(line)
+        except ValueError as error:
+            if num_read > 0:
+                raise ConfigError(f"not JSON: line {number}: {error}") from error
+            value = _whole(line, (more for _, more in numbered))
+        yield value
+
+
+def _whole(first: str, rest: Iterable[str]) -> Any:
+    text = [first]
+    num_chars = len(first)
+    for line in rest:
+        num_chars += len(line)
+        if num_chars > _MAX_CHARS:
+            raise ConfigError(
+                f"the first line is no record, and all of them are no record of at most "
+                f"{_MAX_CHARS} characters"
+            )
+        text.append(line)
     try:
-        values = [json.loads(text)]
-    except ValueError as whole:
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        values = []
-        for number, line in lines:
-            try:
-                values.append(json.loads(line))
-            except ValueError as error:
-                reason = whole if number == 1 else f"line {number}: {error}"
-                raise ConfigError(f"not JSON: {reason}") from error
+        return _value("".join(text))
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}") from error
+
+
+def _value(text: str) -> Any:
+    """Raises ValueError, or ConfigError."""
+    try:
+        return json.loads(text)
     except RecursionError as error:
         raise ConfigError("not a record: it is nested too deeply") from error
-    found = [value for value in values if not (isinstance(value, dict) and "summary" in value)]
-    if not found or not all(isinstance(value, dict) for value in found):
+
+
+def _chosen(records: Iterable[Mapping[str, Any]], id: str | None) -> Mapping[str, Any]:
+    """All are read, so that damage behind the record is told too."""
+    found: Mapping[str, Any] | None = None
+    num_records = 0
+    for record in records:
+        num_records += 1
+        if found is None and id in (None, str(record.get("id"))):
+            found = record
+    if found is None:
+        raise ConfigError(f"no record with the id {id!r} among {num_records}")
+    if id is None and num_records > 1:
         raise ConfigError(
-            "no record of a query: expected the output of 'compllm ask --json' or of "
-            "'compllm replay'"
+            f"{num_records} records: name one with --id, for instance {found.get('id')!r}"
         )
     return found
-
-
-def _chosen(records: Sequence[Mapping[str, Any]], id: str | None) -> Mapping[str, Any]:
-    if id is None:
-        if len(records) == 1:
-            return records[0]
-        raise ConfigError(
-            f"{len(records)} records: name one with --id, for instance {records[0].get('id')!r}"
-        )
-    for record in records:
-        if str(record.get("id")) == id:
-            return record
-    raise ConfigError(f"no record with the id {id!r} among {len(records)}")
 
 
 def _nodes(value: Any) -> tuple[NodeRun, ...]:
