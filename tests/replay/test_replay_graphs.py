@@ -1,8 +1,11 @@
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from compllm.errors import ConfigError
 from compllm.plan import PlanLimits
@@ -34,6 +37,32 @@ def test_a_step_said_twice_is_made_two(tmp_path: Path) -> None:
     assert [each.text for each in graph.plan.sub_queries] == ["x?", "x? (2)"]
 
 
+@pytest.mark.parametrize(
+    ("steps", "texts"),
+    [
+        (["a (2)", "a", "a"], ["a (2)", "a", "a (3)"]),
+        (["a", "a", "a (2)", "a"], ["a", "a (3)", "a (2)", "a (4)"]),
+        (["a", "a", "a (2)", "a (2)"], ["a", "a (3)", "a (2)", "a (2) (2)"]),
+    ],
+)
+def test_a_number_makes_no_step_that_is_there(
+    steps: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    file = write(tmp_path / "g", GOOD | {"steps": steps, "parents": [[]] * len(steps)})
+    (graph,) = read_graphs(file, PlanLimits())
+    assert [each.text for each in graph.plan.sub_queries] == texts
+
+
+@given(st.lists(st.sampled_from(["a", "a (2)", "a (3)", "a (2) (2)"]), min_size=1, max_size=12))
+def test_no_line_of_a_plan_is_said_twice(steps: list[str]) -> None:
+    record = GOOD | {"steps": steps, "parents": [[]] * len(steps)}
+    with tempfile.TemporaryDirectory() as folder:
+        (graph,) = read_graphs(write(Path(folder) / "g", record), PlanLimits())
+    texts = [each.text for each in graph.plan.sub_queries]
+    assert len({*texts}) == len(steps)
+    assert {*steps} <= {*texts}
+
+
 def test_a_step_over_several_lines_becomes_one(tmp_path: Path) -> None:
     (graph,) = read_graphs(write(tmp_path / "g", GOOD | {"steps": ["x\n y?", "z?"]}), PlanLimits())
     assert graph.plan.sub_queries[0].text == "x y?"
@@ -52,6 +81,8 @@ def test_a_step_without_words_keeps_its_node(tmp_path: Path) -> None:
         ({"id": "b", "question": "q?"}, "line 2 is no graph"),
         (GOOD | {"question": " "}, "line 2 has no question"),
         (GOOD | {"question": "\ud800"}, "line 2 has no question"),
+        # It could not be written, after the whole run.
+        (GOOD | {"id": "\ud800"}, r"line 2 has the id '\\ud800', which holds half a surrogate"),
         (GOOD | {"id": [1]}, r"line 2 has the id \[1\]"),
         (GOOD, "line 2 has the id 'a' of an earlier line"),
         (GOOD | {"id": "b", "parents": [[1], [0]]}, "line 2 has a bad plan: .*cycle"),

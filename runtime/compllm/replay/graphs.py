@@ -8,6 +8,7 @@ and line before anything runs.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ def _graph(line: bytes, number: int, limits: PlanLimits) -> ReplayGraph:
     graph_id = record.get("id", number)
     if not isinstance(graph_id, str | int) or isinstance(graph_id, bool):
         raise PlanError(f"has the id {graph_id!r}: a text or an integer is expected")
+    if not is_encodable(str(graph_id)):
+        raise PlanError(f"has the id {graph_id!r}, which holds half a surrogate pair")
     return ReplayGraph(str(graph_id), question.strip(), _plan(record, limits))
 
 
@@ -119,10 +122,16 @@ def _plan(record: dict[str, Any], limits: PlanLimits) -> Plan:
 
 def _distinct(plan: Plan) -> list[SubQuery]:
     """A line said again ends a generator's plan; people ask the same of different parents."""
-    times: dict[str, int] = {}
+    said = {sub_query.text for sub_query in plan.sub_queries}  # no number makes one of these
+    times: Counter[str] = Counter()
     found = []
     for sub_query in plan.sub_queries:
-        times[sub_query.text] = count = times.get(sub_query.text, 0) + 1
-        text = sub_query.text if count == 1 else f"{sub_query.text} ({count})"
+        text = sub_query.text
+        times[text] += 1
+        if times[text] > 1:
+            while (numbered := f"{text} ({times[text]})") in said:
+                times[text] += 1
+            text = numbered
+        said.add(text)
         found.append(SubQuery(sub_query.id, text, sub_query.parents))
     return found
