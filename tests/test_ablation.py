@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+import asyncio
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarks.ablation_pairs import replay_pairs
 from benchmarks.ablation_tables import (
     BOUNDS,
     RATIOS,
@@ -26,8 +28,16 @@ from benchmarks.ablation_variants import (
     one_step,
     salt_of,
 )
+from benchmarks.bench_ablation import counters_of, switches_of
 from benchmarks.bench_replay import shapes
 from benchmarks.report import Report
+from path_parts import CATALOGUE, settings
+
+from compllm.plan import format_plan
+from compllm.replay.drive import Ran, ReplaySettings
+from compllm.replay.graphs import ReplayGraph
+from compllm.replay.runner import ReplayLLM
+from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
 
 def switches(variant: Variant) -> dict[str, Any]:
@@ -93,6 +103,74 @@ def test_neighbours_share_their_first_sub_queries_and_nothing_else() -> None:
     assert not {*texts[0][1:]} & {*texts[1][1:]}
     assert len({graph.id for graph in (one, two, three)}) == 3
     assert len({graph.question for graph in (one, two, three)}) == 3
+
+
+ARRIVALS = ReplaySettings(rate_qps=2000.0)
+
+
+def llm_for(graphs: list[ReplayGraph], nodes: asyncio.Event | None = None) -> ReplayLLM:
+    """Its generator writes these plans; its nodes end when `nodes` is set."""
+    plans = [
+        Reply(format_plan(each.plan.sub_queries), contains=each.question, is_guided=True)
+        for each in graphs
+    ]
+    rest = Reply("a response", gate=nodes)
+    config = settings(compose__policy="always", sharing__is_on=True)
+    return ReplayLLM(ScriptedBackend(*plans, rest), HashingEncoder(), CATALOGUE, config)
+
+
+async def test_pairs_arrive_together_and_at_the_same_times_for_every_variant() -> None:
+    graphs = neighbours(shapes()[:2], 5)
+    found: list[list[float]] = []
+    for seed in (1, 1, 2):
+        ran: list[Ran] = []
+        async with llm_for(graphs) as llm:
+            await replay_pairs(llm, graphs, replace(ARRIVALS, seed=seed), ran.append)
+        assert [each.error for each in ran] == [None] * 5
+        ran.sort(key=lambda each: each.index)
+        found.append([round(each.start_s - each.late_s, 9) for each in ran])
+    one, same, other = found
+    assert one == same != other
+    assert one[0] == one[1] < one[2] == one[3] < one[4]
+
+
+async def test_the_two_of_a_pair_give_single_flight_something_to_join() -> None:
+    graphs = neighbours(shapes()[3:4], 2)  # two roots
+    end = asyncio.Event()
+    ran: list[Ran] = []
+
+    async with llm_for(graphs, end) as llm, asyncio.TaskGroup() as tasks:
+        at_once = replace(ARRIVALS, rate_qps=1e9)
+        tasks.create_task(replay_pairs(llm, graphs, at_once, ran.append))
+        for _ in range(2_000):  # turns of the loop: all that can be asked meanwhile has been
+            await asyncio.sleep(0)
+        end.set()
+    assert sum(node.is_shared for each in ran if each.answer for node in each.answer.nodes) == 2
+
+
+async def test_what_the_switches_did_is_counted_without_the_first_pass() -> None:
+    graphs = neighbours(shapes()[:1], 4)
+    async with llm_for(graphs) as llm:
+        llms = {ALL_ON.name: llm}
+        await replay_pairs(llm, graphs[:2], ARRIVALS, lambda _: None)
+        before = {ALL_ON.name: counters_of(llm)}
+        nothing = switches_of("load", ALL_ON.name, llms, before)
+        await replay_pairs(llm, graphs[2:3], ARRIVALS, lambda _: None)
+        row = switches_of("load", ALL_ON.name, llms, before)
+    assert {nothing[key] for key in ("admitted", "flights", "joined")} == {0}
+    # A chain of three; its plan and its answer were admitted too.
+    assert (row["flights"], row["joined"], row["admitted"]) == (3, 0, 5)
+
+
+def test_a_longest_wait_of_the_first_pass_is_not_the_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = {"waited": 3.0, "worst_wait_ms": 40.0}
+    monkeypatch.setattr("benchmarks.bench_ablation.counters_of", lambda _: waits)
+    for first_ms, told in ((0.0, 40.0), (25.0, 40.0), (40.0, None)):
+        before = {"a": {"waited": 1.0, "worst_wait_ms": first_ms}}
+        row = switches_of("load", "a", {"a": None}, before)  # type: ignore[dict-item]
+        assert (row["waited"], row["worst_wait_ms"]) == (2.0, told)
 
 
 def test_a_question_of_one_step_is_its_own_plan() -> None:
