@@ -82,8 +82,8 @@ def _hashes(arguments: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def _parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog, description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add(
         "--generator",
@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parsed = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    parsed = _parser(prog).parse_args(arguments)
     parsed.out = parsed.out or default_gate()
     return run_script(lambda: asyncio.run(run(parsed)))
 

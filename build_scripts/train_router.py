@@ -125,8 +125,8 @@ def _hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, 
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def _parser(prog: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog, description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--subjects", type=Path, nargs="*", default=[], metavar="FILE", help="question, subject")
     add("--questions", type=Path, nargs="*", default=[], metavar="FILE", help="question, expert")
@@ -147,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parsed = _parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    parsed = _parser(prog).parse_args(arguments)
     parsed.out = parsed.out or resource_dir("engines") / "routers"
     return run_script(lambda: run(parsed))
 

@@ -71,7 +71,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 async def plan_all(backend: ScriptedBackend, address: str, tmp_path: Path, n: int = 4) -> int:
     async with opened(backend, address) as llm:
-        return await plan_questions(llm, tmp_path / "in.jsonl", tmp_path / "out.jsonl", n)
+        return (await plan_questions(llm, tmp_path / "in.jsonl", tmp_path / "out.jsonl", n))[0]
 
 
 async def test_every_line_comes_out_with_its_plan_in_order(tmp_path: Path, address: str) -> None:
@@ -127,7 +127,9 @@ async def test_an_output_of_other_questions_is_refused(tmp_path: Path, address: 
     write_questions(tmp_path / "out.jsonl", "another?")
     with pytest.raises(ConfigError, match="belongs to other questions"):
         await plan_all(ScriptedBackend(*REPLIES), address, tmp_path)
-    write_questions(tmp_path / "out.jsonl", "book?", "one more?")
+    plan = {"steps": ["book?"], "parents": [[]], "is_fallback": True}
+    lines = [{"question": "book?", **plan}, {"question": "one more?", **plan}]
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(ConfigError, match="nothing is asked there"):
         await plan_all(ScriptedBackend(*REPLIES), address, tmp_path)
 
@@ -141,11 +143,35 @@ async def test_a_server_that_goes_away_is_no_fall_back(tmp_path: Path, address: 
     assert [line["question"] for line in read_lines(tmp_path / "out.jsonl")] == ["book?"]
 
 
-async def test_a_question_that_is_too_long_is_named(tmp_path: Path, address: str) -> None:
-    write_questions(tmp_path / "in.jsonl", "book?", "x" * 9000)
-    with pytest.raises(ConfigError, match="line 2: the question has 9000 characters"):
+async def test_a_question_that_is_too_long_is_one_step_and_the_others_are_planned(
+    tmp_path: Path, address: str
+) -> None:
+    """Once it ended the file, and every resume of it."""
+    write_questions(tmp_path / "in.jsonl", "book?", "x" * 9000, "sum?")
+    backend = ScriptedBackend(*REPLIES)
+    async with opened(backend, address) as llm:
+        found = await plan_questions(llm, tmp_path / "in.jsonl", tmp_path / "out.jsonl", 4)
+    assert found == (3, 1)
+    first, long, last = read_lines(tmp_path / "out.jsonl")
+    assert long == {
+        "question": "x" * 9000,
+        "steps": ["x" * 9000],
+        "parents": [[]],
+        "is_fallback": True,
+        "error": "the question has 9000 characters, at most 8000 are allowed",
+    }
+    assert "error" not in {*first, *last}
+    assert await plan_all(ScriptedBackend(), address, tmp_path) == 0
+
+
+async def test_an_output_of_another_command_is_no_plan(tmp_path: Path, address: str) -> None:
+    """Once `compllm route`'s lines of the same questions passed for planned ones."""
+    write_questions(tmp_path / "in.jsonl", "book?")
+    routed = {"question": "book?", "expert": "base", "similarity": 0.1, "is_fallback": True}
+    (tmp_path / "out.jsonl").write_text(json.dumps(routed) + "\n")
+    with pytest.raises(ConfigError, match="has no 'steps' in line 1: it is no output of this"):
         await plan_all(ScriptedBackend(*REPLIES), address, tmp_path)
-    assert [line["question"] for line in read_lines(tmp_path / "out.jsonl")] == ["book?"]
+    assert read_lines(tmp_path / "out.jsonl") == [routed]
 
 
 def connect_to(monkeypatch: pytest.MonkeyPatch, replies: Iterable[Reply]) -> None:
@@ -190,6 +216,15 @@ def test_bad_lines_are_named_before_anything_is_planned(
     assert "line 2 has no question" in error
     assert "line 3 is not JSON" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_the_file_of_questions_is_no_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(write_questions(tmp_path / "in.jsonl", "sum?"))
+    assert run(["plan", "--questions", path, "--json", path]) == 2
+    assert "is the file of questions itself" in capsys.readouterr().err
+    assert [line["question"] for line in read_lines(tmp_path / "in.jsonl")] == ["sum?"]
 
 
 @pytest.mark.parametrize(

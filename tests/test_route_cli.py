@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,15 @@ def test_standard_input_is_a_file_too(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(read(tmp_path / "out.jsonl")) == 2
 
 
+def test_no_output_line_looks_like_two_to_a_reader_of_other_line_ends(tmp_path: Path) -> None:
+    text = "\x85\u2028\u2029é".join(SUM)
+    source, out = write(tmp_path / "q.jsonl", {"question": text}), tmp_path / "out.jsonl"
+    assert route("--questions", source, "--json", out) == 0
+    (line,) = out.read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["question"] == text
+    assert "é" in line
+
+
 @pytest.mark.parametrize("router", ["default", "logistic", "similarity", "examples"])
 def test_every_router_can_be_named(tmp_path: Path, router: str) -> None:
     out = tmp_path / "out.jsonl"
@@ -111,6 +122,67 @@ def test_an_output_of_other_questions_is_kept(
     assert out.read_text() == before
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_file_of_questions_is_no_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], end: str
+) -> None:
+    """Once the last line was cut away as one that a stopped run had begun."""
+    source = tmp_path / "q.jsonl"
+    before = "\n".join(json.dumps({"question": text}) for text in (IRON, SUM)) + end
+    source.write_text(before)
+    (tmp_path / "link.jsonl").symlink_to(source)
+    assert route("--questions", source, "--json", tmp_path / "link.jsonl") == 2
+    assert "is the file of questions itself: name another file" in capsys.readouterr().err
+    assert source.read_text() == before
+
+
+def test_standard_input_and_output_may_not_be_one_file(tmp_path: Path) -> None:
+    source = write(tmp_path / "q.jsonl", {"question": IRON})
+    before = source.read_text()
+    command = [sys.executable, "-m", "compllm", "route", "--questions"]
+    with source.open("rb") as read, source.open("ab") as written:
+        for arguments in (["-"], ["-", "--json", str(source)], [str(source)]):
+            stdout = subprocess.DEVNULL if "--json" in arguments else written
+            done = subprocess.run([*command, *arguments], stdin=read, stdout=stdout, check=False)
+            assert done.returncode == 2
+    assert source.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a note to myself",
+        json.dumps({"question": IRON}),
+        json.dumps({"question": IRON, "id": 7, "steps": [IRON]}),
+        json.dumps({"question": SUM, "id": 7, "expert": "mathematics"}),
+        json.dumps({"question": IRON, "id": 7}) + "\n" + '{"question',
+    ],
+)
+def test_what_is_no_broken_off_output_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    source, out = write(tmp_path / "q.jsonl", {"question": IRON, "id": 7}), tmp_path / "out.jsonl"
+    out.write_text(content)
+    assert route("--questions", source, "--json", out) == 2
+    assert "name another file" in capsys.readouterr().err
+    assert out.read_text() == content
+
+
+@pytest.mark.parametrize("keys", [{"id": 7}, {"is_fallback": None, "id": 7}])
+@pytest.mark.parametrize("num_bytes", [1, 15, -40, -1])
+def test_a_first_line_that_broke_off_anywhere_is_written_anew(
+    tmp_path: Path, keys: dict[str, Any], num_bytes: int
+) -> None:
+    source = write(tmp_path / "q.jsonl", {"question": IRON, **keys}, {"question": SUM})
+    out = tmp_path / "out.jsonl"
+    assert route("--questions", source, "--json", out) == 0
+    whole = out.read_text()
+    out.write_text(whole.splitlines(keepends=True)[0][:num_bytes])
+    assert route("--questions", source, "--json", out) == 0
+    assert [record["question"] for record in read(out)] == [IRON, SUM]
+    assert out.read_text() == whole
+
+
 def test_an_output_of_another_router_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +200,9 @@ def test_an_output_of_another_router_is_kept(
         ('{"question": " "}', "line 2 has no question"),
         ('{"question": 3}', "line 2 has no question"),
         ('{"question": "\\ud800"}', "line 2 is not text"),
+        ('{"question": "x", "score": NaN}', "line 2 is not JSON (NaN is no number there)"),
+        ('{"question": "x", "score": -Infinity}', "line 2 is not JSON (-Infinity is no number"),
+        ('{"question": "x", "scores": [-1e400]}', "line 2 is not JSON (-1e400 is more than"),
         ("[" * 100_000, "line 2 is not JSON"),
     ],
 )

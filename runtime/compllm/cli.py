@@ -213,11 +213,11 @@ async def _plan_file(questions: Path, out: Path | None, concurrency: int, settin
     from compllm.plan_cli import patient, plan_questions
     from compllm.question_file import check_questions
 
-    total = check_questions(questions)
     out = None if out == STDIN else out
+    total = check_questions(questions, out)
     async with await _connect(patient(with_server(settings)[0]), Console(stderr=True)) as llm:
-        num_planned = await plan_questions(llm, questions, out, concurrency, total)
-    say(f"{num_planned} planned, {llm.num_fallbacks} of them by the fall-back")
+        num_planned, num_fallbacks = await plan_questions(llm, questions, out, concurrency, total)
+    say(f"{num_planned} planned, {num_fallbacks} of them by the fall-back")
 
 
 def _render(

@@ -1,8 +1,9 @@
 """`compllm plan --questions`: plans for a file of questions of any length, many at a time.
 
 JSON lines in, each with a "question"; the same lines out, in the same order, each with "steps",
-"parents" (counted from 0) and "is_fallback". A line is written the moment it and those before it
-are planned, and a run that is stopped goes on behind the last line of its output.
+"parents" (counted from 0) and "is_fallback"; a question that cannot be planned, a too long one for
+instance, has itself as its one step and the reason as "error". A line is written the moment it and
+those before it are planned, and a run that is stopped goes on behind the last line of its output.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compllm.errors import ConfigError, QueryError, ServerError
-from compllm.question_file import Question, Record, appended, read_questions, skip_answered
+from compllm.question_file import Question, Record, appended, unanswered
 
 if TYPE_CHECKING:
     from compllm.config import Config
     from compllm.pipeline import CompLLM
 
+_KEYS = ("steps", "parents", "is_fallback")  # a line's own, in this order
 _PATIENCE_S = 3600.0  # of a plan: in a batch its wait is the batch's own doing
 _PROBE_S = 5.0
 
@@ -41,24 +43,25 @@ def patient(settings: Config) -> Config:
 
 async def plan_questions(
     llm: CompLLM, questions: Path, out: Path | None, concurrency: int, total: int | None = None
-) -> int:
+) -> tuple[int, int]:
     """Plan every question that `out` (None: standard output) has no line for yet; returns how many
-    these were. total: for the progress bar.
+    these were, and how many of them fell back. total: for the progress bar.
 
     Raises ConfigError for a bad line or an output that belongs to other questions, and ServerError
     when the server goes away; what was planned before is written then.
     """
-    lines = read_questions(questions)
-    num_there = skip_answered(lines, out)[0] if out is not None else 0
-    num_planned = 0
+    lines, num_there, _ = unanswered(questions, out, _KEYS)
+    num_planned = num_fallbacks = 0
     pending: deque[asyncio.Task[Record]] = deque()
     with appended(out) as write, _progress(total) as advance:
         advance(num_there)
 
         async def write_first() -> None:
+            nonlocal num_fallbacks
             record = await pending[0]
             pending.popleft()
             write([record])
+            num_fallbacks += record["is_fallback"]
             advance(1)
 
         try:
@@ -78,7 +81,7 @@ async def plan_questions(
             for task in pending:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
-    return num_planned
+    return num_planned, num_fallbacks
 
 
 async def _plan(llm: CompLLM, question: Question) -> Record:
@@ -86,8 +89,9 @@ async def _plan(llm: CompLLM, question: Question) -> Record:
 
     try:
         plan, _ = await llm.plan(Query(question.text))
-    except QueryError as error:  # too long, for instance
-        raise ConfigError(f"line {question.number}: {error}") from error
+    except QueryError as error:  # too long, for instance: the others can be planned still
+        alone = {"steps": [question.text], "parents": [[]], "is_fallback": True}
+        return {**question.record, **alone, "error": str(error)}
     if plan.is_fallback and await _is_gone(llm.config.server.url):
         raise ServerError(
             f"the server went away at line {question.number} ({plan.reason}): start it again, the "

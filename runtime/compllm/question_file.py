@@ -7,18 +7,24 @@ Bad lines are named by number before any work is done, except in standard input,
 from __future__ import annotations
 
 import json
+import math
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 from compllm.console import STDIN
 from compllm.errors import ConfigError
 from compllm.plan import is_encodable
 
 _MAX_NAMED = 5  # bad lines that an error names
+# Ends of a line to `str.splitlines` that JSON leaves as they are.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
 
 Record = dict[str, Any]
 
@@ -36,9 +42,10 @@ class Question:
         return text
 
 
-def check_questions(path: Path) -> int | None:
+def check_questions(path: Path, out: Path | None) -> int | None:
     """How many questions the file has; None for standard input. Raises ConfigError that names the
-    bad lines."""
+    bad lines, or that says that `out` (None: standard output) is the file itself."""
+    _check_apart(path, out)
     if path == STDIN:
         return None
     count, bad = 0, []
@@ -64,19 +71,27 @@ def read_questions(path: Path) -> Iterator[Question]:
             problem = _problem(line)
             if problem:
                 raise ConfigError(f"{path}: line {number} {problem}")
-            yield Question(number, json.loads(line))
+            yield Question(number, _parse(line))
 
 
-def skip_answered(questions: Iterator[Question], out: Path) -> tuple[int, Record | None]:
-    """Move on past the questions whose lines stand in `out` already; their number and the last
-    line. A line that broke off is cut away. Raises ConfigError where they do not belong together.
+def unanswered(
+    path: Path, out: Path | None, keys: Sequence[str]
+) -> tuple[Iterator[Question], int, Record | None]:
+    """The questions that have no line in `out` (None: standard output) yet, the number of those
+    that have one, and the last such line.
+
+    keys: what the command adds to a line, in this order. A line that broke off is cut away. Raises
+    ConfigError, with `out` left as it is, where the two do not belong together.
     """
-    if not out.is_file():
-        return 0, None
-    count, end, last = 0, 0, None
+    _check_apart(path, out)
+    questions = read_questions(path)
+    if out is None or not out.is_file():
+        return questions, 0, None
+    count, end, last, tail = 0, 0, None, b""
     with _opened(out) as file:
         for line in file:
             if not line.endswith(b"\n"):
+                tail = line
                 break
             there = _object(line)
             asked = next(questions, None)
@@ -86,11 +101,26 @@ def skip_answered(questions: Iterator[Question], out: Path) -> tuple[int, Record
                     f"{repr(asked.text[:60]) if asked else 'nothing'} is asked there: it belongs "
                     "to other questions, name another file"
                 )
+            missing = [key for key in keys if key not in there]
+            if missing:
+                raise ConfigError(
+                    f"{out} has no {missing[0]!r} in line {count + 1}: it is no output of this "
+                    "command, name another file"
+                )
             count, end, last = count + 1, end + len(line), there
-    if end < out.stat().st_size:
+    if tail and not count:  # nothing before it says that the file is ours
+        first = next(questions, None)
+        ours = _beginning(first.record, keys) if first else b""
+        if not first or not (tail.startswith(ours) or ours.startswith(tail)):
+            raise ConfigError(
+                f"{out} holds {tail[:60]!r}, which is no line of this command's that broke off: "
+                "name another file"
+            )
+        questions = chain([first], questions)
+    if tail:
         with out.open("r+b") as file:
             file.truncate(end)
-    return count, last
+    return questions, count, last
 
 
 @contextmanager
@@ -133,16 +163,44 @@ def batches(questions: Iterator[Question], size: int) -> Iterator[list[Question]
         yield batch
 
 
+def _check_apart(path: Path, out: Path | None) -> None:
+    """What is written must not land in what is read. Of files alone: a terminal is both."""
+    try:
+        read, written = _status(path, sys.stdin), _status(out, sys.stdout)
+    except OSError:  # not there, or not a file of the system's
+        return
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+        raise ConfigError(
+            f"{'standard output' if out is None else out} is the file of questions itself: "
+            "name another file"
+        )
+
+
+def _status(path: Path | None, stream: TextIO) -> os.stat_result:
+    return os.fstat(stream.fileno()) if path is None or path == STDIN else path.stat()
+
+
+def _beginning(record: Record, keys: Sequence[str]) -> bytes:
+    """Of the line that is written for it, up to the first value of the command's own."""
+    first = next((key for key in record if key in keys), keys[0])
+    before = dict(takewhile(lambda item: item[0] != first, record.items()))
+    return _line({**before, first: 0}).removesuffix(b"0}\n")
+
+
 def _write(file: BinaryIO, records: Sequence[Record]) -> None:
-    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    file.write("".join(lines).encode())
+    file.write(b"".join(map(_line, records)))
     file.flush()
+
+
+def _line(record: Record) -> bytes:
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    return text.translate(_LINE_ENDS).encode() + b"\n"
 
 
 def _problem(line: bytes) -> str | None:
     """What is wrong with a line, as the rest of a sentence."""
     try:
-        value = json.loads(line)
+        value = _parse(line)
     except (ValueError, RecursionError) as error:
         return f"is not JSON ({error})"
     question = value.get("question") if isinstance(value, dict) else None
@@ -155,10 +213,26 @@ def _problem(line: bytes) -> str | None:
 
 def _object(line: bytes) -> Record | None:
     try:
-        value = json.loads(line)
-    except ValueError:
+        value = _parse(line)
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _parse(line: bytes) -> Any:
+    """Raises ValueError, also for numbers that Python takes and could not write as JSON."""
+    return json.loads(line, parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number there")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:40]} is more than a float holds")
+    return number
 
 
 @contextmanager

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "default"  # the catalogue's router
 EXAMPLES = "examples"  # similarity with the catalogue's example questions
+_KEYS = ("expert", "similarity", "is_fallback")  # a line's own, in this order
 _BATCH = 64  # questions between two writes
 _TOLERANCE = 1e-3  # of a similarity that another processor computed
 
@@ -69,11 +70,11 @@ def route(
 
     if (question is None) == (questions is None):
         raise ConfigError("give a question, or a file of them with --questions FILE")
-    total = None if questions is None else check_questions(questions)
+    out = None if json_output == STDIN else json_output
+    total = None if questions is None else check_questions(questions, out)
     settings = load_config(config, {})
     catalogue = load_catalogue(Path(settings.catalogue) if settings.catalogue else None)
     chooser = asyncio.run(Chooser.open(catalogue, router, floor))
-    out = None if json_output == STDIN else json_output
     if questions is not None:
         num_routed, num_fallbacks = route_questions(chooser, questions, out, total)
         say(f"{num_routed} routed, {num_fallbacks} of them to the base")
@@ -145,10 +146,9 @@ def route_questions(
     Raises ConfigError for a bad line, with those before it written, and for an output that belongs
     to other questions or another router.
     """
-    from compllm.question_file import appended, batches, read_questions, skip_answered
+    from compllm.question_file import appended, batches, unanswered
 
-    lines = read_questions(questions)
-    num_there, last = skip_answered(lines, out) if out is not None else (0, None)
+    lines, num_there, last = unanswered(questions, out, _KEYS)
     if last is not None:
         _check_same_router(chooser, last, out)
     num_routed = num_fallbacks = 0

@@ -1,22 +1,43 @@
-"""`compllm train`: build_scripts/train_lora.py under the command's name.
+"""`compllm train lora | router | gate`: the training scripts under the command's name.
 
-Options and output are the script's, described by `compllm train --help`.
+Options and output are the scripts', described by `compllm train NAME --help`. Without a name it is
+`lora`, build_scripts/train_lora.py.
 """
 
 from __future__ import annotations
 
+import importlib
+
 import typer
+
+from compllm.errors import ConfigError
 
 # Everything is the script's, --help as well.
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
+_SCRIPTS = {"lora": "train_lora", "router": "train_router", "gate": "train_gate"}
+_HELP = """\
+usage: compllm train [lora] ...   a LoRA adapter: an expert, the generator or the aggregator
+       compllm train router ...   the router: who answers, and when nobody is near
+       compllm train gate ...     the gate: which questions need no plan
+
+Each tells its options: compllm train router --help. Those of the first:
+"""
+
 
 def train(context: typer.Context) -> None:
-    """Train one LoRA adapter: an expert, the generator or the aggregator."""
-    from compllm.build_scripts.train_lora import main
-
+    """Train one LoRA adapter, the router or the gate: lora (if none is named), router, gate."""
+    name, prog, arguments = "lora", "compllm train", context.args
+    if arguments and not arguments[0].startswith("-"):
+        name, *arguments = arguments
+        prog = f"{prog} {name}"
+        if name not in _SCRIPTS:
+            raise ConfigError(f"no training {name!r}: there are {', '.join(_SCRIPTS)}")
+    elif arguments in (["--help"], ["-h"]):
+        print(_HELP)
+    script = importlib.import_module(f"compllm.build_scripts.{_SCRIPTS[name]}")
     try:
-        status = main(context.args, prog="compllm train")
+        status: int = script.main(arguments, prog=prog)
     except SystemExit as end:  # argparse has told why, or printed the help
         status = int(end.code or 0)
     raise typer.Exit(status)
