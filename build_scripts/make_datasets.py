@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--invented", type=int, default=sizes.invented, metavar="N",
-        help="composites of made-up things in the generator's training: N like -P, 2 N like -All "
+        help="composites of made-up things in the generator's training: N like -P, 3 N like -All "
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
