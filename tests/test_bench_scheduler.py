@@ -93,6 +93,16 @@ def test_a_child_waited_from_the_end_of_its_last_parent():
     assert handover.gaps_ms(plan, failed) == []
 
 
+def test_percentiles_of_a_handover_are_of_all_children_that_are_counted():
+    """`children` was of all rounds, `p99_ms` the median of theirs: which did not see a slow one."""
+    calm = [1.0] * 10
+    row = handover.spread([calm, calm, [*calm[:8], 5.0, 7.0]])
+    assert (row["rounds"], row["children"]) == (3, 30)
+    assert (row["p50_ms"], row["p95_ms"], row["p99_ms"]) == (1.0, 5.0, 7.0)
+    assert (row["p99_median_of_rounds_ms"], row["p99_worst_round_ms"]) == (1.0, 7.0)
+    assert row["max_ms"] == 7.0
+
+
 async def test_handover_is_measured_on_the_scripted_backend(tmp_path):
     arguments = argparse.Namespace(quick=True, out=tmp_path, seed=0)
     made = report.Report("handover", arguments)
