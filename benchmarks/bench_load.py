@@ -6,10 +6,12 @@
 simulated: every policy, in-flight limit and load on profiles of engines; no engine is part of it.
 real: the real path through Triton, on a server of its own: a closed loop finds the capacity, then
 Poisson arrivals at shares of it, the policies one after another at each share, and beside each run
-what the simulator makes of the very requests that ran: `simulated`, on the step times measured
-around the run, when the engine had nothing else to do; `replayed`, on those that the engine counted
-in the run. The first is a forecast, and near the capacity a few percent of step time are a queue;
-the second tells what the model of the engine, the queue and the path itself is worth.
+what the simulator makes of it: `fitted`, what `compllm simulate` says with a profile file, knowing
+the graphs, the rate and the seed alone; then, of the very requests that ran, `simulated`, on the
+step times measured around the run, when the engine had nothing else to do, and `replayed`, on those
+that the engine counted in the run. The first two are forecasts, and near the capacity a few percent
+of step time are a queue; the third tells what the model of the engine, the queue and the path
+itself is worth. Nodes and answers have as many tokens in both parts.
 Results: load_simulated.json, bench_load.json and bench_load.png.
 """
 
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from compllm.replay.session import ReplaySession
     from compllm.simulate.load import Spread
     from compllm.simulate.profile import EngineProfile
+    from compllm.simulate.workload import Workload
 
 TABLE = "load"
 PROFILE = RESULTS / "engine_profile.json"  # `compllm simulate --fit` made it
@@ -55,6 +58,7 @@ class Bench:
     overrides: Mapping[str, object]  # of the configuration
     max_in_flight: int
     report: Report
+    fitted: EngineProfile  # of a file, before anything ran
     metrics_url: str | None = None
 
 
@@ -109,19 +113,40 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     return Seen(Spread.of(np.array(latency_ms)), max(waits_ms), len(well) / max(ends_s), session)
 
 
-def predicted(bench: Bench, seen: Seen, policy: PolicyName, profile: EngineProfile) -> Row:
-    """The simulator on the requests that ran, beside what they took."""
+def workload_of(bench: Bench) -> Workload:
+    """As `compllm simulate` takes it from the file of graphs, before anything ran."""
+    from compllm.simulate.workload import Shape, base_encode, make_workload
+
+    settings = bench.settings
+    shape = Shape(settings.overhead, answer_tokens=settings.answer_tokens)
+    return make_workload(
+        bench.graphs,
+        settings.lengths,
+        shape,
+        base_encode()[0],
+        tokens_per_block=bench.fitted.tokens_per_block,
+    )
+
+
+def predicted(
+    bench: Bench, seen: Seen, rate_qps: float, policy: PolicyName, profile: EngineProfile
+) -> Row:
+    """The simulator beside what the queries took: on the profile file knowing the load alone, then
+    on the requests that ran."""
     from compllm.simulate.fit import seen as fit_seen
     from compllm.simulate.load import Service, run
     from compllm.simulate.replayed import replayed as of_replay
 
-    workload, load = of_replay(seen.session.ran, profile.tokens_per_block)
-    profiles = {"simulated": profile}
+    ahead, behind = workload_of(bench), of_replay(seen.session.ran, profile.tokens_per_block)
+    models = {
+        "fitted": (bench.fitted, ahead, ahead.load(rate_qps, len(bench.graphs))),
+        "simulated": (profile, *behind),
+    }
     if seen.session.steps:
-        profiles["replayed"] = fit_seen(profile, seen.session.steps)
+        models["replayed"] = (fit_seen(profile, seen.session.steps), *behind)
     cells: Row = {}
-    for name, each in profiles.items():
-        outcome = run(workload, load, Service(each, policy, bench.max_in_flight))
+    for name, (model, workload, load) in models.items():
+        outcome = run(workload, load, Service(model, policy, bench.max_in_flight))
         cells[f"{name}_worst_wait_ms"] = round(outcome.wait_ms.max, 1)
         for key in ("mean", "p50", "p95", "p99"):
             ms, real_ms = getattr(outcome.latency_ms, key), getattr(seen.latency_ms, key)
@@ -167,19 +192,20 @@ async def real(bench: Bench, loads: Sequence[float], policies: Sequence[PolicyNa
         for policy in policies:
             # Salts of one length: no prompt was seen before, all are as long.
             salt = f"{chr(65 + loads.index(load))} {chr(75 + policies.index(policy))}"
-            settings = replace(bench.settings, rate_qps=load * capacity, salt=salt)
+            rate_qps = load * capacity
+            settings = replace(bench.settings, rate_qps=rate_qps, salt=salt)
             seen = await replayed(bench, settings, policy)
             profile = profile_of(seen)
             bench.report.add(
                 TABLE,
                 load=load,
-                rate_qps=round(load * capacity, 4),
+                rate_qps=round(rate_qps, 4),
                 policy=policy,
                 queries=len(seen.session.ran),
                 failed=seen.session.num_failed,
                 **{f"{key}_ms": round(ms, 1) for key, ms in asdict(seen.latency_ms).items()},
                 worst_wait_ms=round(seen.worst_wait_ms, 1),
-                **predicted(bench, seen, policy, profile),
+                **predicted(bench, seen, rate_qps, policy, profile),
             )
             print(f"{policy} at {load:.0%} done", file=sys.stderr, flush=True)
         _add_gains(bench.report, load)
@@ -226,42 +252,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", action="append", choices=("simulated", "real"))
     parser.add_argument("--queries", type=int, default=None, help="of a run; default: 100, 20000")
     parser.add_argument("--max-in-flight", type=int, default=8, help="of part real")
-    parser.add_argument("--tokens-per-node", type=int, default=32)
+    parser.add_argument("--tokens-per-node", type=int, default=32, help="of both parts")
+    parser.add_argument("--answer-tokens", type=int, default=32, help="of both parts")
     parser.add_argument("--load", type=float, action="append", help="share of capacity, part real")
     parser.add_argument("--policy", action="append", choices=POLICIES, help="of part real")
     parser.add_argument("--url", default="", metavar="HOST:PORT", help="without: our own server")
     parser.add_argument("--engine", type=Path, help="of our own server; without: the default one")
     parser.add_argument("--config", type=Path, help="settings as TOML, of part real")
-    parser.add_argument("--profile", action="append", metavar="FILE", help="of part simulated")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        metavar="FILE",
+        help="of part simulated; the first one's forecast stands beside part real",
+    )
     arguments = parser.parse_args(argv)
     graphs = read(arguments.graphs) if arguments.graphs else shapes()
     parts = arguments.part or ["simulated", "real"]
+    profiles = arguments.profile or [str(PROFILE), "gpu-like"]
     if "simulated" in parts:
         name, note = "load_simulated", "simulated: no engine ran; load: of the limit's own capacity"
         report = Report(name, arguments, ("numpy",), note)
         num_queries = 500 if arguments.quick else arguments.queries or 20_000
-        profiles = arguments.profile or [str(PROFILE), "gpu-like"]
         loads = (0.5,) if arguments.quick else LOADS
-        simulated(report, graphs, profiles, Grid(loads, num_queries, arguments.seed))
+        tokens = arguments.tokens_per_node, arguments.answer_tokens
+        simulated(report, graphs, profiles, Grid(loads, num_queries, arguments.seed, *tokens))
         summarise(report)
         report.finish()
     if "real" in parts:
-        run_real(graphs, arguments)
+        run_real(graphs, profiles[0], arguments)
     return 0
 
 
-def run_real(graphs: Sequence[ReplayGraph], arguments: argparse.Namespace) -> None:
+def run_real(graphs: Sequence[ReplayGraph], profile: str, arguments: argparse.Namespace) -> None:
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.workload import TokenLengths
+    from compllm.simulate.profile import load_profile
+
+    fitted = load_profile(profile)  # one that is not there is told before the run
+    if arguments.quick:
+        arguments.tokens_per_node = arguments.answer_tokens = 4
 
     report = Report(
         "bench_load",
         arguments,
         ("openvino", "nvidia-pytriton"),
-        "the simulator had the requests and arrivals that ran, not their times",
+        "simulated, replayed: the simulator had the requests and arrivals that ran, not their "
+        "times; fitted: the graphs and the rate alone",
     )
+    report.summary["fitted"] = {"name": fitted.name, "note": fitted.note}
     count = 3 if arguments.quick else arguments.queries or 100
-    num_tokens = 4 if arguments.quick else arguments.tokens_per_node
     loads = arguments.load or ((0.5,) if arguments.quick else LOADS)
     policies = arguments.policy or (POLICIES[:2] if arguments.quick else POLICIES)
     with contextlib.ExitStack() as stack:
@@ -274,8 +313,8 @@ def run_real(graphs: Sequence[ReplayGraph], arguments: argparse.Namespace) -> No
         bench = Bench(
             repeated(graphs, count),
             ReplaySettings(
-                lengths=TokenLengths(num_tokens, seed=arguments.seed),
-                answer_tokens=num_tokens,
+                lengths=TokenLengths(arguments.tokens_per_node, seed=arguments.seed),
+                answer_tokens=arguments.answer_tokens,
                 seed=arguments.seed,
             ),
             arguments.config,
@@ -289,6 +328,7 @@ def run_real(graphs: Sequence[ReplayGraph], arguments: argparse.Namespace) -> No
             },
             arguments.max_in_flight,
             report,
+            fitted,
             metrics_url,
         )
         asyncio.run(real(bench, loads, policies))

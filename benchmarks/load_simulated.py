@@ -33,6 +33,8 @@ class Grid:
     loads: Sequence[float]
     num_queries: int
     seed: int
+    node_tokens: int = 32  # of every response, or their mean
+    answer_tokens: int = 32
 
 
 def simulated(
@@ -48,19 +50,22 @@ def simulated(
     encode, _ = base_encode()
     for name in profiles:
         profile = load_profile(name)
-        for lengths in (TokenLengths(32, 0.0, grid.seed), TokenLengths(32, 0.8, grid.seed)):
+        for sigma in (0.0, 0.8):
+            lengths = TokenLengths(grid.node_tokens, sigma, grid.seed)
+            shape = Shape(answer_tokens=grid.answer_tokens)
             workload = make_workload(
-                graphs, lengths, Shape(), encode, tokens_per_block=profile.tokens_per_block
+                graphs, lengths, shape, encode, tokens_per_block=profile.tokens_per_block
             )
             limits = _limits(profile.max_batch_size)
             services = [Service(profile, max_in_flight=limit) for limit in limits]
             capacities = [capacity_qps(workload, service) for service in services]
             engine = "gpu-like (hypothetical)" if profile.is_hypothetical else "cpu"
-            tokens = "32" if lengths.sigma == 0 else "lognormal:32,0.8"
+            tokens = f"lognormal:{grid.node_tokens},{sigma}" if sigma else f"{grid.node_tokens}"
             for service, capacity in zip(services, capacities, strict=True):
                 labels: Row = {
                     "engine": engine,
                     "tokens": tokens,
+                    "answer_tokens": grid.answer_tokens,
                     "in_flight": service.max_in_flight,
                     "capacity_qps": round(capacity, 4),
                 }

@@ -7,9 +7,22 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from benchmarks import bench_load
+from benchmarks.load_simulated import read
 from benchmarks.report import Report
+from path_parts import CATALOGUE, settings
+
+from compllm.cli import run
+from compllm.plan import format_plan
+from compllm.replay.drive import ReplaySettings, replay
+from compllm.replay.runner import ReplayLLM
+from compllm.replay.session import ReplaySession
+from compllm.replay.workload import TokenLengths
+from compllm.simulate.load import Spread
+from compllm.simulate.profile import EngineProfile
+from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
 LINES = (
     {"id": "a", "question": "Which is more?", "steps": ["x?", "y?"], "parents": [[], []]},
@@ -18,7 +31,8 @@ LINES = (
 
 
 @pytest.fixture
-def arguments(tmp_path: Path) -> list[str]:
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))  # no tokenizer there: an estimate serves
     graphs = tmp_path / "graphs.jsonl"
     graphs.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     return ["--graphs", str(graphs), "--smoke", "--out", str(tmp_path)]
@@ -32,7 +46,66 @@ def test_simulated_part_saves_a_row_for_every_policy(
     rows = saved["tables"]["simulated"]
     assert {row["policy"] for row in rows} == set(bench_load.POLICIES)
     assert all(row["engine"].endswith("(hypothetical)") for row in rows)
+    assert {(row["tokens"], row["answer_tokens"]) for row in rows} == {
+        ("32", 32),
+        ("lognormal:32,0.8", 32),
+    }
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == saved
+
+
+def test_simulated_nodes_and_answers_have_the_tokens_of_the_real_part(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They had 64 in an answer where the real ones had 32: two tables of other work."""
+    seen: dict[str, int] = {}
+
+    def ran(_graphs: object, _profile: str, given: argparse.Namespace) -> None:
+        seen.update(node=given.tokens_per_node, answer=given.answer_tokens)
+
+    monkeypatch.setattr(bench_load, "run_real", ran)
+    more = ["--profile", "gpu-like", "--tokens-per-node", "6", "--answer-tokens", "5"]
+    bench_load.main([*arguments, *more])
+    rows = json.loads((tmp_path / "load_simulated.json").read_text())["tables"]["simulated"]
+    assert {(row["tokens"], row["answer_tokens"]) for row in rows} == {
+        (f"{seen['node']}", seen["answer"]),
+        (f"lognormal:{seen['node']},0.8", seen["answer"]),
+    }
+
+
+async def test_fitted_is_what_compllm_simulate_says_with_the_file(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The named path of a forecast; the other columns know what ran."""
+    fitted = EngineProfile("fitted", ((0, 1.0), (1, 10.0), (8, 20.0)), 0.5)
+    around = EngineProfile("around", ((0, 1.0), (1, 30.0), (8, 60.0)), 0.5)
+    (tmp_path / "profile.json").write_text(fitted.to_json())
+    graphs = read(tmp_path / "graphs.jsonl")
+    replayed = ReplaySettings(lengths=TokenLengths(6, seed=3), answer_tokens=5, seed=3)
+    session = ReplaySession(graphs, replayed)
+    plans = [
+        Reply(tuple(plan.rstrip().splitlines(True)), contains=each.question, is_guided=True)
+        for each in graphs
+        for plan in [format_plan(each.plan.sub_queries)]
+    ]
+    backend = ScriptedBackend(*plans, Reply("a response"))
+    config = settings(compose__policy="always", sharing__is_on=False)
+    async with ReplayLLM(backend, HashingEncoder(), CATALOGUE, config) as llm:
+        await replay(llm, graphs, replayed, session.ran.append)
+    real = Spread.of(np.array([100.0, 300.0]))
+    report = Report("bench_load", argparse.Namespace(out=tmp_path))
+    bench = bench_load.Bench(graphs, replayed, None, {}, 2, report, fitted)
+    seen = bench_load.Seen(real, 0.0, 1.0, session)
+    cells = bench_load.predicted(bench, seen, 4.0, "fifo", around)
+
+    options = "--rate 4 --policy fifo --max-in-flight 2 --tokens-per-node 6 --answer-tokens 5"
+    files = ["--graphs", arguments[1], "--engine-profile", str(tmp_path / "profile.json")]
+    assert run(["simulate", *files, *options.split(), "--seed", "3", "--json", "-"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)["policies"]
+    for key in ("mean", "p95"):
+        ms = told["latency_ms"][key]
+        assert cells[f"fitted_{key}_ms"] == pytest.approx(ms, abs=0.06)
+        assert cells[f"fitted_{key}_error"] == pytest.approx(ms / getattr(real, key) - 1, abs=1e-4)
+        assert cells[f"simulated_{key}_ms"] != cells[f"fitted_{key}_ms"]
 
 
 def rows() -> Report:
