@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from compllm.cli import run
+from compllm.simulate import load
 
 LINES = (
     {"id": "a", "question": "Which is more?", "steps": ["x?", "y?"], "parents": [[], []]},
@@ -49,6 +50,33 @@ def test_json_holds_settings_profile_and_outcomes(graphs: Path, tmp_path: Path):
     assert value["engines_needed"] == {"fifo": 1}
     assert value["tokens_counted_by"] == "four characters a token"
     assert value["load"] == pytest.approx(2 / value["capacity_qps"])
+
+
+def test_a_timed_run_tells_queries_and_seconds_of_each_policy(
+    graphs: Path, capsys: pytest.CaptureFixture[str]
+):
+    chosen = ["--policy", "fifo", "--policy", "deepest_first", "--queries", "50"]
+    assert simulate(graphs, *chosen, "--timed", "--json", "-") == 0
+    timing = json.loads(capsys.readouterr().out)["timing"]
+    assert timing.pop("num_queries") == 50
+    assert list(timing) == ["draw_s", "fifo_s", "deepest_first_s"]
+    assert min(timing.values()) >= 0
+    assert simulate(graphs, *chosen, "--timed") == 0
+    assert "timing: {'num_queries': 50" in capsys.readouterr().err
+
+
+def test_one_policy_is_one_simulation_of_the_load(graphs: Path, monkeypatch: pytest.MonkeyPatch):
+    ran: list[tuple[str, int]] = []
+    real = load.run
+
+    def counted(workload: Any, of: load.Load, service: load.Service) -> load.Outcome:
+        ran.append((service.policy, of.num_queries))
+        return real(workload, of, service)
+
+    monkeypatch.setattr(load, "run", counted)
+    assert simulate(graphs, "--policy", "oldest_query_first", "--queries", "50") == 0
+    # The second finds the capacity.
+    assert ran == [("oldest_query_first", 50), ("oldest_query_first", 5_000)]
 
 
 def test_same_seed_same_figures(graphs: Path, capsys: pytest.CaptureFixture[str]):

@@ -6,6 +6,7 @@ the result files of our benchmarks and ends.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -85,6 +86,9 @@ def simulate(
         float | None,
         typer.Option(help="Also find how many engines keep the 95th percentile within this."),
     ] = None,
+    is_timed: Annotated[
+        bool, typer.Option("--timed", help="Also tell how long each policy's simulation took.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     fit: Annotated[
         list[Path] | None,
@@ -138,7 +142,9 @@ def simulate(
     num_queries = queries or len(workload.specs)
     policies: tuple[PolicyName, ...] = tuple(each.value for each in policy or AdmissionOrder)
     policies = tuple(dict.fromkeys(policies))
-    outcomes, more = _predict(workload, service, policies, rate, num_queries, p95_ms)
+    outcomes, more, timing = _predict(workload, service, policies, rate, num_queries, p95_ms)
+    if is_timed:
+        more["timing"] = timing
     if json_output != STDIN:
         print_table(("policy", *_COLUMNS), [_row(outcome) for outcome in outcomes])
         for name, value in more.items():
@@ -173,12 +179,22 @@ def _predict(
     rate: float,
     num_queries: int,
     p95_ms: float | None,
-) -> tuple[list[Outcome], dict[str, object]]:
-    """Every policy on the same queries, and what is said of all of them."""
+) -> tuple[list[Outcome], dict[str, object], dict[str, object]]:
+    """Every policy on the same queries, what is said of all of them, and the seconds it took to
+    draw the queries and to simulate them."""
     from compllm.simulate.load import capacity_qps, engines_needed, gains, run
 
+    start_s = time.perf_counter()
     load = workload.load(rate, num_queries)
-    outcomes = [run(workload, load, replace(service, policy=policy)) for policy in policies]
+    timing: dict[str, object] = {
+        "num_queries": num_queries,
+        "draw_s": round(time.perf_counter() - start_s, 3),
+    }
+    outcomes = []
+    for policy in policies:
+        start_s = time.perf_counter()
+        outcomes.append(run(workload, load, replace(service, policy=policy)))
+        timing[f"{policy}_s"] = round(time.perf_counter() - start_s, 3)
     capacity = capacity_qps(workload, replace(service, policy=policies[0]))
     more: dict[str, object] = {
         "capacity_qps": capacity,
@@ -198,7 +214,7 @@ def _predict(
             )
             for policy in policies
         }
-    return outcomes, more
+    return outcomes, more, timing
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
