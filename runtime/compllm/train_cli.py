@@ -26,7 +26,7 @@ Each tells its options: compllm train router --help. Those of the first:
 
 
 def train(context: typer.Context) -> None:
-    """Train one LoRA adapter, the router or the gate: lora (if none is named), router, gate."""
+    """Train an adapter (lora), the router or the gate."""
     name, prog, arguments = "lora", "compllm train", context.args
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
