@@ -87,6 +87,7 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
         if path is not None
     }
     files: dict[str, Rows] = {}
+    taken: set[str] = set()  # compositions of the splits before
     for place, split in enumerate(SPLITS):
 
         def rng(part: str, split: str = split) -> random.Random:
@@ -98,9 +99,11 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
             drawn = ExpertSets(bank, split, rng(domain)).domain(domain, per_kind)
             files[f"{domain}/{split}.jsonl"] = drawn
         count = sizes.composites[place]
-        parallel = Composer(bank, split, rng("p")).parallel(count)
+        parallel = Composer(bank, split, rng("p"), taken=taken).parallel(count)
         is_hard = split == "train"  # a plan of five sub-queries is not learned from one of three
-        dependent = Composer(bank, split, rng("all"), is_hard=is_hard).dependent(count)
+        composer = Composer(bank, split, rng("all"), is_hard=is_hard, taken=taken)
+        dependent = composer.dependent(count)
+        taken |= {each.unordered for each in [*parallel, *dependent]}
         p = [each.record("p", split, index) for index, each in enumerate(parallel)]
         everything = [each.record("all", split, index) for index, each in enumerate(dependent)]
         files[f"p/{split}.jsonl"], files[f"all/{split}.jsonl"] = p, everything

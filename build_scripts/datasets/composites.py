@@ -2,7 +2,8 @@
 
 -P joins 2 to 4 independent sub-questions of different domains. Every -All question has at least one
 dependent sub-question: chains, joins, diamonds, forks, and these beside independent ones. A
-composition (which kinds, in which shape) belongs to one split, and so does every wording.
+composition (which kinds, in which shape) belongs to one split, and so does every wording; what one
+split has in some order of the operands, another does not have in a different one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Composite:
     text: str
     nodes: tuple[Node, ...]
     composition: str
+    unordered: str  # the composition, whatever the order of its operands
 
     def record(self, name: str, split: Split, index: int) -> dict[str, Any]:
         parents = [list(node.parents) for node in self.nodes]
@@ -61,12 +63,20 @@ class Composer:
     """Draws composites of one split."""
 
     def __init__(
-        self, bank: Bank, split: Split, rng: random.Random, *, is_hard: bool = False
+        self,
+        bank: Bank,
+        split: Split,
+        rng: random.Random,
+        *,
+        is_hard: bool = False,
+        taken: Container[str] = (),
     ) -> None:
-        """is_hard: the shapes of four and five sub-queries more often."""
+        """is_hard: the shapes of four and five sub-queries more often. taken: unordered
+        compositions that this split may not have."""
         self._bank = bank
         self._split: Split = split
         self._rng = rng
+        self._taken = taken
         self._joiners = read_joiners(split)
         # Each with its weight and with how many numbers the last operation takes, if it has one.
         self._shapes: list[tuple[Callable[[Kind], _Drawn], float, int]] = [
@@ -153,7 +163,8 @@ class Composer:
 
     def _finish(self, text: str, parts: Sequence[Expression]) -> Composite:
         composition = " + ".join(sorted(part.shape() for part in parts))
-        if pick_split(composition) != self._split:
+        unordered = " + ".join(sorted(part.shape(is_sorted=True) for part in parts))
+        if pick_split(composition) != self._split or unordered in self._taken:
             raise _Misfit
         flattener = Flattener(self._split)
         for part in parts:
@@ -164,7 +175,7 @@ class Composer:
             raise _Misfit  # the same thing asked twice
         if len(text) > MAX_QUESTION_CHARS or any(len(n.text) > MAX_TEXT_CHARS for n in nodes):
             raise _Misfit
-        return Composite(text, tuple(nodes), composition)
+        return Composite(text, tuple(nodes), composition, unordered)
 
     # -P
 

@@ -40,9 +40,11 @@ class Expression:
         text = self.text(names)
         return f"What is {text}?" if self.wording.is_noun else text
 
-    def shape(self) -> str:
-        """The composition: kinds without wordings and entities."""
-        inner = ",".join(child.shape() for child in self.children)
+    def shape(self, *, is_sorted: bool = False) -> str:
+        """The composition: kinds without wordings and entities. is_sorted: whatever the order of
+        the operands."""
+        shapes = [child.shape(is_sorted=is_sorted) for child in self.children]
+        inner = ",".join(sorted(shapes) if is_sorted else shapes)
         return f"{self.kind.name}({inner})" if inner else self.kind.name
 
 
