@@ -122,6 +122,7 @@ class Oracle:
         query.num_lines += 1
         if self.machine.is_streamed:
             query.nodes.add(query.num_lines)
+            self.move_up(query)
         elif query.num_lines == len(query.graph["gates"]):
             query.nodes = set(range(1, query.num_lines + 1))
         if self.machine.is_streamed:
@@ -130,6 +131,15 @@ class Oracle:
                 self.enter(query, query.num_lines)
         else:
             self.enter_ready(query)
+
+    def move_up(self, query: Query) -> None:
+        """Those that wait may have a longer path below them now."""
+        if self.machine.policy not in ("oldest_query_first", "deepest_first"):
+            return
+        for engine in self.engines:
+            for request in engine.waiting:
+                if request.query is query and request.node > 0:
+                    request.path = query.path(request.node)
 
     def enter_ready(self, query: Query) -> None:
         for node in query.ready():

@@ -302,6 +302,23 @@ async def test_other_policies_know_no_earlier_query():
     await slot.__aexit__(None, None, None)
 
 
+async def test_deepest_first_moves_up_by_the_path():
+    admission = Admission({"base": 1}, "deepest_first")
+    slot = admission.slot("base", 2, 1, 1.0)
+    async with Held(admission) as free:
+        waiter = asyncio.create_task(slot.__aenter__())
+        await turn()
+        slot.promote(admission.slot("base", 1, 1, 1.0))
+        assert slot.query_seq == 1  # as deep, and older
+        slot.promote(admission.slot("base", 9, 1, 3.0))
+        assert slot.query_seq == 9
+        slot.promote(admission.slot("base", 1, 1, 2.0))
+        assert slot.query_seq == 9
+        await free()
+        await waiter
+    await slot.__aexit__(None, None, None)
+
+
 async def test_limits_can_be_replaced_while_nothing_is_in_flight():
     admission = Admission({"base": 64, "bio": 64}, max_waiting=7)
     admission.set_limits({"base": 2})

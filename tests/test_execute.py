@@ -84,6 +84,23 @@ async def test_a_node_runs_while_the_graph_still_grows() -> None:
     assert [result.status for result in execution.results()] == ["done", "done"]
 
 
+async def test_a_waiting_node_moves_up_when_a_later_line_hangs_below_it() -> None:
+    """Its path was read once, when it began to wait: whatever the plan's later lines said."""
+    first = asyncio.Event()
+    setting = Setting(node_reply("first?", "1", gate=first), Reply("x"), limit=1)
+    async with setting.open() as execution:
+        execution.add(SubQuery(1, "first?"), TO_CHEMISTRY)
+        await setting.backend.wait_for("first?")
+        execution.add(SubQuery(2, "alone?"), TO_CHEMISTRY)
+        execution.add(SubQuery(3, "parent?"), TO_CHEMISTRY)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        execution.add(SubQuery(4, "child?", (3,)), TO_CHEMISTRY)
+        first.set()
+    started = [event.id for event in setting.events if isinstance(event, NodeStarted)]
+    assert started == [1, 3, 2, 4]
+
+
 async def test_the_expert_is_asked_with_its_adapter_and_system_text() -> None:
     setting = Setting(Reply("x"))
     await setting.run("1 | one?")

@@ -167,12 +167,8 @@ class Admission:
         counters.max_wait_s = max(counters.max_wait_s, wait_s)
 
     def _promote(self, slot: Slot, other: Slot) -> None:
-        """Under the other policies an earlier place is not a matter of the query's age."""
-        is_earlier = (other.query_seq, -other.remaining_path) < (
-            slot.query_seq,
-            -slot.remaining_path,
-        )
-        if self.policy != "oldest_query_first" or not is_earlier or slot.ticket is None:
+        """Under fifo and least_remaining_work a place is no matter of who asks."""
+        if slot.ticket is None or not self._is_before(other, slot):
             return
         future = self._waiters.pop(slot.ticket, None)
         if future is None:
@@ -183,6 +179,12 @@ class Admission:
         slot.ticket = self._queue.enter(*slot.place)
         assert slot.ticket is not None  # the engine is as full as it was
         self._waiters[slot.ticket] = future
+
+    def _is_before(self, one: Slot, two: Slot) -> bool:
+        age, path = one.query_seq - two.query_seq, two.remaining_path - one.remaining_path
+        if self.policy == "oldest_query_first":
+            return (age, path) < (0, 0)
+        return self.policy == "deepest_first" and (path, age) < (0, 0)
 
     def _leave(self, engine: int) -> None:
         while (ticket := self._queue.release(engine)) is not None:

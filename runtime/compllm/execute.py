@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
-from compllm.admission import Admission
+from compllm.admission import Admission, Slot
 from compllm.backend import Backend, GenerateRequest, Prompt
 from compllm.errors import BackendError, BackendUnavailable
 from compllm.graph import QueryGraph
@@ -107,6 +107,7 @@ class Execution:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._times: dict[int, _Times] = {}
         self._results: dict[int, NodeResult] = {}
+        self._slots: dict[int, Slot] = {}  # of nodes that are not at the engine yet
         self._errors: list[BackendError] = []
         self._reserve: KnownPairs = ()  # what a plan that was replaced had found out
 
@@ -132,6 +133,7 @@ class Execution:
         if self.graph.add(sub_query):
             self._launch(sub_query.id)
         else:
+            self._move_up_above(sub_query.id)
             self._prewarm(sub_query.id)
 
     def expect_answer(
@@ -150,7 +152,7 @@ class Execution:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reserve = self.answered()
         self.graph = graph
-        for state in (self.routes, self._tasks, self._times, self._results):
+        for state in (self.routes, self._tasks, self._times, self._results, self._slots):
             state.clear()
         self._errors.clear()
 
@@ -180,6 +182,17 @@ class Execution:
     def first_error(self) -> BackendError | None:
         """The first error that a node could not be saved from."""
         return self._errors[0] if self._errors else None
+
+    def _move_up_above(self, node_id: int) -> None:
+        """A new line is one more below its ancestors: those that wait are worth more now."""
+        for each in self.graph.ancestors(node_id) if self._slots else ():
+            slot = self._slots.get(each)
+            if slot is not None:
+                slot.promote(self._slot(each, self._expert_of(each)))
+
+    def _slot(self, node_id: int, expert: Expert) -> Slot:
+        path, work = self.graph.remaining_path(node_id), self.graph.remaining_work
+        return self._engine.admission.slot(expert.model, self._live.seq, node_id, path, work)
 
     def _launch(self, node_id: int) -> None:
         self._warming.drop(node_id)
@@ -272,14 +285,14 @@ class Execution:
             expert.model,
             expert.adapter_id,
         )
-        path, work = graph.remaining_path(node_id), graph.remaining_work
-        slot = engine.admission.slot(expert.model, live.seq, node_id, path, work)
+        self._slots[node_id] = slot = self._slot(node_id, expert)
         times = self._times[node_id]
         try:
             # What waits in the queue is not late: time counts from the start.
             async with asyncio.timeout(None) as limit:
 
                 def started(at_s: float) -> None:
+                    self._slots.pop(node_id, None)
                     at_s = max(at_s - live.start_s, times.ready_s)
                     times.start_s = at_s if times.start_s is None else times.start_s
                     if limit.when() is None:

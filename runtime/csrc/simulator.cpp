@@ -83,13 +83,16 @@ class Simulation {
         const GraphSpec* spec = nullptr;
         const std::int32_t* responses = nullptr;
         std::optional<QueryGraph> graph;
-        std::size_t num_lines = 0;  // of the plan that ended
+        std::size_t num_lines = 0;           // of the plan that ended
+        std::vector<std::uint32_t> waiting;  // its requests in the queue
     };
 
     struct Live {  // a request
         std::uint32_t query = 0;
         std::int64_t node = 0;
         std::uint32_t engine = 0;
+        Ticket ticket = 0;  // while it waits
+        double path = 0.0;  // with which it waits
         double ready_ms = 0.0, admitted_ms = 0.0, first_token_ms = 0.0;
     };
 
@@ -197,8 +200,33 @@ class Simulation {
             {static_cast<std::int64_t>(query.number), node, path, work}, requests_[id].engine);
         ++result_.num_requests;
         if (!ticket) return admit(id);
-        waiting_.emplace(*ticket, id);
+        wait(id, *ticket, path);
+        query.waiting.push_back(id);
         result_.max_waiting = std::max(result_.max_waiting, admission_.num_waiting());
+    }
+
+    void wait(std::uint32_t id, Ticket ticket, double path) {
+        waiting_.emplace(ticket, id);
+        requests_[id].ticket = ticket;
+        requests_[id].path = path;
+    }
+
+    // A new line is one more below its ancestors: those that wait are worth more now.
+    void move_up(Query& query) {
+        const Policy policy = admission_.policy();
+        if (policy != Policy::oldest_query_first && policy != Policy::deepest_first) return;
+        for (const std::uint32_t id : query.waiting) {
+            const Live& request = requests_[id];
+            if (request.node <= 0) continue;
+            const double path = query.graph->remaining_path(request.node);
+            if (path == request.path) continue;
+            waiting_.erase(request.ticket);
+            admission_.cancel(request.ticket);
+            const double work = query.graph->remaining_work();
+            const auto number = static_cast<std::int64_t>(query.number);
+            // Always a ticket: the engine is as full as it was.
+            wait(id, *admission_.enter({number, request.node, path, work}, request.engine), path);
+        }
     }
 
     std::uint32_t least_loaded() const {
@@ -244,7 +272,9 @@ class Simulation {
         const std::size_t num_nodes = query.spec->num_nodes();
         ++query.num_lines;
         if (setup_.is_streamed) {
-            if (add_node(query, query.num_lines - 1))
+            const bool is_ready = add_node(query, query.num_lines - 1);
+            move_up(query);
+            if (is_ready)
                 enter(slot, static_cast<std::int64_t>(query.num_lines));
         } else if (query.num_lines == num_nodes) {
             add_all(slot);
@@ -285,6 +315,7 @@ class Simulation {
             const auto found = waiting_.find(*ticket);
             const std::uint32_t next = found->second;
             waiting_.erase(found);
+            std::erase(queries_[requests_[next].query].waiting, next);
             admit(next);
         }
         if (request.node > 0) return end_node(request);
