@@ -39,7 +39,7 @@ ACCURACY = "accuracy"
 SHOTS = {"p": 2, "all": 2}  # worked examples for the chain of thought
 QUICK = 4  # records of each file, with --quick
 _FEW_NODES = 4  # a worked example must fit beside the others
-LATENCY = ("compllm-3", "base", "base-cot", "monolithic", "direct")
+LATENCY = ("compllm-3", "compllm-2", "base", "base-cot", "monolithic", "direct")
 NOTE = (
     "Our sets, a reconstruction: MultiExpertQA is not public. Exact: equal to the gold answer after"
     " Unicode NFKC, lower case, white space, closing punctuation, thousands commas, a trailing .0"
@@ -149,7 +149,7 @@ async def _run_parts(
             sample = records[: arguments.latency_queries + 1]
             rows = await latency_rows(lab, engine, timed, sample)
             _add_all(report, f"seconds a question, one at a time: {name}", rows)
-        _add_all(report, "parameters", size_rows(lab, engine, encoder_dir()))
+        _add_all(report, "parameters", size_rows(lab, engine, encoder_dir(), arguments.two))
 
 
 async def run_accuracy(

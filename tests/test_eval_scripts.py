@@ -51,6 +51,7 @@ def test_accuracy_is_measured_in_all_its_parts(
     assert len(data["tables"]) == 11
     parameters = {row["contestant"]: row for row in data["tables"]["parameters"]}
     assert parameters["monolithic"]["adapter_parameters"] > 0
+    assert parameters["compllm-3"]["weights_mib"] > parameters["base"]["weights_mib"] > 0
     assert (tmp_path / "eval_accuracy.png").stat().st_size > 0
     assert "| compllm-3 |" in (tmp_path / "eval_accuracy.md").read_text()
 

@@ -22,6 +22,7 @@ from benchmarks.evaluation.engine import LocalEngine
 from benchmarks.evaluation.lab import Lab, role_name
 from benchmarks.evaluation.records import Composite
 from benchmarks.report import Row, percentiles
+from compllm.embedded.model import WEIGHTS_FILE
 
 SEQUENTIAL = "compllm-3, one request at a time"
 
@@ -71,31 +72,40 @@ def _one_at_a_time(lab: Lab) -> Lab:
     return replace(lab, config=replace(lab.config, limits=limits))
 
 
-def size_rows(lab: Lab, engine: LocalEngine, encoder: Path) -> list[Row]:
-    """Parameters that a contestant needs resident: the base once, and its adapters."""
+def size_rows(lab: Lab, engine: LocalEngine, encoder: Path, two: Sequence[str]) -> list[Row]:
+    """Parameters that a contestant needs resident, and their bytes as served: the base's file, its
+    adapters and the encoder in half precision. two: the experts of compllm-2."""
     catalogue, config = lab.catalogue, lab.config
-    experts = [expert.adapter for expert in catalogue.experts if expert.adapter]
+    experts = {expert.name: expert.adapter for expert in catalogue.experts if expert.adapter}
     roles = (
         role_name(config.generator.adapter, catalogue.generator),
         role_name(config.compose.adapter, catalogue.aggregator),
     )
-    adapters: dict[str, list[str]] = {"base": [], "compllm-3": [*experts, *filter(None, roles)]}
+    ours = [name for name in roles if name]
+    adapters: dict[str, list[str]] = {
+        "base": [],
+        "compllm-3": [*experts.values(), *ours],
+        "compllm-2": [*filter(None, map(experts.get, two)), *ours],
+        "direct": [*experts.values()],
+    }
     if MONOLITHIC in lab.adapters:
         adapters[MONOLITHIC] = [MONOLITHIC]
     base, sizes = base_parameters(engine), engine.num_adapter_parameters
-    routing = {"compllm-3": encoder_parameters(encoder)}
+    base_bytes = (engine.executor.engine_dir / WEIGHTS_FILE).stat().st_size
+    num_encoder = encoder_parameters(encoder)
     rows: list[Row] = []
     for name, needed in adapters.items():
         num_adapters = sum(sizes[each] for each in needed)
-        num_encoder = routing.get(name, 0)
+        num_routing = num_encoder if name not in ("base", MONOLITHIC) else 0
         rows.append(
             {
                 "contestant": name,
                 "adapters": len(needed),
                 "base_parameters": base,
                 "adapter_parameters": num_adapters,
-                "encoder_parameters": num_encoder,
-                "parameters": base + num_adapters + num_encoder,
+                "encoder_parameters": num_routing,
+                "parameters": base + num_adapters + num_routing,
+                "weights_mib": round((base_bytes + 2 * (num_adapters + num_routing)) / 2**20, 1),
             }
         )
     return rows
