@@ -21,7 +21,9 @@ using Ticket = std::int64_t;
 // Ties go to the older query, then the longer remaining path, then the smaller node id; at last,
 // and with least_remaining_work instead of the node id, the earlier arrival.
 enum class Policy : std::uint8_t {
-    oldest_query_first,    // by query, inside a query the longest remaining path first
+    // By query, inside a query the longest remaining path first. Its own ageing: whoever waits is
+    // overtaken by what came before it alone, so nobody starves and no further term is needed.
+    oldest_query_first,
     fifo,                  // by arrival in the queue
     deepest_first,         // longest remaining path of all queries; starves short ones under load
     least_remaining_work,  // the query that has least left to do
