@@ -69,7 +69,8 @@ class LoadCounter(_Counter):
         loads: dict[int, Load] = {}
         num_planned = 0
         for node in nodes:
-            num_planned += self._count(format_line(node) + "\n")
+            # A replay's plan ends without a newline; the simulator counts one there.
+            num_planned += self._count(format_line(node) + ("\n" if node is not nodes[-1] else ""))
             own = self._fresh(self._node, node.text) + (self._num_facts if node.parents else 0)
             num_prompt = own + sum(quoted[parent] for parent in node.parents)
             loads[node.id] = Load(num_prompt, num_new[node.id], node.parents, num_planned)

@@ -13,6 +13,8 @@ from benchmarks import bound_graphs
 from benchmarks.bound_graphs import LoadCounter, cells, nodes_alone
 from path_parts import CATALOGUE
 
+from compllm.plan import format_plan
+from compllm.prompts import prompt_text
 from compllm.replay.graphs import ReplayGraph
 from compllm.replay.ideal import ANSWER, PLAN, Load, ideal
 from compllm.replay.workload import TokenLengths
@@ -59,6 +61,7 @@ def simulated(overhead: Overhead) -> Workload:
 @pytest.mark.parametrize("overhead", ["none", "plan+compose"])
 def test_requests_are_those_of_the_simulator(overhead: Overhead) -> None:
     """Each starts and ends when the simulator's own do: prompts, responses, plan and gates."""
+    # The last line's newline, which only the simulator counts, is no token more of a quarter's.
     loads = loads_of() if overhead == "plan+compose" else nodes_alone(loads_of())
     numbers = np.array([*[8] * 5, NUM_ANSWER], np.int32)
     works = [simulated(overhead), Workload((spec_of(loads),), (numbers,), seed=0)]
@@ -85,6 +88,15 @@ def test_a_longer_text_is_a_longer_prompt_and_a_later_line() -> None:
     assert longer[2].num_prompt_tokens == loads[2].num_prompt_tokens + 10
     assert longer[4].num_prompt_tokens == loads[4].num_prompt_tokens
     assert longer[ANSWER].parents == (4, 5)
+
+
+def test_a_plan_is_as_long_as_the_text_that_a_replay_forces() -> None:
+    counter = LoadCounter(prompt_text, PROFILE.tokens_per_block, CATALOGUE)  # a token a character
+    text = format_plan(DIAMOND.plan.sub_queries).removesuffix("\n")
+    loads = counter.loads(DIAMOND, LENGTHS, NUM_ANSWER)
+    ends = [number for number, character in enumerate(text, start=1) if character == "\n"]
+    assert [loads[node].num_plan_tokens for node in range(1, 6)] == [*ends, len(text)]
+    assert loads[PLAN].num_new_tokens == len(text)
 
 
 def test_percentiles_are_values_of_graphs() -> None:
