@@ -274,8 +274,7 @@ class Simulation {
         if (setup_.is_streamed) {
             const bool is_ready = add_node(query, query.num_lines - 1);
             move_up(query);
-            if (is_ready)
-                enter(slot, static_cast<std::int64_t>(query.num_lines));
+            if (is_ready) enter(slot, static_cast<std::int64_t>(query.num_lines));
         } else if (query.num_lines == num_nodes) {
             add_all(slot);
         }
