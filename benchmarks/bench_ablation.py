@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bench_replay
-from benchmarks.ablation_pairs import replay_pairs
 from benchmarks.ablation_tables import add_tables, plot
 from benchmarks.ablation_variants import (
     ALL_ON,
@@ -209,8 +208,13 @@ async def run_round(
         salt = salt_of(work.part, variant, number)
         settings = replace(work.settings, salt=salt, seed=work.settings.seed + number)
         ran: list[Ran] = []
-        drive = replay_pairs if work.part == _LOAD else replay
-        await drive(llms[variant.name], work.graphs, variant.replayed(settings), ran.append)
+        await replay(
+            llms[variant.name],
+            work.graphs,
+            variant.replayed(settings),
+            ran.append,
+            together=2 if work.part == _LOAD else 1,  # pairs, or nobody could join what is shared
+        )
         found.append(
             (variant, variant.replayed(settings), sorted(ran, key=lambda each: each.index))
         )

@@ -32,7 +32,7 @@ from compllm.replay.graphs import ReplayGraph
 from compllm.replay.ideal import ANSWER, PLAN, Load, ideal, sequential_ms, structural_speedup
 from compllm.replay.workload import TokenLengths
 from compllm.simulate.profile import GPU_LIKE, EngineProfile, load_profile
-from compllm.simulate.workload import Encode, _Counter, base_encode
+from compllm.simulate.workload import Encode, RequestCounter, base_encode
 
 WORK = "the graphs"
 SPEEDUPS = "speed-up over one after another that a graph allows"
@@ -52,7 +52,7 @@ NOTE = (
 )
 
 
-class LoadCounter(_Counter):
+class LoadCounter(RequestCounter):
     """The simulator's counts of a graph's requests, as the bound takes them."""
 
     def __init__(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.ablation_pairs import replay_pairs
 from benchmarks.ablation_tables import (
     BOUNDS,
     RATIOS,
@@ -34,7 +33,7 @@ from benchmarks.report import Report
 from path_parts import CATALOGUE, settings
 
 from compllm.plan import format_plan
-from compllm.replay.drive import Ran, ReplaySettings
+from compllm.replay.drive import Ran, ReplaySettings, replay
 from compllm.replay.graphs import ReplayGraph
 from compllm.replay.runner import ReplayLLM
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
@@ -125,7 +124,7 @@ async def test_pairs_arrive_together_and_at_the_same_times_for_every_variant() -
     for seed in (1, 1, 2):
         ran: list[Ran] = []
         async with llm_for(graphs) as llm:
-            await replay_pairs(llm, graphs, replace(ARRIVALS, seed=seed), ran.append)
+            await replay(llm, graphs, replace(ARRIVALS, seed=seed), ran.append, together=2)
         assert [each.error for each in ran] == [None] * 5
         ran.sort(key=lambda each: each.index)
         found.append([round(each.start_s - each.late_s, 9) for each in ran])
@@ -141,7 +140,7 @@ async def test_the_two_of_a_pair_give_single_flight_something_to_join() -> None:
 
     async with llm_for(graphs, end) as llm, asyncio.TaskGroup() as tasks:
         at_once = replace(ARRIVALS, rate_qps=1e9)
-        tasks.create_task(replay_pairs(llm, graphs, at_once, ran.append))
+        tasks.create_task(replay(llm, graphs, at_once, ran.append, together=2))
         for _ in range(2_000):  # turns of the loop: all that can be asked meanwhile has been
             await asyncio.sleep(0)
         end.set()
@@ -152,10 +151,10 @@ async def test_what_the_switches_did_is_counted_without_the_first_pass() -> None
     graphs = neighbours(shapes()[:1], 4)
     async with llm_for(graphs) as llm:
         llms = {ALL_ON.name: llm}
-        await replay_pairs(llm, graphs[:2], ARRIVALS, lambda _: None)
+        await replay(llm, graphs[:2], ARRIVALS, lambda _: None, together=2)
         before = {ALL_ON.name: counters_of(llm)}
         nothing = switches_of("load", ALL_ON.name, llms, before)
-        await replay_pairs(llm, graphs[2:3], ARRIVALS, lambda _: None)
+        await replay(llm, graphs[2:3], ARRIVALS, lambda _: None, together=2)
         row = switches_of("load", ALL_ON.name, llms, before)
     assert {nothing[key] for key in ("admitted", "flights", "joined")} == {0}
     # A chain of three; its plan and its answer were admitted too.

@@ -163,8 +163,10 @@ class Composer:
 
     def _finish(self, text: str, parts: Sequence[Expression]) -> Composite:
         composition = " + ".join(sorted(part.shape() for part in parts))
+        if pick_split(composition) != self._split:
+            raise _Misfit
         unordered = " + ".join(sorted(part.shape(is_sorted=True) for part in parts))
-        if pick_split(composition) != self._split or unordered in self._taken:
+        if unordered in self._taken:
             raise _Misfit
         flattener = Flattener(self._split)
         for part in parts:

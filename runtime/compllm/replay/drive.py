@@ -67,15 +67,22 @@ OnRan = Callable[[Ran], None]
 
 
 async def replay(
-    llm: ReplayLLM, graphs: Sequence[ReplayGraph], settings: ReplaySettings, on_ran: OnRan
+    llm: ReplayLLM,
+    graphs: Sequence[ReplayGraph],
+    settings: ReplaySettings,
+    on_ran: OnRan,
+    *,
+    together: int = 1,
 ) -> None:
     """Run all graphs; on_ran is told of each that has ended, well or badly.
 
-    Raises BackendError when one after another fails.
+    together: so many queries arrive at once where the settings have a rate, which is still of
+    queries. Raises BackendError when one after another fails.
     """
     run = _Replay(llm, graphs, settings, on_ran)
+    rate_qps = settings.rate_qps
     try:
-        await (run.closed() if settings.rate_qps is None else run.opened(settings.rate_qps))
+        await (run.closed() if rate_qps is None else run.opened(rate_qps, together))
     except BaseExceptionGroup as group:
         ours = group.subgroup(CompllmError)
         if ours is None:
@@ -126,9 +133,10 @@ class _Replay:
             for _ in range(self._settings.concurrency):
                 tasks.create_task(one_after_another())
 
-    async def opened(self, rate_qps: float) -> None:
+    async def opened(self, rate_qps: float, together: int) -> None:
         async with asyncio.TaskGroup() as tasks:
-            due_s = arrivals(rate_qps, self._settings.seed)
+            groups_s = arrivals(rate_qps / together, self._settings.seed)
+            due_s = (at_s for at_s in groups_s for _ in range(together))
             for (index, graph), at_s in zip(self._left, due_s, strict=False):
                 await asyncio.sleep(max(0.0, at_s - self._elapsed_s()))
                 tasks.create_task(self._run(index, graph, at_s))

@@ -93,7 +93,7 @@ def make_workload(
     catalogue: Catalogue | None = None,
 ) -> Workload:
     """encode: see `base_encode`. tokens_per_block: of the engine's prefix cache; 0: it has none."""
-    counter = _Counter(encode, tokens_per_block, catalogue or load_catalogue())
+    counter = RequestCounter(encode, tokens_per_block, catalogue or load_catalogue())
     specs = tuple(counter.spec(graph, shape) for graph in graphs)
     responses = tuple(
         np.array([*lengths.of(graph).values(), shape.answer_tokens], np.int32) for graph in graphs
@@ -123,7 +123,7 @@ def quarters(prompt: Prompt) -> list[str]:
     ]
 
 
-class _Counter:
+class RequestCounter:
     """Tokens of the prompts that a graph's requests have."""
 
     def __init__(self, encode: Encode, tokens_per_block: int, catalogue: Catalogue) -> None:
