@@ -20,8 +20,9 @@ import pytest
 
 from compllm import paths
 from compllm.embedded import tritonserver
+from compllm.embedded.niceness import NICENESS
 from compllm.embedded.tritonstate import HOST, ServerInfo
-from compllm.errors import ServerError
+from compllm.errors import ConfigError, ServerError
 
 pytestmark = pytest.mark.triton
 
@@ -162,6 +163,26 @@ def test_owned_server_ends_with_its_block(engine_dir: Path, home: Path) -> None:
         assert psutil.pid_exists(info.server_pid)
     _wait_until_gone(home)
     assert not list(paths.run_dir().glob("owned-*"))
+
+
+def test_the_engine_gives_way_on_its_cores(engine_dir: Path, home: Path) -> None:
+    """With all cores taken by the engine, one child in a hundred started 10 ms after its parent."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    with tritonserver.running(engine_dir, is_shared=False) as info:
+        stubs = [each for each in _processes(home) if "python_backend_stub" in each.name()]
+        assert [stub.nice() for stub in stubs] == [max(own, NICENESS)]
+        assert psutil.Process(info.server_pid).nice() == own  # it carries messages
+    with tritonserver.running(engine_dir, is_shared=False, options={"niceness": 0}):
+        assert {process.nice() for process in _processes(home)} == {own}
+
+
+def test_impossible_niceness_leaves_no_server_behind(engine_dir: Path, home: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="niceness is 50"),
+        tritonserver.running(engine_dir, is_shared=False, options={"niceness": 50}),
+    ):
+        pytest.fail("a server of an impossible setting started")
+    _wait_until_gone(home)
 
 
 def test_taken_port_is_named(engine_dir: Path, home: Path) -> None:

@@ -21,6 +21,7 @@ from compllm.embedded.adapters import Adapter
 from compllm.embedded.blocks import BlockPool
 from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
+from compllm.embedded.niceness import NICENESS
 from compllm.embedded.request import (
     EngineEvent,
     EngineRequest,
@@ -58,6 +59,9 @@ class ExecutorOptions:
     adapter_form: AdapterForm = "auto"
     is_prefix_reused: bool = True
     num_threads: int = 0  # 0: as many as there are cores
+    # Of the Triton model's process and of the session of a server that we start: see niceness.py.
+    # An Executor in a process of your own leaves that as it is.
+    niceness: int = NICENESS
 
 
 class Executor:

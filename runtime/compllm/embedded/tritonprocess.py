@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from compllm.embedded import supervisor, tritonfiles
+from compllm.embedded.niceness import NICENESS, session_gives_way
 from compllm.embedded.tritonstate import HOST, Ports, ServerInfo, is_ready, read_log, reason_in
 from compllm.errors import ServerError
 
@@ -75,6 +76,7 @@ def start(
             config_file=values["config_file"],
         )
         try:
+            session_gives_way(info.pid, (options or {}).get("niceness", NICENESS))
             _wait_ready(info, deadline, timeout_s)
         except BaseException as error:
             stop(info)

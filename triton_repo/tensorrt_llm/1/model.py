@@ -14,6 +14,7 @@ import triton_python_backend_utils as pb_utils
 from compllm.embedded.executor import Executor, ExecutorOptions
 from compllm.embedded.gauges import FAMILIES, Gauges
 from compllm.embedded.lora_tensors import read_base_shape
+from compllm.embedded.niceness import give_way
 from compllm.embedded.serving import CoreModel
 from compllm.errors import ConfigError, EngineError
 from compllm.gauges import Families
@@ -51,6 +52,7 @@ class TritonPythonModel:
         )
         engine_dir = Path(settings.text("gpt_model_path"))
         options = settings.options()
+        give_way(options.niceness)  # before the engine makes its threads: they inherit it
         base = read_base_shape(engine_dir)
         engine = Executor(engine_dir, options)
         labels = {"model": args["model_name"], "version": args["model_version"]}
