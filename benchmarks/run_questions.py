@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if server is None:
         print("no server is running: start one with 'compllm up'", file=sys.stderr)
         return 1
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for name, (question, plan) in QUESTIONS.items():
         command = [sys.executable, "-m", "compllm", "ask", "--json", question]
         if plan:
