@@ -1,17 +1,18 @@
 """Queries that arrive at random, under each admission policy, and what the simulator says of them.
 
     python -m benchmarks.bench_load [--graphs FILE] [--part simulated|real]... [--smoke]
-    python -m benchmarks.bench_load --part real --load 0.9 --policy fifo --policy oldest_query_first
+    python -m benchmarks.bench_load --part real --load 0.9 --rounds 4 --policy fifo ...
 
 simulated: every policy, in-flight limit and load on profiles of engines; no engine is part of it.
 real: the real path through Triton, on a server of its own: a closed loop finds the capacity, then
-Poisson arrivals at shares of it, the policies one after another at each share, and beside each run
-what the simulator makes of it: `fitted`, what `compllm simulate` says with a profile file, knowing
-the graphs, the rate and the seed alone; then, of the very requests that ran, `simulated`, on the
-step times measured around the run, when the engine had nothing else to do, and `replayed`, on those
-that the engine counted in the run. The first two are forecasts, and near the capacity a few percent
-of step time are a queue; the third tells what the model of the engine, the queue and the path
-itself is worth. Nodes and answers have as many tokens in both parts.
+Poisson arrivals at shares of it, the policies one after another at each share, in rounds of other
+arrivals and turned orders (the machine drifts), and beside each run what the simulator makes of it:
+`fitted`, what `compllm simulate` says with a profile file, knowing the graphs, the rate and the
+seed alone; then, of the very requests that ran, `simulated`, on the step times measured around the
+run, when the engine had nothing else to do, and `replayed`, on those that the engine counted in the
+run. The first two are forecasts, and near the capacity a few percent of step time are a queue; the
+third tells what the model of the engine, the queue and the path itself is worth. Nodes and answers
+have as many tokens in both parts.
 Results: load_simulated.json, bench_load.json and bench_load.png.
 """
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from compllm.simulate.workload import Workload
 
 TABLE = "load"
+POOLED = "all rounds"
 PROFILE = RESULTS / "engine_profile.json"  # `compllm simulate --fit` made it
 
 
@@ -69,6 +71,7 @@ class Seen:
     latency_ms: Spread
     worst_wait_ms: float
     throughput_qps: float
+    latencies_ms: Sequence[float]
     session: ReplaySession
 
 
@@ -110,7 +113,8 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     # From when a query was due: a client that falls behind hides nothing.
     latency_ms = [1e3 * (ran.late_s + ran.answer.timings.total_s) for ran in well if ran.answer]
     ends_s = [ran.start_s + ran.answer.timings.total_s for ran in well if ran.answer]
-    return Seen(Spread.of(np.array(latency_ms)), max(waits_ms), len(well) / max(ends_s), session)
+    spread = Spread.of(np.array(latency_ms))
+    return Seen(spread, max(waits_ms), len(well) / max(ends_s), latency_ms, session)
 
 
 def workload_of(bench: Bench) -> Workload:
@@ -182,65 +186,110 @@ def profile_of(seen: Seen) -> EngineProfile:
     )
 
 
-async def real(bench: Bench, loads: Sequence[float], policies: Sequence[PolicyName]) -> None:
-    closed = replace(bench.settings, concurrency=2 * bench.max_in_flight, salt="A B")
+async def real(
+    bench: Bench, loads: Sequence[float], policies: Sequence[PolicyName], num_rounds: int
+) -> None:
+    closed = replace(bench.settings, concurrency=2 * bench.max_in_flight, salt="A B A")
     full = await replayed(bench, closed, "fifo")
     capacity = full.throughput_qps
     bench.report.summary["capacity_qps"] = capacity
     bench.report.add("closed loop", queries_at_a_time=2 * bench.max_in_flight, qps=capacity)
     for load in loads:
-        for policy in policies:
-            # Salts of one length: no prompt was seen before, all are as long.
-            salt = f"{chr(65 + loads.index(load))} {chr(75 + policies.index(policy))}"
-            rate_qps = load * capacity
-            settings = replace(bench.settings, rate_qps=rate_qps, salt=salt)
-            seen = await replayed(bench, settings, policy)
-            profile = profile_of(seen)
+        found: dict[PolicyName, list[Seen]] = {policy: [] for policy in policies}
+        for number in range(num_rounds):
+            of_round = round_of(bench, number)
+            for policy in policies if number % 2 == 0 else reversed(policies):
+                # Salts of one length: no prompt was seen before, all are as long.
+                places = (65 + loads.index(load), 75 + policies.index(policy), 65 + number)
+                salt = " ".join(map(chr, places))
+                rate_qps = load * capacity
+                settings = replace(of_round.settings, rate_qps=rate_qps, salt=salt)
+                seen = await replayed(of_round, settings, policy)
+                found[policy].append(seen)
+                bench.report.add(
+                    TABLE,
+                    load=load,
+                    round=number + 1,
+                    rate_qps=round(rate_qps, 4),
+                    policy=policy,
+                    queries=len(seen.session.ran),
+                    failed=seen.session.num_failed,
+                    **spread_cells(seen.latencies_ms),
+                    worst_wait_ms=round(seen.worst_wait_ms, 1),
+                    **predicted(of_round, seen, rate_qps, policy, profile_of(seen)),
+                )
+                print(f"{policy} at {load:.0%} done", file=sys.stderr, flush=True)
+        for policy, rounds in found.items():
             bench.report.add(
-                TABLE,
+                POOLED,
                 load=load,
-                rate_qps=round(rate_qps, 4),
                 policy=policy,
-                queries=len(seen.session.ran),
-                failed=seen.session.num_failed,
-                **{f"{key}_ms": round(ms, 1) for key, ms in asdict(seen.latency_ms).items()},
-                worst_wait_ms=round(seen.worst_wait_ms, 1),
-                **predicted(bench, seen, rate_qps, policy, profile),
+                queries=sum(len(seen.latencies_ms) for seen in rounds),
+                **spread_cells([ms for seen in rounds for ms in seen.latencies_ms]),
+                worst_wait_ms=round(max(seen.worst_wait_ms for seen in rounds), 1),
             )
-            print(f"{policy} at {load:.0%} done", file=sys.stderr, flush=True)
         _add_gains(bench.report, load)
 
 
+def round_of(bench: Bench, number: int) -> Bench:
+    """The same queries at other times."""
+    seed = bench.settings.seed + number
+    lengths = replace(bench.settings.lengths, seed=seed)
+    return replace(bench, settings=replace(bench.settings, seed=seed, lengths=lengths))
+
+
+def spread_cells(latencies_ms: Sequence[float]) -> dict[str, float]:
+    import numpy as np
+
+    from compllm.simulate.load import Spread
+
+    spread = asdict(Spread.of(np.array(latencies_ms)))
+    return {f"{key}_ms": round(ms, 1) for key, ms in spread.items()}
+
+
 def _add_gains(report: Report, load: float) -> None:
-    rows = {row["policy"]: row for row in report.tables[TABLE] if row["load"] == load}
-    if "fifo" not in rows:
+    """FIFO's latency over the policy's: of all rounds' queries together, and round by round."""
+    pooled = {row["policy"]: row for row in report.tables[POOLED] if row["load"] == load}
+    if "fifo" not in pooled:
         return
-    for policy, row in rows.items():
+    rounds: dict[object, dict[object, Row]] = {}
+    for row in report.tables[TABLE]:
+        if row["load"] == load:
+            rounds.setdefault(row["round"], {})[row["policy"]] = row
+    for policy in pooled:
         for key in ("p95_ms", "p99_ms"):
-            base, own, simulated_base, simulated_own = (
-                float(value or 0)
-                for value in (
-                    rows["fifo"][key],
-                    row[key],
-                    rows["fifo"][f"simulated_{key}"],
-                    row[f"simulated_{key}"],
-                )
-            )
             report.summary[f"{key[:3]}_gain of {policy} at {load:.0%}"] = {
-                "real": round(base / own, 3),
-                "simulated": round(simulated_base / simulated_own, 3),
+                "real": round(_over(pooled, policy, key), 3),
+                "rounds": [round(_over(each, policy, key), 3) for each in rounds.values()],
+                "simulated": round(
+                    median(_over(each, policy, f"simulated_{key}") for each in rounds.values()), 3
+                ),
             }
+
+
+def _over(rows: Mapping[object, Row], policy: object, key: str) -> float:
+    return float(rows["fifo"][key] or 0) / float(rows[policy][key] or 1)
 
 
 def plot(axes: Axes, tables: Mapping[str, list[Row]]) -> None:
     rows = tables[TABLE]
     for policy in dict.fromkeys(row["policy"] for row in rows):
         own = [row for row in rows if row["policy"] == policy]
-        x = [100 * float(row["load"] or 0) for row in own]
-        (line,) = axes.plot(x, [float(row["p95_ms"] or 0) for row in own], "o-", label=f"{policy}")
-        simulated_ms = [float(row["simulated_p95_ms"] or 0) for row in own]
-        axes.plot(x, simulated_ms, "x--", color=line.get_color(), label="  simulated")
-    axes.set(xlabel="load, % of capacity", ylabel="p95 of query latency, ms", yscale="log")
+        loads = list(dict.fromkeys(row["load"] for row in own))
+        x = [100 * float(load or 0) for load in loads]
+
+        def medians(
+            key: str, own: Sequence[Row] = own, loads: Sequence[object] = loads
+        ) -> list[float]:
+            return [
+                median(float(row[key] or 0) for row in own if row["load"] == load) for load in loads
+            ]
+
+        (line,) = axes.plot(x, medians("p95_ms"), "o-", label=f"{policy}")
+        axes.plot(
+            x, medians("simulated_p95_ms"), "x--", color=line.get_color(), label="  simulated"
+        )
+    axes.set(xlabel="load, % of capacity", ylabel="p95 of queries, ms, median", yscale="log")
     axes.legend(fontsize="small")
 
 
@@ -254,6 +303,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-in-flight", type=int, default=8, help="of part real")
     parser.add_argument("--tokens-per-node", type=int, default=32, help="of both parts")
     parser.add_argument("--answer-tokens", type=int, default=32, help="of both parts")
+    parser.add_argument("--rounds", type=int, default=1, help="of part real, a run a policy each")
     parser.add_argument("--load", type=float, action="append", help="share of capacity, part real")
     parser.add_argument("--policy", action="append", choices=POLICIES, help="of part real")
     parser.add_argument("--url", default="", metavar="HOST:PORT", help="without: our own server")
@@ -331,7 +381,7 @@ def run_real(graphs: Sequence[ReplayGraph], profile: str, arguments: argparse.Na
             fitted,
             metrics_url,
         )
-        asyncio.run(real(bench, loads, policies))
+        asyncio.run(real(bench, loads, policies, arguments.rounds))
     report.finish(plot)
 
 

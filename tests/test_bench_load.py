@@ -94,7 +94,7 @@ async def test_fitted_is_what_compllm_simulate_says_with_the_file(
     real = Spread.of(np.array([100.0, 300.0]))
     report = Report("bench_load", argparse.Namespace(out=tmp_path))
     bench = bench_load.Bench(graphs, replayed, None, {}, 2, report, fitted)
-    seen = bench_load.Seen(real, 0.0, 1.0, session)
+    seen = bench_load.Seen(real, 0.0, 1.0, [100.0, 300.0], session)
     cells = bench_load.predicted(bench, seen, 4.0, "fifo", around)
 
     options = "--rate 4 --policy fifo --max-in-flight 2 --tokens-per-node 6 --answer-tokens 5"
@@ -110,9 +110,12 @@ async def test_fitted_is_what_compllm_simulate_says_with_the_file(
 
 def rows() -> Report:
     report = Report("bench_load", argparse.Namespace(out=Path()))
-    for policy, ms in (("fifo", 300.0), ("oldest_query_first", 200.0)):
-        cells = {f"{kind}{key}_ms": ms for kind in ("", "simulated_") for key in ("p95", "p99")}
-        report.add("load", load=0.9, policy=policy, **cells)
+    for number, slowness in ((1, 1.0), (2, 3.0)):
+        for policy, ms in (("fifo", 300.0), ("oldest_query_first", 200.0 * slowness)):
+            cells = {f"{kind}{key}_ms": ms for kind in ("", "simulated_") for key in ("p95", "p99")}
+            report.add("load", load=0.9, round=number, policy=policy, **cells)
+    for policy, ms in (("fifo", 300.0), ("oldest_query_first", 250.0)):
+        report.add("all rounds", load=0.9, policy=policy, p95_ms=ms, p99_ms=ms)
     return report
 
 
@@ -120,7 +123,18 @@ def test_gains_are_fifos_latency_over_the_policys():
     report = rows()
     bench_load._add_gains(report, 0.9)
     gain = report.summary["p95_gain of oldest_query_first at 90%"]
-    assert gain == {"real": 1.5, "simulated": 1.5}
+    assert gain == {"real": 1.2, "rounds": [1.5, 0.5], "simulated": 1.0}
+
+
+def test_a_round_has_the_same_queries_at_other_times(tmp_path: Path):
+    replayed = ReplaySettings(lengths=TokenLengths(6, seed=3), seed=3)
+    report = Report("bench_load", argparse.Namespace(out=tmp_path))
+    fitted = EngineProfile("fitted", ((0, 1.0), (1, 10.0)), 0.5)
+    bench = bench_load.Bench([], replayed, None, {}, 2, report, fitted)
+    assert bench_load.round_of(bench, 0) == bench
+    other = bench_load.round_of(bench, 2)
+    assert (other.settings.seed, other.settings.lengths.seed) == (5, 5)
+    assert other.graphs is bench.graphs
 
 
 def test_plot_draws_what_ran_and_what_was_simulated():
