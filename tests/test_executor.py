@@ -29,7 +29,9 @@ ADAPTERS = {
     "wide": {"rank": 16, "modules": ("gate_proj", "up_proj", "down_proj", "o_proj"), "seed": 2},
     "odd": {"rank": 5, "modules": ("k_proj", "down_proj", "up_proj"), "seed": 3},
 }
-OPTIONS = ExecutorOptions(kv_cache_tokens=4096, max_num_tokens=48, max_adapters=4)
+OPTIONS = ExecutorOptions(
+    kv_cache_tokens=4096, max_num_tokens=48, max_adapters=4, stream_interval_ms=0
+)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,39 @@ def test_streamed_events_add_up_to_the_whole(op_engine: Executor) -> None:
     assert streamed.token_ids == whole.token_ids
     assert len(streamed.events) == NUM_TOKENS
     assert len(whole.events) == 1
+
+
+@pytest.fixture
+def rare_engine(engine_dir: Path) -> Iterator[Executor]:
+    """One that tells nothing because of the time alone."""
+    engine = Executor(engine_dir, dataclasses.replace(OPTIONS, stream_interval_ms=1e9))
+    yield engine
+    engine.close()
+
+
+def test_a_stream_tells_its_first_token_and_ends_of_lines_at_once(rare_engine: Executor) -> None:
+    """A response a token cost a decoding step of 6 ms another 0.6."""
+    plain = dataclasses.replace(ask(rare_engine, (5, 6, 7), "wide"), is_streamed=True)
+    whole = generate(rare_engine, [dataclasses.replace(plain, is_streamed=False)])[0]
+    streamed = generate(rare_engine, [plain])[0]
+    assert streamed.token_ids == whole.token_ids
+    assert [len(event.token_ids) for event in streamed.events] == [1, NUM_TOKENS - 1]
+    plan = dataclasses.replace(
+        plain, max_tokens=40, end_id=2, guide_type="regex", guide=r"[0-9]{5}\n[0-9]{5}\n[0-9]{5}"
+    )
+    events = generate(rare_engine, [plan])[0].events
+    texts = [rare_engine._tools.decode(event.token_ids) for event in events]
+    assert len(texts[0]) + len(texts[1]) == 6
+    assert [text[-1:] == "\n" for text in texts] == [False, True, True, False]
+
+
+def test_a_stream_tells_all_before_a_step_with_prefill(rare_engine: Executor) -> None:
+    request = dataclasses.replace(ask(rare_engine, (5, 6, 7), "wide", 400), is_streamed=True)
+    stream = Run(rare_engine, [request])
+    stream.first_events[0].wait(60)
+    generate(rare_engine, [ask(rare_engine, tuple(range(300, 340)), "odd", 1)])
+    assert len(stream.results[0].events) == 2
+    stream.wait()
 
 
 def test_the_end_token_ends_and_is_not_part_of_the_output(op_engine: Executor) -> None:

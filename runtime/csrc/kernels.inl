@@ -315,28 +315,36 @@ inline void attention_scores(const Attention& a, const T* keys, const float* q, 
     }
 }
 
-// out[h] = the mean of the values, weighed, for NH heads; two vectors of the head at a time.
+// out[h][i : i + NV * WIDTH] = the mean of the values, weighed, for NH heads.
+template <int NH, int NV, class T>
+inline void attention_columns(const Attention& a, const T* values, const float* weights, float* out,
+                              int i) {
+    VEC acc[NH][NV];
+    for (int h = 0; h < NH; ++h)
+        for (int v = 0; v < NV; ++v) acc[h][v] = ZERO();
+    for (int token = 0; token < a.num_tokens; ++token) {
+        const T* value = cached(values, a, token) + i;
+        VEC vs[NV];
+        for (int v = 0; v < NV; ++v) vs[v] = load_cached(value + v * WIDTH);
+        for (int h = 0; h < NH; ++h) {
+            const VEC w = SPLAT(weights[static_cast<long>(h) * a.num_tokens + token]);
+            for (int v = 0; v < NV; ++v) acc[h][v] = FMA(vs[v], w, acc[h][v]);
+        }
+    }
+    for (int h = 0; h < NH; ++h)
+        for (int v = 0; v < NV; ++v)
+            STORE(out + static_cast<long>(h) * a.head_dim + i + v * WIDTH, acc[h][v]);
+}
+
+// Two vectors of the head at a time; of a head of an odd number of panels one is left over where a
+// panel is a vector.
 template <int NH, class T>
 inline void attention_values(const Attention& a, const T* values, const float* weights,
                              float* out) {
-    for (int i = 0; i < a.head_dim; i += 2 * WIDTH) {
-        VEC low[NH], high[NH];
-        for (int h = 0; h < NH; ++h) low[h] = high[h] = ZERO();
-        for (int token = 0; token < a.num_tokens; ++token) {
-            const T* value = cached(values, a, token) + i;
-            const VEC v0 = load_cached(value);
-            const VEC v1 = load_cached(value + WIDTH);
-            for (int h = 0; h < NH; ++h) {
-                const VEC w = SPLAT(weights[static_cast<long>(h) * a.num_tokens + token]);
-                low[h] = FMA(v0, w, low[h]);
-                high[h] = FMA(v1, w, high[h]);
-            }
-        }
-        for (int h = 0; h < NH; ++h) {
-            STORE(out + static_cast<long>(h) * a.head_dim + i, low[h]);
-            STORE(out + static_cast<long>(h) * a.head_dim + i + WIDTH, high[h]);
-        }
-    }
+    int i = 0;
+    for (; i + 2 * WIDTH <= a.head_dim; i += 2 * WIDTH)
+        attention_columns<NH, 2>(a, values, weights, out, i);
+    for (; i < a.head_dim; i += WIDTH) attention_columns<NH, 1>(a, values, weights, out, i);
 }
 
 template <int NH, class T>

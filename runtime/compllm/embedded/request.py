@@ -43,7 +43,7 @@ class EngineRequest:
     task_id: int | None = None  # adapter; None is the base
     guide_type: str | None = None  # regex | json | json_schema | ebnf_grammar
     guide: str | None = None
-    is_streamed: bool = False  # an event per step with new tokens, else one event
+    is_streamed: bool = False  # events with new tokens as ExecutorOptions have it, else one event
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 
 from compllm.embedded.blocks import BlockTable
-from compllm.embedded.request import EnginePerf, EngineRequest, OnEvent
+from compllm.embedded.request import EngineEvent, EnginePerf, EngineRequest, OnEvent
 from compllm.embedded.sampling import SamplerState, StopMatcher
 from compllm.embedded.slots import Slot
 from compllm.errors import EngineError
@@ -34,6 +34,7 @@ class Sequence:
     num_delivered: int = 0  # output tokens handed to on_event
     first_scheduled_ns: int = 0
     first_token_ns: int = 0
+    delivered_ns: int = 0  # when on_event was last called
 
     @property
     def num_output(self) -> int:
@@ -48,6 +49,22 @@ class Sequence:
         if is_stopped or self.sampler.is_finished:
             return "stop"
         return "length" if self.num_output >= self.request.max_tokens else None
+
+    def is_due(self, now_ns: int, interval_ns: int, line_ends: frozenset[int]) -> bool:
+        """Whether a streamed one's news go out now: its first token, a line's end, and whatever
+        came since its client last heard, so long ago. A response costs the cores as much as a
+        tenth of a step, but who waits for a plan's line starts what it asks for."""
+        is_first, is_line = self.num_delivered == 0, self.tokens[-1] in line_ends
+        return is_first or is_line or now_ns - self.delivered_ns >= interval_ns
+
+    def deliver(self, now_ns: int) -> None:
+        """Tell what nobody was told of yet."""
+        self.delivered_ns = now_ns
+        self.on_event(EngineEvent(token_ids=self.take_news()))
+
+    @property
+    def has_news(self) -> bool:
+        return self.num_output > self.num_delivered
 
     def take_news(self) -> tuple[int, ...]:
         """Output tokens that nobody was told of yet."""

@@ -1,4 +1,4 @@
-"""The tokenizer's uses inside the engine: stop strings and guides. Loaded when first needed."""
+"""The tokenizer's uses inside the engine: stop strings, ends of lines, guides."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 from compllm.embedded.request import EngineRequest
 from compllm.errors import EngineError
+
+_TOKENIZER = "tokenizer.json"
 
 
 class TextTools:
@@ -23,13 +25,25 @@ class TextTools:
 
     def decode(self, ids: Any) -> str:
         """The text of these ids, special tokens included."""
+        text: str = self._loaded().decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def line_ends(self) -> frozenset[int]:
+        """Tokens with a line feed in them; none for an engine without a tokenizer."""
+        if not (self._engine_dir / _TOKENIZER).is_file():
+            return frozenset()
+        texts = self._loaded().decode_batch(
+            [[each] for each in range(self._vocab_size)], skip_special_tokens=False
+        )
+        return frozenset(each for each, text in enumerate(texts) if "\n" in text)
+
+    def _loaded(self) -> Any:
         with self._lock:
             if self._tokenizer is None:
                 from tokenizers import Tokenizer
 
-                self._tokenizer = Tokenizer.from_file(str(self._engine_dir / "tokenizer.json"))
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        return text
+                self._tokenizer = Tokenizer.from_file(str(self._engine_dir / _TOKENIZER))
+            return self._tokenizer
 
     def guide(self, request: EngineRequest) -> Any:
         """The request's `guide.Guide`, None where it has none. Raises EngineError."""
