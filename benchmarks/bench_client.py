@@ -197,15 +197,15 @@ async def _give_up(
     reached = asyncio.Event()
     is_dropped = way == "connection dropped"
 
-    async def one(request: GenerateRequest, num_chunks: int) -> None:
+    async def one(request: GenerateRequest, num_tokens: int) -> None:
         nonlocal num_seen
         async with contextlib.aclosing(client.generate(request)) as chunks:
             async for chunk in chunks:
                 num_seen += chunk.num_tokens
-                num_chunks -= 1
-                if num_chunks <= 0 and way == "iterator closed":
+                num_tokens -= chunk.num_tokens
+                if num_tokens <= 0 and way == "iterator closed":
                     return
-                if num_chunks <= 0:
+                if num_tokens <= 0:
                     reached.set()
 
     tasks = [asyncio.create_task(one(each, rng.randint(1, 12))) for each in requests]
