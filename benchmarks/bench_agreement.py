@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from tokenizers import Tokenizer
 
     from compllm import paths
-    from compllm.embedded.executor import Executor, ExecutorOptions
+    from compllm.embedded.executor import Executor
+    from compllm.embedded.options import ExecutorOptions
     from compllm.embedded.request import EngineRequest
 
     warnings.simplefilter("ignore")  # peft's, about the base it cannot look up

@@ -73,7 +73,8 @@ class Ours:
         self, engine_dir: str, num_adapters: int, num_engines: int = 1, form: str = "auto"
     ) -> None:
         from compllm.embedded.adapters import LoraWeights, make_adapter
-        from compllm.embedded.executor import Executor, ExecutorOptions
+        from compllm.embedded.executor import Executor
+        from compllm.embedded.options import ExecutorOptions
 
         options = ExecutorOptions(
             max_adapters=max(1, num_adapters), is_prefix_reused=False, adapter_form=form

@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from compllm.admission import Admission
-from compllm.embedded.executor import ExecutorOptions
+from compllm.embedded.options import ExecutorOptions
 from compllm.engine_limits import EMBEDDED, LimitFinder, batch_size_of
 from compllm.errors import BackendError, BackendUnavailable, CompllmError
 from compllm.testing import Reply, ScriptedBackend

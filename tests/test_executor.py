@@ -16,7 +16,8 @@ from helpers import MakeAdapter
 
 from compllm.embedded.adapters import read_peft
 from compllm.embedded.checkpoint import validate_checkpoint
-from compllm.embedded.executor import Executor, ExecutorOptions
+from compllm.embedded.executor import Executor
+from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineRequest, EngineSampling
 from compllm.errors import EngineError
 

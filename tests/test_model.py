@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from compllm.embedded.executor import Executor, ExecutorOptions
+from compllm.embedded.executor import Executor
 from compllm.embedded.model import Weights, build_base, quantise_rows
+from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineRequest
 from compllm.errors import EngineError
 

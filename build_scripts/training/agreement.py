@@ -15,7 +15,8 @@ from pathlib import Path
 
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.build_scripts.training.examples import Example
-from compllm.embedded.executor import Executor, ExecutorOptions
+from compllm.embedded.executor import Executor
+from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineEvent, EngineRequest
 from compllm.errors import EngineError
 

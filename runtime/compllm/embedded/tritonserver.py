@@ -46,7 +46,7 @@ def up(
 ) -> ServerInfo:
     """Start the user's server, or find the one of this engine that is already healthy.
 
-    A port of None or 0 is a free one. options: fields of `executor.ExecutorOptions`. has_face: with
+    A port of None or 0 is a free one. options: fields of `options.ExecutorOptions`. has_face: with
     the model `comp_llm` too, which needs the sentence encoder; config: its settings, else those of
     the environment. A server that died, or whose engine, settings or catalogue changed since, is
     replaced. Raises ConfigError, and ServerError, naming what stands in the way.

@@ -11,10 +11,11 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from compllm.embedded.executor import Executor, ExecutorOptions
+from compllm.embedded.executor import Executor
 from compllm.embedded.gauges import FAMILIES, Gauges
 from compllm.embedded.lora_tensors import read_base_shape
 from compllm.embedded.niceness import give_way
+from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.serving import CoreModel
 from compllm.errors import ConfigError, EngineError
 from compllm.gauges import Families
