@@ -130,9 +130,9 @@ class OpenVINOEncoder:
 
     def __init__(self, ir: Path, *, has_own_products: bool = True) -> None:
         """has_own_products: on the engine's kernels where they are faster; else OpenVINO's own."""
-        import openvino
         import tokenizers
 
+        from compllm.cores import new_core
         from compllm.embedded.products import move_products
 
         config = {
@@ -140,7 +140,7 @@ class OpenVINOEncoder:
             "INFERENCE_NUM_THREADS": _NUM_THREADS,
             "INFERENCE_PRECISION_HINT": "f32",
         }
-        core = openvino.Core()
+        core = new_core()
         model = core.read_model(ir / IR_MODEL)
         # Kept: the compiled models point to it.
         self._products = move_products(model, core) if has_own_products else None

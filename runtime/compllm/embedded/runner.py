@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from compllm.cores import new_core
 from compllm.embedded.adapters import Adapter
 from compllm.embedded.lora import masked_adapters
 from compllm.embedded.model import Weights
@@ -83,7 +84,7 @@ class Runner:
         decode_sizes: Sequence[int] = DECODE_SIZES,
     ) -> None:
         self.weights = weights
-        self._core = ov.Core()
+        self._core = new_core()
         self._config: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
