@@ -68,10 +68,9 @@ class Bench:
 class Seen:
     """One run: what the queries saw."""
 
-    latency_ms: Spread
+    latencies_ms: Sequence[float]
     worst_wait_ms: float
     throughput_qps: float
-    latencies_ms: Sequence[float]
     session: ReplaySession
 
 
@@ -92,13 +91,10 @@ def repeated(graphs: Sequence[ReplayGraph], count: int) -> list[ReplayGraph]:
 
 async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -> Seen:
     """A runtime of its own: its counters are this run's."""
-    import numpy as np
-
     from compllm.config import load_config
     from compllm.heap import settle
     from compllm.replay.runner import ReplayLLM
     from compllm.replay.session import ReplaySession
-    from compllm.simulate.load import Spread
 
     session = ReplaySession(bench.graphs, settings, bench.metrics_url)
     async with await ReplayLLM.connect(load_config(bench.config, bench.overrides)) as llm:
@@ -111,10 +107,9 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     if not well:
         raise SystemExit(f"no query went well, the first: {session.ran[0].error}")
     # From when a query was due: a client that falls behind hides nothing.
-    latency_ms = [1e3 * (ran.late_s + ran.answer.timings.total_s) for ran in well if ran.answer]
+    latencies_ms = [1e3 * (ran.late_s + ran.answer.timings.total_s) for ran in well if ran.answer]
     ends_s = [ran.start_s + ran.answer.timings.total_s for ran in well if ran.answer]
-    spread = Spread.of(np.array(latency_ms))
-    return Seen(spread, max(waits_ms), len(well) / max(ends_s), latency_ms, session)
+    return Seen(latencies_ms, max(waits_ms), len(well) / max(ends_s), session)
 
 
 def workload_of(bench: Bench) -> Workload:
@@ -149,11 +144,12 @@ def predicted(
     if seen.session.steps:
         models["replayed"] = (fit_seen(profile, seen.session.steps), *behind)
     cells: Row = {}
+    real = spread(seen.latencies_ms)
     for name, (model, workload, load) in models.items():
         outcome = run(workload, load, Service(model, policy, bench.max_in_flight))
         cells[f"{name}_worst_wait_ms"] = round(outcome.wait_ms.max, 1)
         for key in ("mean", "p50", "p95", "p99"):
-            ms, real_ms = getattr(outcome.latency_ms, key), getattr(seen.latency_ms, key)
+            ms, real_ms = getattr(outcome.latency_ms, key), getattr(real, key)
             cells[f"{name}_{key}_ms"] = round(ms, 1)
             cells[f"{name}_{key}_error"] = round(ms / real_ms - 1, 4)
         cells[f"{name}_utilisation"] = round(outcome.utilisation, 3)
@@ -238,13 +234,16 @@ def round_of(bench: Bench, number: int) -> Bench:
     return replace(bench, settings=replace(bench.settings, seed=seed, lengths=lengths))
 
 
-def spread_cells(latencies_ms: Sequence[float]) -> dict[str, float]:
+def spread(latencies_ms: Sequence[float]) -> Spread:
     import numpy as np
 
     from compllm.simulate.load import Spread
 
-    spread = asdict(Spread.of(np.array(latencies_ms)))
-    return {f"{key}_ms": round(ms, 1) for key, ms in spread.items()}
+    return Spread.of(np.array(latencies_ms))
+
+
+def spread_cells(latencies_ms: Sequence[float]) -> dict[str, float]:
+    return {f"{key}_ms": round(ms, 1) for key, ms in asdict(spread(latencies_ms)).items()}
 
 
 def _add_gains(report: Report, load: float) -> None:

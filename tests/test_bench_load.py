@@ -91,10 +91,11 @@ async def test_fitted_is_what_compllm_simulate_says_with_the_file(
     config = settings(compose__policy="always", sharing__is_on=False)
     async with ReplayLLM(backend, HashingEncoder(), CATALOGUE, config) as llm:
         await replay(llm, graphs, replayed, session.ran.append)
-    real = Spread.of(np.array([100.0, 300.0]))
+    latencies_ms = [100.0, 300.0]
+    real = Spread.of(np.array(latencies_ms))
     report = Report("bench_load", argparse.Namespace(out=tmp_path))
     bench = bench_load.Bench(graphs, replayed, None, {}, 2, report, fitted)
-    seen = bench_load.Seen(real, 0.0, 1.0, [100.0, 300.0], session)
+    seen = bench_load.Seen(latencies_ms, 0.0, 1.0, session)
     cells = bench_load.predicted(bench, seen, 4.0, "fifo", around)
 
     options = "--rate 4 --policy fifo --max-in-flight 2 --tokens-per-node 6 --answer-tokens 5"

@@ -179,6 +179,8 @@ def test_a_stream_tells_all_before_a_step_with_prefill(rare_engine: Executor) ->
     request = dataclasses.replace(ask(rare_engine, (5, 6, 7), "wide", 400), is_streamed=True)
     stream = Run(rare_engine, [request])
     stream.first_events[0].wait(60)
+    while rare_engine.stats().num_steps < 4:  # until it has news
+        time.sleep(0.001)
     generate(rare_engine, [ask(rare_engine, tuple(range(300, 340)), "odd", 1)])
     assert len(stream.results[0].events) == 2
     stream.wait()
