@@ -34,10 +34,13 @@ FORMS: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
-def make_runners(engine_dir: Any, num_blocks: int) -> dict[str, Any]:
+def make_runner(
+    engine_dir: Any, num_blocks: int, kv_precision: str = "f16", sizes: Sequence[int] | None = None
+) -> Any:
+    """With four random adapters. sizes: of decoding steps that have a model; default: all."""
     from compllm.embedded.adapters import LoraWeights, make_adapter
     from compllm.embedded.model import Weights
-    from compllm.embedded.runner import Runner
+    from compllm.embedded.runner import DECODE_SIZES, Runner
 
     weights = Weights.load(engine_dir)
     adapters = {}
@@ -45,18 +48,16 @@ def make_runners(engine_dir: Any, num_blocks: int) -> dict[str, Any]:
         factors = make_factors(weights.shape, slot)
         modules = {key: LoraWeights(a, b) for key, (a, b) in factors.items()}
         adapters[slot] = make_adapter(f"random-{slot}", modules)
-    runners = {}
-    for name, (kv_precision, sizes) in FORMS.items():
-        runners[name] = Runner(
-            weights,
-            num_blocks=num_blocks,
-            kv_precision=kv_precision,
-            num_slots=NUM_ADAPTERS,
-            form="op",
-            decode_sizes=sizes,
-        )
-        runners[name].set_adapters(adapters)
-    return runners
+    runner = Runner(
+        weights,
+        num_blocks=num_blocks,
+        kv_precision=kv_precision,
+        num_slots=NUM_ADAPTERS,
+        form="op",
+        decode_sizes=DECODE_SIZES if sizes is None else sizes,
+    )
+    runner.set_adapters(adapters)
+    return runner
 
 
 def make_step(num_sequences: int, context: int, num_adapters: int) -> Any:
@@ -82,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     contexts = CONTEXTS[:1] if arguments.quick else CONTEXTS
     rounds = 3 if arguments.quick else arguments.rounds
     longest = -(-(max(contexts) + 1) // _BLOCK)
-    runners = make_runners(paths.engine_dir(), max(counts) * longest)
+    runners = {
+        name: make_runner(paths.engine_dir(), max(counts) * longest, *form)
+        for name, form in FORMS.items()
+    }
     report = Report("bench_decode", arguments, ("openvino", "numpy"), "medians; see the ratios")
     first = next(iter(FORMS))
     for num in counts:

@@ -51,7 +51,7 @@ class Buffer {
 
 // Intermediate rows of one step; kept by the engine's thread from step to step.
 struct Scratch {
-    Buffer sums;
+    Buffer prepared;
     Buffer wide;
     Buffer inner;
     Buffer normed;
@@ -78,12 +78,18 @@ struct Step {
 
     // y = W x for all tokens.
     void linear(const Matrix& m, const float* x, float* y) const {
-        float* sums = scratch.sums.room(num_tokens);
-        for (int t = 0; t < num_tokens; ++t)
-            sums[t] = kernels().sum(x + static_cast<long>(t) * m.in, m.in);
-        share(
-            m.rows, 4 * kPanel, static_cast<long>(m.rows) * m.in >= kShare,
-            [&](int first, int last) { kernels().linear(m, x, sums, y, num_tokens, first, last); });
+        const long size = kernels().prepared_size(m);
+        const long room = (num_tokens * size + static_cast<long>(sizeof(float)) - 1) /
+                          static_cast<long>(sizeof(float));
+        auto* prepared = reinterpret_cast<char*>(scratch.prepared.room(room));
+        share(num_tokens, 1, room >= kShare, [&](int first, int last) {
+            kernels().prepare(m, x + static_cast<long>(first) * m.in, last - first,
+                              prepared + first * size);
+        });
+        share(m.rows, 4 * kPanel, static_cast<long>(m.rows) * m.in >= kShare,
+              [&](int first, int last) {
+                  kernels().linear(m, x, prepared, y, num_tokens, first, last);
+              });
     }
 
     const Matrix& matrix(int layer, Group group) const {

@@ -16,7 +16,8 @@ constexpr int kPanel = 16;
 // A weight matrix [rows, in]: 8-bit rows with a scale and a zero point each, or half precision.
 // Weights lie in panels, [ceil(rows / kPanel), in, kPanel], rows beyond the last filled up with
 // anything: a product reads memory strictly forwards, and adds up kPanel outputs side by side with
-// nothing to sum across lanes at the end.
+// nothing to sum across lanes at the end. Where the kernels take several 8-bit weights of a row at
+// once (Kernels::group), a panel is [ceil(in / group), kPanel, group], filled up likewise.
 struct Matrix {
     const std::int8_t* q = nullptr;       // panels; weight = (q - zero_point) * scale
     const std::uint16_t* half = nullptr;  // panels; instead of q
@@ -64,11 +65,15 @@ struct Attention {
 
 struct Kernels {
     const char* name;
-    // y[t, first : last] = (W x[t])[first : last] for num_tokens rows of x; x_sums[t] is the sum of
-    // x[t]; first is a multiple of kPanel.
-    void (*linear)(const Matrix& matrix, const float* x, const float* x_sums, float* y,
+    int group;  // 8-bit weights of a row that lie side by side
+    // Bytes that `prepare` needs for a token, at the start of a cache line.
+    long (*prepared_size)(const Matrix& matrix);
+    // What `linear` wants to know of num_tokens rows of x, once for all rows of the matrix.
+    void (*prepare)(const Matrix& matrix, const float* x, int num_tokens, void* prepared);
+    // y[t, first : last] = (W x[t])[first : last] for num_tokens rows of x; first is a multiple of
+    // kPanel.
+    void (*linear)(const Matrix& matrix, const float* x, const void* prepared, float* y,
                    int num_tokens, int first, int last);
-    float (*sum)(const float* x, int n);
     // y[t] += B (A x[t]); scratch holds 2 * group.rank floats; y_width floats between rows of y.
     void (*lora)(const LoraGroup& group, const float* x, float* y, long y_width, int num_tokens,
                  float* scratch);
@@ -88,13 +93,15 @@ struct Kernels {
     void (*row)(const Matrix& matrix, long row, float* out);
 };
 
-// The widest implementation this processor runs; COMPLLM_ISA=generic|avx2|avx512 narrows it.
+// The widest implementation this processor runs; COMPLLM_ISA=generic|avx2|avx512 narrows
+// it.
 const Kernels& kernels();
 
 extern const Kernels kGenericKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kVnniKernels;
 #endif
 
 }  // namespace compllm

@@ -152,29 +152,40 @@ inline void linear_form(const Matrix& m, const float* x, const float* x_sums, fl
     }
 }
 
-void linear(const Matrix& m, const float* x, const float* x_sums, float* y, int num_tokens,
+// Sums of the inputs, for the zero points.
+[[maybe_unused]] long prepared_size(const Matrix&) { return sizeof(float); }
+
+[[maybe_unused]] void prepare(const Matrix& m, const float* x, int num_tokens, void* prepared) {
+    for (int t = 0; t < num_tokens; ++t, x += m.in) {
+        float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+        for (int i = 0; i < m.in; ++i) total += x[i];
+        static_cast<float*>(prepared)[t] = total;
+    }
+}
+
+void linear(const Matrix& m, const float* x, const void* prepared, float* y, int num_tokens,
             int first, int last) {
+    const auto* x_sums = static_cast<const float*>(prepared);
     if (m.q != nullptr)
         linear_form<Int8>(m, x, x_sums, y, num_tokens, first, last);
     else
         linear_form<Half>(m, x, x_sums, y, num_tokens, first, last);
 }
 
-float sum(const float* x, int n) {
-    float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-    for (int i = 0; i < n; ++i) total += x[i];
-    return total;
-}
-
+template <int GROUP>
 void row(const Matrix& m, long place, float* out) {
-    const long start = place / kPanel * kPanel * m.in + place % kPanel;
-    for (int i = 0; i < m.in; ++i) {
-        const long at = start + static_cast<long>(i) * kPanel;
-        out[i] = m.q != nullptr
-                     ? (static_cast<float>(m.q[at]) - m.zero_point[place]) * m.scale[place]
-                     : HALF(m.half[at]);
+    if (m.q != nullptr) {
+        const long num_groups = (m.in + GROUP - 1) / GROUP;
+        const std::int8_t* q = m.q + place / kPanel * kPanel * num_groups * GROUP;
+        for (int i = 0; i < m.in; ++i) {
+            const long at = (i / GROUP * kPanel + place % kPanel) * GROUP + i % GROUP;
+            out[i] = (static_cast<float>(q[at]) - m.zero_point[place]) * m.scale[place];
+        }
+        return;
     }
+    const std::uint16_t* half = m.half + place / kPanel * kPanel * m.in + place % kPanel;
+    for (int i = 0; i < m.in; ++i) out[i] = HALF(half[static_cast<long>(i) * kPanel]);
 }
 
 template <int NT>

@@ -35,5 +35,6 @@ inline float sum8(__m256 v) {
 #include "kernels.inl"
 
 namespace compllm {
-const Kernels kAvx2Kernels{"avx2", linear, sum, lora, rope, swiglu, attend, to_half, add_norm, row};
+const Kernels kAvx2Kernels{"avx2", 1,      prepared_size, prepare, linear,   lora,
+                           rope,   swiglu, attend,        to_half, add_norm, row<1>};
 }

@@ -74,8 +74,8 @@ inline std::uint16_t float_to_half(float f) {
 
 namespace compllm {
 
-const Kernels kGenericKernels{"generic", linear, sum,     lora,     rope,
-                              swiglu,    attend, to_half, add_norm, row};
+const Kernels kGenericKernels{"generic", 1,      prepared_size, prepare, linear,   lora,
+                              rope,      swiglu, attend,        to_half, add_norm, row<1>};
 
 namespace {
 
@@ -84,8 +84,13 @@ const Kernels& choose() {
     const char* wanted = std::getenv("COMPLLM_ISA");
     if (wanted != nullptr && std::strcmp(wanted, "generic") == 0) return kGenericKernels;
     __builtin_cpu_init();
-    const bool narrow = wanted != nullptr && std::strcmp(wanted, "avx2") == 0;
-    if (!narrow && __builtin_cpu_supports("avx512f")) return kAvx512Kernels;
+    const auto is_wanted = [&](const char* isa) {
+        return wanted == nullptr || std::strcmp(wanted, isa) == 0;
+    };
+    const bool is_wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (is_wide && is_wanted("vnni") && __builtin_cpu_supports("avx512vnni")) return kVnniKernels;
+    if (is_wide && is_wanted("avx512")) return kAvx512Kernels;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("f16c"))
         return kAvx2Kernels;

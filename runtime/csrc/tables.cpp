@@ -155,3 +155,6 @@ COMPLLM_API int compllm_adapter_clear(long id, int slot) {
 }
 
 COMPLLM_API const char* compllm_isa() { return compllm::kernels().name; }
+
+// 8-bit weights of a row that lie side by side in a panel.
+COMPLLM_API int compllm_group() { return compllm::kernels().group; }

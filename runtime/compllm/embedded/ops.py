@@ -8,6 +8,7 @@ is the other side of the ctypes calls.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ class DecoderTable:
                 array
                 for name, array in weights.arrays.items()
                 if name.endswith(".weight") and array.ndim == 2
-            ]
+            ],
+            self._library.compllm_group(),
         )
         s = weights.shape
         self.id = int(
@@ -185,28 +187,34 @@ class Arena:
     """All matrices in one allocation: numpy asks for huge pages where one is large, and reading
     every weight once per token misses the address cache far less often with them."""
 
-    def __init__(self, matrices: Sequence[NDArray[Any]]) -> None:
-        sizes = (_padded(len(a)) * a.shape[1] * a.itemsize + _LINE for a in matrices)
+    def __init__(self, matrices: Sequence[NDArray[Any]], group: int = 1) -> None:
+        """group: 8-bit weights of a row that the kernels want side by side."""
+        self._group = group
+        sizes = (math.prod(self._panels(a)) * a.itemsize + _LINE for a in matrices)
         self._bytes = np.empty(sum(sizes) + _LINE, np.uint8)
         self._used = -self._bytes.ctypes.data % _LINE
 
     def put(self, matrix: NDArray[Any]) -> int:
-        """Copy a matrix [rows, in] in as panels [rows / 16, in, 16], at the start of a cache line.
-        Returns its address."""
-        rows, inputs = matrix.shape
-        num_bytes = _padded(rows) * inputs * matrix.itemsize
+        """Copy a matrix [rows, in] in as panels (csrc/kernels.hpp, `Matrix`), at the start of a
+        cache line. Returns its address."""
+        shape = self._panels(matrix)
+        num_panels, num_groups, _, group = shape
+        num_bytes = math.prod(shape) * matrix.itemsize
         place = self._bytes[self._used : self._used + num_bytes].view(matrix.dtype)
-        panels = place.reshape(-1, inputs, PANEL)
-        whole = rows // PANEL
-        np.copyto(panels[:whole], matrix[: whole * PANEL].reshape(-1, PANEL, inputs).swapaxes(1, 2))
-        if rows % PANEL:
-            panels[whole, :, : rows % PANEL] = matrix[whole * PANEL :].T
+        rows, inputs = matrix.shape
+        if (rows, inputs) != (num_panels * PANEL, num_groups * group):
+            filled = np.zeros((num_panels * PANEL, num_groups * group), matrix.dtype)
+            filled[:rows, :inputs] = matrix
+            matrix = filled
+        parts = matrix.reshape(num_panels, PANEL, num_groups, group)
+        np.copyto(place.reshape(shape), parts.swapaxes(1, 2))
         self._used += -(-num_bytes // _LINE) * _LINE
         return place.ctypes.data
 
-
-def _padded(rows: int) -> int:
-    return -(-rows // PANEL) * PANEL
+    def _panels(self, matrix: NDArray[Any]) -> tuple[int, int, int, int]:
+        rows, inputs = matrix.shape
+        group = self._group if matrix.itemsize == 1 else 1
+        return -(-rows // PANEL), -(-inputs // group), PANEL, group
 
 
 def load_library(path: Path) -> Any:
@@ -238,6 +246,7 @@ def load_library(path: Path) -> Any:
         *([ints] * 3),
     ]
     library.compllm_isa.restype = ctypes.c_char_p
+    library.compllm_group.restype = number
     return library
 
 
