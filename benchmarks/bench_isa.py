@@ -36,13 +36,12 @@ _STEPS_A_TURN = 5
 _KINDS = [("decode", size) for size in DECODES] + [("prefill", size) for size in PREFILLS]
 
 
-def work() -> None:
+def work(engine_dir: Path) -> None:
     """One process's side: reads a kind a line, answers with the milliseconds of its steps."""
     from benchmarks.bench_decode import NUM_ADAPTERS, make_runner, make_step
-    from compllm import paths
     from compllm.embedded.runner import Step
 
-    runner = make_runner(paths.engine_dir(), num_blocks=3 * max(DECODES))
+    runner = make_runner(engine_dir, num_blocks=3 * max(DECODES))
     print(json.dumps(runner.table.isa), flush=True)
     for line in sys.stdin:
         kind, size, count = json.loads(line)
@@ -62,27 +61,24 @@ def work() -> None:
 
 
 @contextlib.contextmanager
-def worker(isa: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def worker(isa: str, engine_dir: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The name of what the process runs, and the process."""
-    command = [sys.executable, "-c", "from benchmarks.bench_isa import work; work()"]
-    process = subprocess.Popen(
-        command,
+    program = "import pathlib, sys; from benchmarks.bench_isa import work; "
+    program += "work(pathlib.Path(sys.argv[1]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(engine_dir.absolute())],
         env={**os.environ, "COMPLLM_ISA": isa},
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    try:
+    ) as process:  # whose end of input is the sign to end
         yield answer_of(process), process
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(30)
 
 
 def answer_of(process: subprocess.Popen[str], *question: Any) -> Any:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     if question:
         process.stdin.write(json.dumps(question) + "\n")
         process.stdin.flush()
@@ -92,14 +88,13 @@ def answer_of(process: subprocess.Popen[str], *question: Any) -> Any:
     return json.loads(line)
 
 
-def floor_ms() -> tuple[float, float]:
+def floor_ms(engine_dir: Path) -> tuple[float, float]:
     """MB of the weights that a step of one token reads, and the ms that reading as much takes."""
     import numpy as np
 
-    from compllm import paths
     from compllm.embedded.model import Weights
 
-    arrays = Weights.load(paths.engine_dir()).arrays
+    arrays = Weights.load(engine_dir).arrays
     size = sum(array.nbytes for name, array in arrays.items() if name.endswith(".weight"))
     num_threads = len(os.sched_getaffinity(0))
     parts = np.array_split(np.ones(size // 8, np.int64), num_threads)
@@ -114,17 +109,21 @@ def floor_ms() -> tuple[float, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from compllm import paths
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)
     parser.add_argument("--isa", action="append", choices=ISAS, help="default: all but generic")
     parser.add_argument("--rounds", type=int, default=12, help=f"of {_STEPS_A_TURN} steps each")
+    parser.add_argument("--engine", type=Path, help="a directory; default: the one of `up`")
     arguments = parser.parse_args(argv)
+    engine_dir = arguments.engine or paths.engine_dir()
     kinds = _KINDS[:2] + _KINDS[-3:-2] if arguments.quick else _KINDS
     rounds = 2 if arguments.quick else arguments.rounds
     report = Report("bench_isa", arguments, ("openvino", "numpy"), "medians; adapters: 4, rank 8")
     with contextlib.ExitStack() as stack:
         asked = arguments.isa or ISAS[:-1]
-        workers = dict(stack.enter_context(worker(isa)) for isa in asked)
+        workers = dict(stack.enter_context(worker(isa, engine_dir)) for isa in asked)
         times: dict[tuple[str, str, int], list[float]] = {}
         for number in range(1 + rounds):  # the first warms up
             for kind, size in kinds:
@@ -132,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name in names:
                     found = answer_of(workers[name], kind, size, _STEPS_A_TURN)
                     times.setdefault((name, kind, size), []).extend(found if number else [])
-    megabytes, ms = floor_ms()
+    megabytes, ms = floor_ms(engine_dir)
     report.summary["weights_mb"] = round(megabytes, 1)
     report.summary["memory_floor_ms"] = round(ms, 2)
     for kind, size in kinds:

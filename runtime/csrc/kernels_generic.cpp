@@ -82,15 +82,16 @@ namespace {
 const Kernels& choose() {
 #if defined(__x86_64__)
     const char* wanted = std::getenv("COMPLLM_ISA");
-    if (wanted != nullptr && std::strcmp(wanted, "generic") == 0) return kGenericKernels;
-    __builtin_cpu_init();
-    const auto is_wanted = [&](const char* isa) {
-        return wanted == nullptr || std::strcmp(wanted, isa) == 0;
+    const auto is_most = [&](const char* isa) {
+        return wanted != nullptr && std::strcmp(wanted, isa) == 0;
     };
-    const bool is_wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (is_wide && is_wanted("vnni") && __builtin_cpu_supports("avx512vnni")) return kVnniKernels;
-    if (is_wide && is_wanted("avx512")) return kAvx512Kernels;
+    if (is_most("generic")) return kGenericKernels;
+    __builtin_cpu_init();
+    const bool is_wide = !is_most("avx2") && __builtin_cpu_supports("avx512f") &&
+                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                         __builtin_cpu_supports("avx512vl");
+    if (is_wide && !is_most("avx512") && __builtin_cpu_supports("avx512vnni")) return kVnniKernels;
+    if (is_wide) return kAvx512Kernels;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
         __builtin_cpu_supports("f16c"))
         return kAvx2Kernels;
