@@ -9,10 +9,11 @@ Poisson arrivals at shares of it, the policies one after another at each share, 
 arrivals and turned orders (the machine drifts), and beside each run what the simulator makes of it:
 `fitted`, what `compllm simulate` says with a profile file, knowing the graphs, the rate and the
 seed alone; then, of the very requests that ran, `simulated`, on the step times measured around the
-run, when the engine had nothing else to do, and `replayed`, on those that the engine counted in the
-run. The first two are forecasts, and near the capacity a few percent of step time are a queue; the
-third tells what the model of the engine, the queue and the path itself is worth. Nodes and answers
-have as many tokens in both parts.
+run, when the engine had nothing else to do, `replayed`, on those that the engine counted in the
+run, and `paced`, on those and the pace that they had at each time of it. The first two are
+forecasts, and near the capacity a few percent of step time are a queue; the third knows the
+engine's mean but not the machine's moods; the fourth tells what the model of the engine, the queue
+and the path itself is worth. Nodes and answers have as many tokens in both parts.
 Results: load_simulated.json, bench_load.json and bench_load.png.
 """
 
@@ -134,6 +135,7 @@ def predicted(
     on the requests that ran."""
     from compllm.simulate.fit import seen as fit_seen
     from compllm.simulate.load import Service, run
+    from compllm.simulate.pace import Pace, paced
     from compllm.simulate.replayed import replayed as of_replay
 
     ahead, behind = workload_of(bench), of_replay(seen.session.ran, profile.tokens_per_block)
@@ -141,18 +143,32 @@ def predicted(
         "fitted": (bench.fitted, ahead, ahead.load(rate_qps, len(bench.graphs))),
         "simulated": (profile, *behind),
     }
-    if seen.session.steps:
-        models["replayed"] = (fit_seen(profile, seen.session.steps), *behind)
+    counted = fit_seen(profile, seen.session.steps) if seen.session.steps else None
+    if counted is not None:
+        models["replayed"] = (counted, *behind)
     cells: Row = {}
-    real = spread(seen.latencies_ms)
     for name, (model, workload, load) in models.items():
         outcome = run(workload, load, Service(model, policy, bench.max_in_flight))
         cells[f"{name}_worst_wait_ms"] = round(outcome.wait_ms.max, 1)
-        for key in ("mean", "p50", "p95", "p99"):
-            ms, real_ms = getattr(outcome.latency_ms, key), getattr(real, key)
-            cells[f"{name}_{key}_ms"] = round(ms, 1)
-            cells[f"{name}_{key}_error"] = round(ms / real_ms - 1, 4)
         cells[f"{name}_utilisation"] = round(outcome.utilisation, 3)
+        cells |= beside(name, outcome.latency_ms, seen)
+    if counted is not None and seen.session.windows:
+        pace = Pace.of(seen.session.windows, counted)
+        service = Service(counted, policy, bench.max_in_flight)
+        cells |= beside("paced", paced(*behind, service, pace), seen)
+        cells["slowest_window"] = round(float(pace.speeds.min()), 3)
+        cells["fastest_window"] = round(float(pace.speeds.max()), 3)
+    return cells
+
+
+def beside(name: str, found: Spread, seen: Seen) -> Row:
+    """A model's latencies, and what they are off."""
+    cells: Row = {}
+    real = spread(seen.latencies_ms)
+    for key in ("mean", "p50", "p95", "p99"):
+        ms, real_ms = getattr(found, key), getattr(real, key)
+        cells[f"{name}_{key}_ms"] = round(ms, 1)
+        cells[f"{name}_{key}_error"] = round(ms / real_ms - 1, 4)
     return cells
 
 

@@ -18,8 +18,8 @@
 #define SUM(v) _mm512_reduce_add_ps(v)
 #define HALF(h) _cvtsh_ss(h)
 #define TO_HALF(f) _cvtss_sh(f, _MM_FROUND_TO_NEAREST_INT)
-#define TILE_1 8
-#define TILE_2 6
+#define TILE_1 4
+#define TILE_2 4
 #define TILE_4 4
 
 #include "kernels.inl"

@@ -1,7 +1,8 @@
 // Included once per instruction set, after the macros below are defined:
 //   WIDTH, VEC, LOAD(p), LOAD_HALF(p), LOAD_INT8(p), STORE(p, v), FMA(a, b, c), ADD(a, b), MUL(a,
 //   b), SPLAT(f), ZERO(), SUM(v), HALF(u16), TO_HALF(f), and TILE_1, TILE_2, TILE_4: vectors of
-//   rows of a tile for one, two or three, and four tokens, as many sums as the registers hold.
+//   rows of a tile for one, two or three, and four to six tokens, as many sums as the registers
+//   hold.
 // See kernels.hpp for the rules this file must obey.
 
 namespace compllm {
@@ -126,7 +127,7 @@ inline void linear_tile(const Matrix& m, const float* x, const float* x_sums, fl
 template <class Form, int NT>
 inline void linear_tokens(const Matrix& m, const float* x, const float* x_sums, float* y, int first,
                           int last) {
-    constexpr int kTile = NT == 1 ? TILE_1 : NT == 4 ? TILE_4 : TILE_2;
+    constexpr int kTile = NT == 1 ? TILE_1 : NT >= 4 ? TILE_4 : TILE_2;
     int row = first;
     for (; row + kTile * WIDTH <= last; row += kTile * WIDTH)
         linear_tile<Form, kTile, NT>(m, x, x_sums, y, row, last);
@@ -140,15 +141,32 @@ inline void linear_form(const Matrix& m, const float* x, const float* x_sums, fl
     const int stretch = (131072 / m.in / 64 + 1) * 64;
     for (int row = first; row < last; row += stretch) {
         const int end = row + stretch < last ? row + stretch : last;
-        int k = 0;
         const auto at = [&](int token) { return x + static_cast<long>(token) * m.in; };
         const auto to = [&](int token) { return y + static_cast<long>(token) * m.rows; };
-        for (; k + 4 <= num_tokens; k += 4)
+        // Four at a time, the last five or six too: one or two more cost less than a pass of
+        // theirs.
+        int k = 0;
+        for (; k + 7 <= num_tokens || k + 4 == num_tokens; k += 4)
             linear_tokens<Form, 4>(m, at(k), x_sums + k, to(k), row, end);
-        const auto rest = num_tokens - k;
-        if (rest == 3) linear_tokens<Form, 3>(m, at(k), x_sums + k, to(k), row, end);
-        if (rest == 2) linear_tokens<Form, 2>(m, at(k), x_sums + k, to(k), row, end);
-        if (rest == 1) linear_tokens<Form, 1>(m, at(k), x_sums + k, to(k), row, end);
+        switch (num_tokens - k) {
+            case 1:
+                linear_tokens<Form, 1>(m, at(k), x_sums + k, to(k), row, end);
+                break;
+            case 2:
+                linear_tokens<Form, 2>(m, at(k), x_sums + k, to(k), row, end);
+                break;
+            case 3:
+                linear_tokens<Form, 3>(m, at(k), x_sums + k, to(k), row, end);
+                break;
+            case 5:
+                linear_tokens<Form, 5>(m, at(k), x_sums + k, to(k), row, end);
+                break;
+            case 6:
+                linear_tokens<Form, 6>(m, at(k), x_sums + k, to(k), row, end);
+                break;
+            default:
+                break;
+        }
     }
 }
 

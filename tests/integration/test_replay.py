@@ -108,8 +108,13 @@ async def test_every_policy_gives_the_same_tokens(
 
 
 async def test_a_session_measures_runs_and_counts(
-    llm: ReplayLLM, graphs: list[ReplayGraph], settings: ReplaySettings, server: ServerInfo
+    llm: ReplayLLM,
+    graphs: list[ReplayGraph],
+    settings: ReplaySettings,
+    server: ServerInfo,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("compllm.replay.session._WINDOW_S", 0.02)
     session = ReplaySession(graphs, settings, server.metrics_url)
     await session.run(llm)
     *records, last = (json.loads(line) for line in session.lines())
@@ -126,6 +131,11 @@ async def test_a_session_measures_runs_and_counts(
     assert sum(each["num_steps"] for each in timed) == summary["engine"]["num_steps"]
     assert 0 < sum(each["total_ms"] for each in timed) <= summary["wall_ms"]
     assert summary["engine_profile"]["prefill_ms_per_token"] >= 0
+    assert len(session.windows) > 1
+    in_windows = [each.num_steps for window in session.windows for each in window.steps]
+    assert sum(in_windows) == summary["engine"]["num_steps"]
+    ends_ms = [window.end_ms for window in session.windows]
+    assert ends_ms == sorted(ends_ms)
 
 
 async def test_a_salt_hides_what_the_engine_has_cached(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from compllm.errors import BackendUnavailable
@@ -39,6 +40,14 @@ class TimedSteps:
     num_steps: int
     total_ms: float
     num_prefilled: int  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A few seconds of a replay, from the window before on."""
+
+    end_ms: float  # from the start of the replay
+    steps: tuple[TimedSteps, ...]
 
 
 def read_samples(url: str) -> Samples:
@@ -83,6 +92,14 @@ def timed_steps(before: Samples, behind: Samples) -> tuple[TimedSteps, ...]:
             )
             found.append(each)
     return tuple(sorted(found, key=lambda each: (each.has_prefill, each.num_decodes)))
+
+
+def windows_of(readings: Sequence[tuple[float, Samples]]) -> tuple[Window, ...]:
+    """Between one reading, (ms from the start of the replay, the metrics), and the next."""
+    return tuple(
+        Window(end_ms, timed_steps(before, behind))
+        for (_, before), (end_ms, behind) in pairwise(readings)
+    )
 
 
 def client_counters(llm: ReplayLLM) -> dict[str, Any]:

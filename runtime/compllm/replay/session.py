@@ -15,10 +15,12 @@ from compllm.errors import BackendUnavailable
 from compllm.replay.counters import (
     Samples,
     TimedSteps,
+    Window,
     client_counters,
     engine_counters,
     read_samples,
     timed_steps,
+    windows_of,
 )
 from compllm.replay.drive import OnRan, Ran, ReplaySettings, replay
 from compllm.replay.graphs import ReplayGraph
@@ -42,6 +44,7 @@ class ReplaySession:
         self.ran: list[Ran] = []
         self.profile: EngineProfile | None = None
         self.steps: tuple[TimedSteps, ...] = ()  # of the engine, while the graphs ran
+        self.windows: tuple[Window, ...] = ()  # the same, a few seconds after a few seconds
         self._metrics_url = metrics_url
         self._counters: dict[str, Any] = {"engine": None, "client": None}
         self._start_s = self._wall_s = 0.0
@@ -60,15 +63,19 @@ class ReplaySession:
 
         await llm.warm_up([self.graphs[0].question])
         self.profile = before = await self._measured(llm)
-        samples = await self._samples()
+        samples = await self._settled_samples()
         self._start_s = time.monotonic()
+        readings = [] if samples is None else [(0.0, samples)]
+        watching = asyncio.create_task(self._watch(readings))
         try:
             await replay(llm, self.graphs, self.settings, ended)
         finally:
+            watching.cancel()
             self._counters["client"] = client_counters(llm)
-        if samples is not None and (behind := await self._samples()) is not None:
+        if samples is not None and (behind := await self._settled_samples()) is not None:
             self._counters["engine"] = engine_counters(samples, behind)
             self.steps = timed_steps(samples, behind)
+            self.windows = windows_of([*readings, (self._elapsed_ms(), behind)])
         self.profile = mean_profile(before, await self._measured(llm))
 
     def lines(self) -> Iterator[str]:
@@ -94,15 +101,30 @@ class ReplaySession:
         most = 1 + max(graph.width for graph in self.graphs) if is_alone else max(BATCH_SIZES)
         return await measure(llm.forced.inner, llm.catalogue, most)
 
+    async def _watch(self, readings: list[tuple[float, Samples]]) -> None:
+        """Adds to the readings until it is cancelled; nothing where there is no first."""
+        while readings:
+            await asyncio.sleep(_WINDOW_S)
+            if (samples := await self._samples()) is not None:
+                readings.append((self._elapsed_ms(), samples))
+
+    async def _settled_samples(self) -> Samples | None:
+        if self._metrics_url is not None:
+            # The engine publishes its counters a little after the last answer.
+            await asyncio.sleep(_SETTLE_S)
+        return await self._samples()
+
     async def _samples(self) -> Samples | None:
         if self._metrics_url is None:
             return None
         try:
-            # The engine publishes its counters a little after the last answer.
-            await asyncio.sleep(_SETTLE_S)
             return await asyncio.to_thread(read_samples, self._metrics_url)
         except BackendUnavailable:
             return None  # counters are no reason to lose a run
 
+    def _elapsed_ms(self) -> float:
+        return 1e3 * (time.monotonic() - self._start_s)
+
 
 _SETTLE_S = 0.5
+_WINDOW_S = 3.0
