@@ -2,10 +2,10 @@
 // are multiplied as the integers they are.
 //
 // A token's inputs become 24-bit integers, a scale beside them, and each integer three signed
-// bytes; vpdpbusd adds up four products of bytes at a time. Those sums are exact, and 24 bits of
-// the largest input are what a float of its size keeps: the results are as near to the true ones as
-// sums of floats are. A weight needs no widening, which is most of what a step of few tokens does
-// with floats; with eight tokens three such instructions are less than four multiply-adds.
+// bytes; vpdpbusd adds up four products of bytes at a time. Those sums are exact (of up to 131,072
+// inputs), and 24 bits of the largest input are what a float of its size keeps: the results are as
+// near to the true ones as sums of floats are. A weight needs no widening, and three such
+// instructions replace four multiply-adds.
 #include "avx512.inl"
 
 namespace compllm {
