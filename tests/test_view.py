@@ -152,6 +152,20 @@ def test_every_event_of_a_node_makes_a_line() -> None:
     )
 
 
+def test_footer_tells_what_one_after_another_would_take() -> None:
+    """It told a speed-up that counted the wait for the plan's next line: 0.5 where nothing was
+    slow."""
+    nodes = (
+        NodeResult(1, "base", "done", start_s=0.5, end_s=0.75),
+        NodeResult(2, "base", "done", start_s=1.0, end_s=1.5),
+    )
+    timings = Timings(plan_s=1.0, execute_s=1.0, compose_s=0.5, first_token_s=1.75, total_s=2.0)
+    assert footer(answer(nodes=nodes, timings=timings)) == (
+        "2 nodes in 2.00 s: plan 1.00, experts 1.00, answer begun at 1.75; "
+        "one after another about 2.25"
+    )
+
+
 def test_footer_says_why_an_answer_is_partial() -> None:
     assert footer(answer(is_partial=True, error="the deadline of 2 s is over")).endswith(
         "partial answer: the deadline of 2 s is over"

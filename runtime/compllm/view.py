@@ -181,12 +181,16 @@ def describe(event: Event) -> str | None:
 
 
 def footer(answer: Answer) -> str:
-    """Where the time went, in one line."""
-    timings, bound = answer.timings, answer.bound
+    """Where the time went, in one line.
+
+    Its parts one after another are no measurement: side by side they slowed one another.
+    """
+    timings = answer.timings
+    work_s = sum(node.end_s - node.start_s for node in answer.nodes)
     line = (
         f"{len(answer.nodes)} nodes in {timings.total_s:.2f} s: plan {timings.plan_s:.2f}, "
         f"experts {timings.execute_s:.2f}, answer begun at {timings.first_token_s:.2f}; "
-        f"speed-up {bound.reached_speedup:.2f} of {bound.ideal_speedup:.2f} that the graph allows"
+        f"one after another about {timings.plan_s + work_s + timings.compose_s:.2f}"
     )
     if answer.is_partial:
         line += f"\npartial answer: {printable(answer.error or 'a node failed')}"

@@ -58,8 +58,8 @@ def draw_gantt(report: Report, format: Format = "png") -> bytes:
     axes.set_xlim(0, report.run.total_ms or 1)
     axes.set_xlabel("milliseconds from the query's start")
     axes.set_title(
-        f"{report.run.total_ms:.0f} ms; expert stage {report.reached_speedup:.2f}x "
-        f"of {report.ideal_speedup:.2f}x; black: the critical path",
+        f"{report.run.total_ms:.0f} ms; experts: {report.sequential_ms:.0f} ms of work in "
+        f"{report.expert_stage_ms:.0f}; black: the critical path",
         fontsize=9,
     )
     axes.grid(axis="x", alpha=0.3)

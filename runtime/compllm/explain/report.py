@@ -113,8 +113,9 @@ class Report:
         yield Text(printable(run.title), style="bold")
         yield Text(self._path_line())
         yield Text(
-            f"expert stage: {self.sequential_ms:.1f} ms of work in {self.expert_stage_ms:.1f} ms, "
-            f"speed-up {self.reached_speedup:.2f} of {self.ideal_speedup:.2f} that the graph allows"
+            f"expert stage: {self.sequential_ms:.1f} ms of work in {self.expert_stage_ms:.1f} ms "
+            "with the wait for the plan's lines; its longest path takes "
+            f"{self.longest_path_ms:.1f}"
         )
         yield Text(
             f"whole query: {run.total_ms:.1f} ms, {self.no_waiting_ms:.1f} if nothing had waited"
