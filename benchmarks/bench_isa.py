@@ -5,7 +5,7 @@
 A process for each, as the choice is made once for a process; they take turns, a few steps each, so
 that the machine's moods meet all of them. Steps of decoding with caches already filled and four
 rank-8 adapters dealt out in turn, and steps that read a prompt. Beside the times the memory's
-floor: every weight read once by as many threads as there are cores.
+floor: every weight read once.
 Result: bench_isa.json.
 """
 
@@ -20,12 +20,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.bench_engine import read_bandwidth
 from benchmarks.report import ROOT, Report, add_arguments
 
 ISAS = ("vnni", "avx512", "avx2", "generic")  # of COMPLLM_ISA; what is not there becomes a lesser
@@ -88,26 +88,6 @@ def answer_of(process: subprocess.Popen[str], *question: Any) -> Any:
     return json.loads(line)
 
 
-def floor_ms(engine_dir: Path) -> tuple[float, float]:
-    """MB of the weights that a step of one token reads, and the ms that reading as much takes."""
-    import numpy as np
-
-    from compllm.embedded.model import Weights
-
-    arrays = Weights.load(engine_dir).arrays
-    size = sum(array.nbytes for name, array in arrays.items() if name.endswith(".weight"))
-    num_threads = len(os.sched_getaffinity(0))
-    parts = np.array_split(np.ones(size // 8, np.int64), num_threads)
-    best = float("inf")
-    with ThreadPoolExecutor(num_threads) as pool:
-        for _ in range(20):
-            start = time.perf_counter()
-            # As few operations as numpy has for a number: the largest of each part.
-            list(pool.map(np.max, parts))
-            best = min(best, 1e3 * (time.perf_counter() - start))
-    return size / 1e6, best
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     from compllm import paths
 
@@ -131,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name in names:
                     found = answer_of(workers[name], kind, size, _STEPS_A_TURN)
                     times.setdefault((name, kind, size), []).extend(found if number else [])
-    megabytes, ms = floor_ms(engine_dir)
-    report.summary["weights_mb"] = round(megabytes, 1)
-    report.summary["memory_floor_ms"] = round(ms, 2)
+    weight_bytes = (engine_dir / "weights.safetensors").stat().st_size
+    report.summary["weights_mb"] = round(weight_bytes / 1e6, 1)
+    report.summary["memory_floor_ms"] = round(1e3 * weight_bytes / read_bandwidth(), 2)
     for kind, size in kinds:
         medians = {name: statistics.median(times[name, kind, size]) for name in workers}
         report.add(

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bench_replay import shapes
+from benchmarks.load_predicted import predicted, profile_of, spread
 from benchmarks.load_simulated import LOADS, POLICIES, Grid, read, simulated, summarise
 from benchmarks.report import RESULTS, Report, Row, add_arguments
 
@@ -42,9 +43,7 @@ if TYPE_CHECKING:
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.graphs import ReplayGraph
     from compllm.replay.session import ReplaySession
-    from compllm.simulate.load import Spread
     from compllm.simulate.profile import EngineProfile
-    from compllm.simulate.workload import Workload
 
 TABLE = "load"
 POOLED = "all rounds"
@@ -113,91 +112,6 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     return Seen(latencies_ms, max(waits_ms), len(well) / max(ends_s), session)
 
 
-def workload_of(bench: Bench) -> Workload:
-    """As `compllm simulate` takes it from the file of graphs, before anything ran."""
-    from compllm.simulate.workload import Shape, base_encode, make_workload
-
-    settings = bench.settings
-    shape = Shape(settings.overhead, answer_tokens=settings.answer_tokens)
-    return make_workload(
-        bench.graphs,
-        settings.lengths,
-        shape,
-        base_encode()[0],
-        tokens_per_block=bench.fitted.tokens_per_block,
-    )
-
-
-def predicted(
-    bench: Bench, seen: Seen, rate_qps: float, policy: PolicyName, profile: EngineProfile
-) -> Row:
-    """The simulator beside what the queries took: on the profile file knowing the load alone, then
-    on the requests that ran."""
-    from compllm.simulate.fit import seen as fit_seen
-    from compllm.simulate.load import Service, run
-    from compllm.simulate.pace import Pace, paced
-    from compllm.simulate.replayed import replayed as of_replay
-
-    ahead, behind = workload_of(bench), of_replay(seen.session.ran, profile.tokens_per_block)
-    models = {
-        "fitted": (bench.fitted, ahead, ahead.load(rate_qps, len(bench.graphs))),
-        "simulated": (profile, *behind),
-    }
-    counted = fit_seen(profile, seen.session.steps) if seen.session.steps else None
-    if counted is not None:
-        models["replayed"] = (counted, *behind)
-    cells: Row = {}
-    for name, (model, workload, load) in models.items():
-        outcome = run(workload, load, Service(model, policy, bench.max_in_flight))
-        cells[f"{name}_worst_wait_ms"] = round(outcome.wait_ms.max, 1)
-        cells[f"{name}_utilisation"] = round(outcome.utilisation, 3)
-        cells |= beside(name, outcome.latency_ms, seen)
-    if counted is not None and seen.session.windows:
-        pace = Pace.of(seen.session.windows, counted)
-        service = Service(counted, policy, bench.max_in_flight)
-        cells |= beside("paced", paced(*behind, service, pace), seen)
-        cells["slowest_window"] = round(float(pace.speeds.min()), 3)
-        cells["fastest_window"] = round(float(pace.speeds.max()), 3)
-    return cells
-
-
-def beside(name: str, found: Spread, seen: Seen) -> Row:
-    """A model's latencies, and what they are off."""
-    cells: Row = {}
-    real = spread(seen.latencies_ms)
-    for key in ("mean", "p50", "p95", "p99"):
-        ms, real_ms = getattr(found, key), getattr(real, key)
-        cells[f"{name}_{key}_ms"] = round(ms, 1)
-        cells[f"{name}_{key}_error"] = round(ms / real_ms - 1, 4)
-    return cells
-
-
-def profile_of(seen: Seen) -> EngineProfile:
-    """The step times measured around the run, the host's as seen in it, and what a step takes more
-    with a prefill in it or a long context as the engine's benchmarks have it."""
-    from compllm.replay.records import handovers_ms
-    from compllm.simulate.profile import load_profile
-
-    measured = seen.session.profile
-    assert measured is not None
-    answers = [ran.answer for ran in seen.session.ran if ran.error is None and ran.answer]
-    handovers = [ms for answer in answers for ms in handovers_ms(answer)]
-    route_ms = median(1e3 * answer.timings.route_s / len(answer.nodes) for answer in answers)
-    fitted = load_profile(str(PROFILE)) if PROFILE.exists() else measured
-    # A child that waits for admission shows up as a slow handover: the quickest tenth did not.
-    quickest = sorted(handovers)[: len(handovers) // 10 + 1]
-    return replace(
-        measured,
-        context_ms_per_token=fitted.context_ms_per_token,
-        mixed_ms=fitted.mixed_ms,
-        host=replace(
-            measured.host,
-            handover_ms=max(0.0, median(quickest)) if quickest else 0.0,
-            route_ms=route_ms,
-        ),
-    )
-
-
 async def real(
     bench: Bench, loads: Sequence[float], policies: Sequence[PolicyName], num_rounds: int
 ) -> None:
@@ -228,7 +142,7 @@ async def real(
                     failed=seen.session.num_failed,
                     **spread_cells(seen.latencies_ms),
                     worst_wait_ms=round(seen.worst_wait_ms, 1),
-                    **predicted(of_round, seen, rate_qps, policy, profile_of(seen)),
+                    **predicted(of_round, seen, rate_qps, policy, profile_of(seen, bench.fitted)),
                 )
                 print(f"{policy} at {load:.0%} done", file=sys.stderr, flush=True)
         for policy, rounds in found.items():
@@ -248,14 +162,6 @@ def round_of(bench: Bench, number: int) -> Bench:
     seed = bench.settings.seed + number
     lengths = replace(bench.settings.lengths, seed=seed)
     return replace(bench, settings=replace(bench.settings, seed=seed, lengths=lengths))
-
-
-def spread(latencies_ms: Sequence[float]) -> Spread:
-    import numpy as np
-
-    from compllm.simulate.load import Spread
-
-    return Spread.of(np.array(latencies_ms))
 
 
 def spread_cells(latencies_ms: Sequence[float]) -> dict[str, float]:

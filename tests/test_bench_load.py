@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import bench_load
+from benchmarks import bench_load, load_predicted
 from benchmarks.load_simulated import read
 from benchmarks.report import Report
 from path_parts import CATALOGUE, settings
@@ -96,7 +96,7 @@ async def test_fitted_is_what_compllm_simulate_says_with_the_file(
     report = Report("bench_load", argparse.Namespace(out=tmp_path))
     bench = bench_load.Bench(graphs, replayed, None, {}, 2, report, fitted)
     seen = bench_load.Seen(latencies_ms, 0.0, 1.0, session)
-    cells = bench_load.predicted(bench, seen, 4.0, "fifo", around)
+    cells = load_predicted.predicted(bench, seen, 4.0, "fifo", around)
 
     options = "--rate 4 --policy fifo --max-in-flight 2 --tokens-per-node 6 --answer-tokens 5"
     files = ["--graphs", arguments[1], "--engine-profile", str(tmp_path / "profile.json")]

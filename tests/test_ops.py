@@ -104,4 +104,5 @@ def test_a_product_of_8_bit_weights_is_as_exact_as_floats_are(isa: str) -> None:
     assert run.returncode == 0, run.stderr
     name, errors = json.loads(run.stdout)
     assert ISAS.index(name) <= ISAS.index(isa)
-    assert max(errors.values()) < 1e-6, errors
+    # Sums of integers are exact: what is left is the rounding of the inputs.
+    assert max(errors.values()) < (2e-7 if name == "vnni" else 1e-6), errors

@@ -33,20 +33,20 @@ struct Prepared {
 
 long num_groups(const Matrix& m) { return (m.in + kGroup - 1) / kGroup; }
 
+// Lanes of the first n numbers.
+__mmask16 first(int n) { return static_cast<__mmask16>(n >= WIDTH ? 0xffff : (1 << n) - 1); }
+
 long vnni_prepared_size(const Matrix& m) {
     if (m.q == nullptr) return prepared_size(m);
-    // Sixteen inputs are written at a time.
-    return kLine + (m.in + 15L) / 16 * 16 * kDigits / kLine * kLine + kLine;
+    const long written = (m.in + WIDTH - 1L) / WIDTH * WIDTH * kDigits;
+    return kLine + (written + kLine - 1) / kLine * kLine;
 }
 
 void prepare_token(const Matrix& m, const float* x, std::int8_t* to) {
-    const auto mask = [&](int i) {
-        return static_cast<__mmask16>(m.in - i >= 16 ? 0xffff : (1 << (m.in - i)) - 1);
-    };
     __m512 most = _mm512_setzero_ps();
     __m512 total = _mm512_setzero_ps();
-    for (int i = 0; i < m.in; i += 16) {
-        const __m512 v = _mm512_maskz_loadu_ps(mask(i), x + i);
+    for (int i = 0; i < m.in; i += WIDTH) {
+        const __m512 v = _mm512_maskz_loadu_ps(first(m.in - i), x + i);
         most = _mm512_max_ps(most, _mm512_abs_ps(v));
         total = _mm512_add_ps(total, v);
     }
@@ -57,9 +57,9 @@ void prepare_token(const Matrix& m, const float* x, std::int8_t* to) {
     const auto low = [](__m512i v) { return _mm512_srai_epi32(_mm512_slli_epi32(v, 24), 24); };
     __m512i sums[kDigits] = {};
     std::int8_t* digits = to + kLine;
-    for (int i = 0; i < m.in; i += 16, digits += 16 * kDigits) {
-        const __m512i integers =
-            _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask(i), x + i), inverse));
+    for (int i = 0; i < m.in; i += WIDTH, digits += WIDTH * kDigits) {
+        const __m512i integers = _mm512_cvtps_epi32(
+            _mm512_mul_ps(_mm512_maskz_loadu_ps(first(m.in - i), x + i), inverse));
         const __m512i d0 = low(integers);
         const __m512i rest = _mm512_srai_epi32(_mm512_sub_epi32(integers, d0), 8);
         const __m512i d1 = low(rest);
@@ -115,8 +115,7 @@ inline void panel_tile(const Matrix& m, const std::int8_t* prepared, float* y, i
             acc[i] = (Sums)_mm512_dpbusd_epi32((__m512i)acc[i], w, _mm512_set1_epi32(four));
         }
     }
-    const auto mask =
-        static_cast<__mmask16>(last - row >= kPanel ? 0xffff : (1 << (last - row)) - 1);
+    const __mmask16 mask = first(last - row);
     const __m512 zero_point = _mm512_maskz_loadu_ps(mask, m.zero_point + row);
     const __m512 scale = _mm512_maskz_loadu_ps(mask, m.scale + row);
     const __m512 bias =
@@ -138,6 +137,12 @@ inline void panel_rows(const Matrix& m, const std::int8_t* prepared, float* y, i
     for (int row = first; row < last; row += kPanel) panel_tile<NT>(m, prepared, y, row, last);
 }
 
+// [tokens - 1]
+constexpr decltype(&panel_rows<1>) kPanelRows[] = {panel_rows<1>, panel_rows<2>, panel_rows<3>,
+                                                   panel_rows<4>, panel_rows<5>, panel_rows<6>,
+                                                   panel_rows<7>, panel_rows<8>};
+constexpr int kTokens = 8;
+
 void vnni_linear(const Matrix& m, const float* x, const void* prepared, float* y, int num_tokens,
                  int first, int last) {
     if (m.q == nullptr) return linear(m, x, prepared, y, num_tokens, first, last);
@@ -146,34 +151,10 @@ void vnni_linear(const Matrix& m, const float* x, const void* prepared, float* y
     const int stretch = (131072 / m.in / kPanel + 1) * kPanel;
     for (int row = first; row < last; row += stretch) {
         const int end = row + stretch < last ? row + stretch : last;
-        for (int t = 0; t < num_tokens; t += 8) {
-            const auto* at = static_cast<const std::int8_t*>(prepared) + t * size;
-            float* to = y + static_cast<long>(t) * m.rows;
-            switch (num_tokens - t) {
-                case 1:
-                    panel_rows<1>(m, at, to, row, end);
-                    break;
-                case 2:
-                    panel_rows<2>(m, at, to, row, end);
-                    break;
-                case 3:
-                    panel_rows<3>(m, at, to, row, end);
-                    break;
-                case 4:
-                    panel_rows<4>(m, at, to, row, end);
-                    break;
-                case 5:
-                    panel_rows<5>(m, at, to, row, end);
-                    break;
-                case 6:
-                    panel_rows<6>(m, at, to, row, end);
-                    break;
-                case 7:
-                    panel_rows<7>(m, at, to, row, end);
-                    break;
-                default:
-                    panel_rows<8>(m, at, to, row, end);
-            }
+        for (int t = 0; t < num_tokens; t += kTokens) {
+            const int count = num_tokens - t < kTokens ? num_tokens - t : kTokens;
+            kPanelRows[count - 1](m, static_cast<const std::int8_t*>(prepared) + t * size,
+                                  y + static_cast<long>(t) * m.rows, row, end);
         }
     }
 }

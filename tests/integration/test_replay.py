@@ -115,7 +115,7 @@ async def test_a_session_measures_runs_and_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("compllm.replay.session._WINDOW_S", 0.02)
-    session = ReplaySession(graphs, settings, server.metrics_url)
+    session = ReplaySession(graphs, replace(settings, rate_qps=100.0), server.metrics_url)
     await session.run(llm)
     *records, last = (json.loads(line) for line in session.lines())
     summary: dict[str, Any] = last["summary"]

@@ -44,7 +44,7 @@ class ReplaySession:
         self.ran: list[Ran] = []
         self.profile: EngineProfile | None = None
         self.steps: tuple[TimedSteps, ...] = ()  # of the engine, while the graphs ran
-        self.windows: tuple[Window, ...] = ()  # the same, a few seconds after a few seconds
+        self.windows: tuple[Window, ...] = ()  # the same every few seconds, where there is a rate
         self._metrics_url = metrics_url
         self._counters: dict[str, Any] = {"engine": None, "client": None}
         self._start_s = self._wall_s = 0.0
@@ -65,7 +65,9 @@ class ReplaySession:
         self.profile = before = await self._measured(llm)
         samples = await self._settled_samples()
         self._start_s = time.monotonic()
-        readings = [] if samples is None else [(0.0, samples)]
+        # A query by itself is not disturbed.
+        is_loaded = self.settings.rate_qps is not None
+        readings = [(0.0, samples)] if samples is not None and is_loaded else []
         watching = asyncio.create_task(self._watch(readings))
         try:
             await replay(llm, self.graphs, self.settings, ended)
@@ -75,7 +77,8 @@ class ReplaySession:
         if samples is not None and (behind := await self._settled_samples()) is not None:
             self._counters["engine"] = engine_counters(samples, behind)
             self.steps = timed_steps(samples, behind)
-            self.windows = windows_of([*readings, (self._elapsed_ms(), behind)])
+            if readings:
+                self.windows = windows_of([*readings, (self._elapsed_ms(), behind)])
         self.profile = mean_profile(before, await self._measured(llm))
 
     def lines(self) -> Iterator[str]:
