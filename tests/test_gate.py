@@ -59,6 +59,19 @@ async def test_a_question_that_needs_a_plan_gets_one(gate_file: Path) -> None:
     assert len(backend.requests) == 2
 
 
+async def test_the_plan_that_is_shown_is_the_plan_that_runs(gate_file: Path) -> None:
+    """`CompLLM.plan` obeys the gate as `stream` does."""
+    backend = ScriptedBackend(plan_reply(f"1 | {IRON}"))
+    async with make_llm(backend, gate__mode="auto", gate__file=str(gate_file)) as llm:
+        plan, routes = await llm.plan(IRON)
+        assert plan == Plan((SubQuery(1, IRON),), is_direct=True)
+        assert [route.expert for route in routes] == ["chemistry"]
+        assert not backend.requests
+        plan, _ = await llm.plan(BOTH)
+    assert plan == Plan((SubQuery(1, IRON),))
+    assert len(backend.requests) == 1
+
+
 async def test_a_given_plan_is_not_asked_about(gate_file: Path) -> None:
     other = "What is the atomic number of neon?"
     backend = ScriptedBackend(node_reply(other, "10"))

@@ -174,6 +174,13 @@ async def test_planning_alone_executes_nothing() -> None:
     assert len(backend.requests) == 1
 
 
+async def test_planning_alone_counts_a_plan_that_was_unusable() -> None:
+    async with make_llm(ScriptedBackend(plan_reply("2 <9> | Oh?\n"))) as llm:
+        plan, routes = await llm.plan("Iron plus neon?")
+        assert llm.num_fallbacks == 1
+    assert (plan.is_fallback, len(routes)) == (True, 1)
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
     [

@@ -22,9 +22,10 @@ from compllm.config import GateConfig
 from compllm.embed import Array, Encoder
 from compllm.errors import RouteError
 from compllm.paths import resource_dir
+from compllm.plan import direct_plan
 from compllm.routers.archive import read_archive, told_as, write_archive
 from compllm.routers.heads import Layer, Softmax
-from compllm.types import Plan, SubQuery
+from compllm.types import Plan
 
 FORMAT = 1
 DIRECT = "direct"  # the one name that the head scores
@@ -63,7 +64,7 @@ class GateKeeper:
         """The one-node plan, or None where the generator should plan. The router needs the same
         vector next: the encoder keeps it."""
         (score,) = self.gate.scores(await self.encoder.encode([question]))
-        return Plan((SubQuery(1, question),), is_direct=True) if score >= self.floor else None
+        return direct_plan(question) if score >= self.floor else None
 
 
 async def open_gate(settings: GateConfig, encoder: Encoder) -> GateKeeper | None:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +21,7 @@ from compllm.compose import answer_prompt, compose
 from compllm.config import Config, load_config
 from compllm.decompose import decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
-from compllm.errors import BackendError, DeadlineExceeded, QueryError
+from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
@@ -35,7 +33,8 @@ from compllm.parts import (
     make_limit_finder,
 )
 from compllm.paths import encoder_dir
-from compllm.plan import is_encodable, make_plan
+from compllm.plan import direct_plan, make_plan
+from compllm.query_check import checked
 from compllm.query_run import Run
 from compllm.route import Router
 from compllm.types import (
@@ -139,7 +138,8 @@ class CompLLM:
         and there is something to tell), or with QueryError, PlanError, BackendError or
         DeadlineExceeded. Closing the iterator cancels what runs.
         """
-        router, query, given = self._opened(), self._check(query), self._check_plan(plan)
+        router, query = self._opened(), self._check(query)
+        given = self._check_plan(query, plan)
         deadline_s = query.deadline_s or self.config.timeouts.query_s
 
         async def path(emit: Emit) -> None:
@@ -183,27 +183,28 @@ class CompLLM:
         raise AssertionError("a stream ends with AnswerFinished or an error")
 
     async def plan(self, query: Query | str) -> tuple[Plan, tuple[Route, ...]]:
-        """The generator's plan and who would answer its sub-queries; nothing is executed.
+        """The plan that `stream` would run, by the gate or the generator, and the route of each of
+        its sub-queries; nothing is executed.
 
         Raises QueryError, BackendError, DeadlineExceeded.
         """
         router, query = self._opened(), self._check(query)
         deadline_s = query.deadline_s or self.config.timeouts.query_s
-        plan = Plan(())
         live = LiveQuery(
             query.id, next(self._seq), asyncio.get_running_loop().time(), lambda _: None
         )
+        # Its nodes are never added: the run is there to be planned, by the code of `stream`.
+        run = Run(query, live, Execution(self._engine, live, self._new_graph()))
         try:
             async with asyncio.timeout(deadline_s):
                 await self._limits.find()
-                items = decompose(query, self._engine.backend, self._generator)
-                async with self._slot(live, _PLAN_NODE), aclosing(items):
-                    async for item in items:
-                        plan = item if isinstance(item, Plan) else plan
+                async with aclosing(self._decompose(run, None)) as plan_lines:
+                    async for _ in plan_lines:
+                        pass
         except TimeoutError:
             message = f"the deadline of {deadline_s:g} s is over"
             raise DeadlineExceeded(message, query_id=query.id) from None
-        self.num_fallbacks += plan.is_fallback
+        plan = run.plan or Plan(())
         texts = [sub_query.text for sub_query in plan.sub_queries]
         return plan, router.route(await self._encoder.encode(texts))
 
@@ -269,26 +270,18 @@ class CompLLM:
         return self._router
 
     def _check(self, query: Query | str) -> Query:
-        query = Query(query) if isinstance(query, str) else query
-        query = replace(query, text=query.text.strip(), id=query.id or uuid.uuid4().hex[:12])
-        limit = self.config.limits.max_query_chars
-        problem = None
-        if not query.text:
-            problem = "the question is empty"
-        elif len(query.text) > limit:
-            problem = f"the question has {len(query.text)} characters, at most {limit} are allowed"
-        elif not is_encodable(query.text):
-            problem = "the question is not text: it holds half a surrogate pair"
-        elif query.deadline_s is not None and not query.deadline_s > 0:
-            problem = f"the deadline is {query.deadline_s} s, it must be more than 0"
-        elif query.id in self._live:
+        query = checked(query, self.config.limits)
+        if query.id in self._live:
             problem = f"a query with the id {query.id!r} is running already"
-        if problem:
             raise QueryError(problem, query_id=query.id)
         return query
 
-    def _check_plan(self, plan: Plan | None) -> Plan | None:
-        return plan and make_plan(plan.sub_queries, self.config.limits.plan)
+    def _check_plan(self, query: Query, plan: Plan | None) -> Plan | None:
+        if plan is None or plan == direct_plan(query.text):  # the question's own limits hold for it
+            return plan
+        if not isinstance(plan, Plan):
+            raise PlanError(f"the plan is a {type(plan).__name__}, expected a Plan: see parse_plan")
+        return make_plan(plan.sub_queries, self.config.limits.plan)
 
     def _new_graph(self) -> QueryGraph:
         limits = self.config.limits

@@ -121,6 +121,7 @@ def make_plan(sub_queries: Sequence[SubQuery], limits: PlanLimits | None = None)
     Raises CycleError, UnknownNodeError or PlanError.
     """
     limits = limits or PlanLimits()
+    _check_types(sub_queries)
     if not sub_queries:
         raise PlanError("the plan is empty: expected lines such as '1 | What is ...?'")
     _check_count(len(sub_queries), limits)
@@ -135,6 +136,11 @@ def make_plan(sub_queries: Sequence[SubQuery], limits: PlanLimits | None = None)
 def fallback_plan(query: str, reason: str) -> Plan:
     """The one-node plan: the query itself."""
     return Plan((SubQuery(1, query),), is_fallback=True, reason=reason)
+
+
+def direct_plan(query: str) -> Plan:
+    """The one-node plan of a question that is not to be planned."""
+    return Plan((SubQuery(1, query),), is_direct=True)
 
 
 def format_line(sub_query: SubQuery) -> str:
@@ -212,6 +218,20 @@ def _parse_line(line: str) -> SubQuery:
     text = text.strip()
     _check_text(text, line, None)
     return SubQuery(int(number), text, parents)
+
+
+def _check_types(sub_queries: object) -> None:
+    """Python does not hold a caller to them, and a wrong one would fail far from here."""
+    if not isinstance(sub_queries, list | tuple):
+        raise PlanError(f"the sub-queries are a {type(sub_queries).__name__}, expected a tuple")
+    for each in sub_queries:
+        if not isinstance(each, SubQuery):
+            raise PlanError(f"a sub-query is a {type(each).__name__}, expected a SubQuery")
+        parents = each.parents
+        is_right = _is_id(each.id) and isinstance(each.text, str)
+        if not (is_right and isinstance(parents, tuple) and all(map(_is_id, parents))):
+            expected = "an id (int), a text (str) and parents (a tuple of ids)"
+            raise PlanError(f"not a sub-query: {_shown(repr(each))}: expected {expected}")
 
 
 def _check_text(text: str, line: str, limits: PlanLimits | None) -> None:
