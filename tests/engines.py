@@ -67,12 +67,13 @@ def generate(engine: Executor, requests: Sequence[EngineRequest]) -> list[Collec
 
 @dataclass(frozen=True)
 class Reference:
-    """Greedy tokens of transformers (+ PEFT) in float32, and the gap to the second best at each
-    of them.
+    """Greedy tokens of transformers (+ PEFT) in float32, the gap to the second best at each of
+    them, and its log-probability.
     """
 
     token_ids: list[int]
     margins: list[float]
+    log_probs: list[float]
 
     def parting(self, token_ids: Sequence[int]) -> int | None:
         """The first place where `token_ids` differs, None when it does not."""
@@ -100,15 +101,17 @@ def reference(
     model.eval()
     results = []
     for prompt in prompts:
-        ids, past, tokens, margins = torch.tensor([list(prompt)]), None, [], []
+        ids, past = torch.tensor([list(prompt)]), None
+        tokens, margins, log_probs = [], [], []
         with torch.inference_mode():
             for _ in range(num_tokens):
                 out = model(input_ids=ids, past_key_values=past, use_cache=True)
                 best = torch.topk(out.logits[0, -1], 2)
                 tokens.append(int(best.indices[0]))
                 margins.append(float(best.values[0] - best.values[1]))
+                log_probs.append(float(out.logits[0, -1].log_softmax(-1)[tokens[-1]]))
                 ids, past = best.indices[:1][None], out.past_key_values
-        results.append(Reference(tokens, margins))
+        results.append(Reference(tokens, margins, log_probs))
     return results
 
 

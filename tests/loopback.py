@@ -42,7 +42,7 @@ class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     async def _answer(self, message: Any, context: Any) -> None:
         async def respond(
-            ids: list[int] | None = None, error: str = "", *, is_final: bool = False, **more: int
+            ids: list[int] | None = None, error: str = "", *, is_final: bool = False, **more: Any
         ) -> None:
             response = service_pb2.ModelInferResponse(id=message.id)
             response.parameters["triton_final_response"].bool_param = is_final
@@ -51,8 +51,8 @@ class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                     name: [[value]] for name, value in more.items()
                 }
                 for name, value in arrays.items():
-                    array = np.array(value, np.int64 if name.endswith("_ns") else np.int32)
-                    datatype = "INT64" if name.endswith("_ns") else "INT32"
+                    dtype, datatype = _type(name)
+                    array = np.array(value, dtype)
                     response.outputs.add(name=name, datatype=datatype, shape=array.shape)
                     response.raw_output_contents.append(array.tobytes())
             answer = service_pb2.ModelStreamInferResponse(
@@ -73,6 +73,13 @@ class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         answer = service_pb2.ModelConfigResponse()
         answer.config.parameters["tokenizer_dir"].string_value = self.tokenizer_dir
         return answer
+
+
+def _type(name: str) -> tuple[type[np.generic], str]:
+    """Of an output of this name."""
+    if name.endswith("_log_probs"):
+        return np.float32, "FP32"
+    return (np.int64, "INT64") if name.endswith("_ns") else (np.int32, "INT32")
 
 
 def inputs(message: Any) -> dict[str, Any]:

@@ -94,8 +94,23 @@ async def test_why_the_model_ended_is_told_where_one_wrote(
 ) -> None:
     backend = ScriptedBackend(Reply("x", finish_reason="length"))
     ends: list[FinishReason] = []
-    _ = [each async for each in compose(QUERY, TWO, backend, Aggregator(policy), ends.append)]
+
+    def ended(reason: FinishReason, log_probs: tuple[float, ...]) -> None:
+        ends.append(reason)
+
+    _ = [each async for each in compose(QUERY, TWO, backend, Aggregator(policy), ended)]
     assert ends == told
+
+
+async def test_the_end_comes_with_the_log_probs_of_the_whole_answer() -> None:
+    backend = ScriptedBackend(Reply(("Because ", "so."), log_probs=(-1, -2)))
+    found: list[tuple[float, ...]] = []
+
+    def ended(reason: FinishReason, log_probs: tuple[float, ...]) -> None:
+        found.append(log_probs)
+
+    _ = [each async for each in compose(QUERY, TWO, backend, Aggregator(), ended)]
+    assert found == [(-1, -2)]
 
 
 def test_joined_answer_is_cut_where_a_leaf_was() -> None:

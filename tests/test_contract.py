@@ -104,7 +104,6 @@ def test_guide_that_is_no_text_is_refused() -> None:
         ("num_return_sequences", 2, 1),
         ("embedding_bias", 0.5, 0.0),
         ("return_context_logits", True, False),
-        ("return_log_probs", True, False),
         ("beam_search_diversity_rate", 0.5, 0.0),
     ],
 )
@@ -166,6 +165,25 @@ def test_streamed_output_holds_new_tokens_alone() -> None:
     arrays = outputs(parse(_tensors(streaming=[True])), EngineEvent((8,)), 1)
     assert arrays["output_ids"].tolist() == [[[8]]]
     assert set(arrays) == {"output_ids", "sequence_length", "batch_index", "sequence_index"}
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_log_probs_come_with_every_response_when_asked_and_sum_up(is_streamed: bool) -> None:
+    request = parse(_tensors(streaming=[is_streamed], return_log_probs=[True]))
+    assert request.engine.wants_log_probs
+    arrays = outputs(request, EngineEvent((8,), (-0.5, -0.25), is_final=not is_streamed), 2)
+    assert arrays["output_log_probs"].tolist() == [[[-0.5, -0.25]]]
+    assert arrays["cum_log_probs"].tolist() == [[-0.75]]
+    assert {arrays[name].dtype for name in ("output_log_probs", "cum_log_probs")} == {
+        np.dtype(np.float32)
+    }
+
+
+def test_log_probs_of_no_token_are_an_empty_list() -> None:
+    request = parse(_tensors(return_log_probs=[True]))
+    arrays = outputs(request, EngineEvent(is_final=True), 0)
+    assert arrays["output_log_probs"].shape == (1, 1, 0)
+    assert arrays["cum_log_probs"].tolist() == [[0.0]]
 
 
 def test_performance_outputs_come_with_the_last_response_when_asked() -> None:

@@ -33,6 +33,14 @@ async def test_a_line_is_out_before_the_next_one_is_written() -> None:
     assert await anext(items) == Plan((SubQuery(1, "Why?"), SubQuery(2, "How?")))
 
 
+async def test_the_plan_has_the_log_probs_of_its_tokens() -> None:
+    reply = Reply(("1 | Why?\n", "2 | How?"), log_probs=(-1, -2, -3, -4, -5, -6))
+    plan = (await run(reply))[-1]
+    assert isinstance(plan, Plan)
+    assert plan.log_probs == (-1, -2, -3, -4, -5, -6)
+    assert plan == Plan(plan.sub_queries)  # the same plan, however sure its writer was
+
+
 async def test_the_request_is_guided_greedy_and_streamed() -> None:
     backend = ScriptedBackend(Reply("1 | Why?"))
     _ = [item async for item in decompose(QUERY, backend, GENERATOR)]

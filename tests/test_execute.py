@@ -131,6 +131,17 @@ async def test_a_failure_is_retried_where_safe_then_the_base_answers_then_it_is_
     assert (result.error is None) == (status == "done")
 
 
+async def test_every_node_has_the_log_probs_of_its_tokens_shared_responses_too() -> None:
+    gate = asyncio.Event()
+    setting = Setting(Reply("twenty six", log_probs=(-0.5, -0.25), gate=gate))
+    run = asyncio.create_task(setting.run("1 | one?\n2 | one?"))
+    await setting.backend.wait_for("one?")
+    gate.set()
+    results = await run
+    assert [result.log_probs for result in results.values()] == [(-0.5, -0.25)] * 2
+    assert sum(result.is_shared for result in results.values()) == 1
+
+
 async def test_an_empty_response_is_a_failure_too() -> None:
     setting = Setting(Reply("  \n", adapter_id=7), Reply("x"))
     result = (await setting.run("1 | one?"))[1]

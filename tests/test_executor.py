@@ -102,6 +102,45 @@ def test_greedy_tokens_are_those_of_transformers_and_peft_in_one_mixed_batch(
     assert engine.stats().max_adapters_in_step == 4
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_log_probs_are_those_of_transformers_for_the_requests_of_a_batch_that_want_them(
+    engine: Executor, expected: SimpleNamespace, is_streamed: bool
+) -> None:
+    cases = [(n, i, wants) for i in (0, 1) for n in expected.answers for wants in (True, False)]
+    asked = [
+        dataclasses.replace(
+            ask(engine, expected.prompts[i], n), wants_log_probs=wants, is_streamed=is_streamed
+        )
+        for n, i, wants in cases
+    ]
+    results = generate(engine, asked)
+    assert any(len(result.events) > 1 for result in results) == is_streamed
+    for (name, i, wants), result in zip(cases, results, strict=True):
+        answer = expected.answers[name][i]
+        place = answer.parting(result.token_ids)  # after a tie all is different
+        found = result.last.log_probs
+        assert len(found) == (NUM_TOKENS if wants else 0)
+        if wants:
+            error = 5e-3 if name and engine.runner.form == "op" else 1e-4  # it keeps them as halves
+            assert found[:place] == pytest.approx(answer.log_probs[:place], abs=error)
+
+
+def test_streamed_log_probs_are_those_of_all_tokens_up_to_there(op_engine: Executor) -> None:
+    request = dataclasses.replace(ask(op_engine, (5, 6, 7)), wants_log_probs=True)
+    whole = generate(op_engine, [request])[0].last.log_probs
+    streamed = generate(op_engine, [dataclasses.replace(request, is_streamed=True)])[0]
+    for num_tokens, event in enumerate(streamed.events, 1):
+        assert event.log_probs == pytest.approx(whole[:num_tokens], abs=1e-5)
+
+
+def test_the_end_token_has_no_log_prob(op_engine: Executor) -> None:
+    request = ask(op_engine, (5, 6, 7))
+    tokens = generate(op_engine, [request])[0].token_ids
+    place = next(n for n, token in enumerate(tokens) if n and token not in tokens[:n])
+    ended = dataclasses.replace(request, end_id=tokens[place], wants_log_probs=True)
+    assert len(generate(op_engine, [ended])[0].last.log_probs) == place
+
+
 def test_a_request_gets_the_same_tokens_alone_and_in_any_mix(
     engine: Executor, expected: SimpleNamespace
 ) -> None:

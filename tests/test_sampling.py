@@ -47,6 +47,33 @@ def test_plain_greedy_is_the_argmax_with_the_lower_id_on_ties() -> None:
     assert tokens.tolist() == [0, 3]
 
 
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        EngineSampling(),
+        EngineSampling(repetition_penalty=3.0, frequency_penalty=2.0),
+        EngineSampling(temperature=0.3, top_k=5, top_p=0.5, seed=4),
+    ],
+)
+def test_log_probs_are_of_the_rows_as_they_come(sampling: EngineSampling) -> None:
+    logits = logits_of(2)
+    expected = logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=1))[:, None]
+    prompt_ids = [int(token) for token in logits.argmax(axis=1)]
+    states = [
+        SamplerState(sampling, prompt_ids, guide=guide, is_scored=True)
+        for guide in (None, EvenGuide())
+    ]
+    tokens = sample_batch(logits, states)
+    for row, (token, state) in enumerate(zip(tokens, states, strict=True)):
+        assert state.log_prob == pytest.approx(expected[row, token], abs=1e-5)
+
+
+def test_huge_logits_have_log_probs_too() -> None:
+    state = SamplerState(EngineSampling(), is_scored=True)
+    sample_batch(np.array([[1e30, 0, -np.inf]], np.float32), [state])
+    assert state.log_prob == 0
+
+
 def test_repetition_penalty_equals_transformers() -> None:
     import torch
     from transformers import RepetitionPenaltyLogitsProcessor

@@ -41,6 +41,15 @@ async def test_streamed_text_comes_piece_by_piece_else_whole() -> None:
     assert [(chunk.text, chunk.finish_reason) for chunk in whole] == [("a b", "stop")]
 
 
+async def test_log_probs_are_dealt_out_to_requests_that_want_them() -> None:
+    backend = ScriptedBackend(Reply(("a ", "b c"), log_probs=(-1, -2, -3)))
+    wanted = request("q", is_streamed=True, wants_log_probs=True)
+    assert [chunk.log_probs async for chunk in backend.generate(wanted)] == [(-1,), (-2, -3), ()]
+    assert (await collect(backend, wanted))[1].log_probs == (-1, -2, -3)
+    assert (await collect(backend, request("q", wants_log_probs=True)))[1].log_probs == (-1, -2, -3)
+    assert (await collect(backend, request("q")))[1].log_probs == ()
+
+
 async def test_leaving_early_cancels_and_is_recorded() -> None:
     backend = ScriptedBackend(Reply(("a", "b")))
     async with open_chunks(backend, request("q", is_streamed=True)) as chunks:

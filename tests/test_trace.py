@@ -17,7 +17,18 @@ from compllm.types import (
 PLAN = Plan((SubQuery(1, "a?"), SubQuery(2, "b?", (1,))))
 ROUTE = Route("chemistry", 0.87654, is_fallback=False)
 DONE = NodeResult(
-    1, "chemistry", "done", "x", None, "stop", Usage(9, 2, 1), 0.001, 0.002, 0.003, 0.004
+    1,
+    "chemistry",
+    "done",
+    "x",
+    None,
+    "stop",
+    Usage(9, 2, 1),
+    0.001,
+    0.002,
+    0.003,
+    0.004,
+    log_probs=(-0.5, -0.25),  # never in the object: one number a token
 )
 FAILED = NodeResult(2, "base", "failed", error="no")
 ANSWER = Answer(

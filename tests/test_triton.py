@@ -75,6 +75,26 @@ async def test_unstreamed_request_is_one_chunk(backend: TritonBackend) -> None:
     ]
 
 
+async def test_chunks_carry_the_log_probs_of_their_tokens(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    async def handler(message: Any, respond: Respond) -> None:
+        assert inputs(message)["return_log_probs"] == [[True]]
+        await respond(HELLO[:1], output_log_probs=[-0.5])
+        await respond(HELLO[1:], output_log_probs=[-0.5, -0.25], is_final=True)
+
+    loopback.handler = handler
+    request = _request(is_streamed=True, wants_log_probs=True)
+    chunks = [chunk async for chunk in backend.generate(request)]
+    assert [chunk.log_probs for chunk in chunks] == [(-0.5,), (-0.25,)]
+    assert (await collect(backend, request))[1].log_probs == (-0.5, -0.25)
+
+
+async def test_an_engine_without_log_probs_gives_none(backend: TritonBackend) -> None:
+    _, last = await collect(backend, _request(wants_log_probs=True))
+    assert last.log_probs == ()
+
+
 async def test_message_carries_everything_that_was_asked_for(
     loopback: Loopback, backend: TritonBackend, tokenizer: Tokenizer
 ) -> None:

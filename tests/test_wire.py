@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,12 @@ def everything() -> Any:
     """A message with all that a request of ours can ask for."""
     sampling = SamplingParams(9, 0.5, 3, 0.75, 1.1, seed=-1, stop=("a",), min_tokens=2)
     request = GenerateRequest(
-        "r", (Segment("hi"),), sampling, adapter_id=7, guide=Guide("regex", "[0-9]")
+        "r",
+        (Segment("hi"),),
+        sampling,
+        adapter_id=7,
+        guide=Guide("regex", "[0-9]"),
+        wants_log_probs=True,
     )
     special = SpecialIds(2, 0, more_end_ids=(3, 4))
     return wire.inference_message(
@@ -69,6 +75,36 @@ def test_what_messages_have_in_common_is_a_copy_in_each() -> None:
     assert b"changed" not in second.raw_input_contents
 
 
+def test_log_probs_are_asked_for_with_a_sampling_parameter_or_not_at_all() -> None:
+    """TensorRT-LLM overlooks the wish where no sampling parameter is set."""
+    plain = GenerateRequest("r", (Segment("hi"),))
+    messages = [
+        wire.inference_message(request, "r#1", [5], SpecialIds(2, 0), is_streamed=False)
+        for request in (plain, replace(plain, wants_log_probs=True))
+    ]
+    without, wanted = ({each.name for each in message.inputs} for message in messages)
+    assert wanted - without == {"return_log_probs"}
+    assert "runtime_top_k" in wanted
+
+
+@pytest.mark.parametrize(
+    ("known", "num_before", "num_new", "expected"),
+    [
+        ([-1.0, -2.0, -3.0], 0, 3, (-1.0, -2.0, -3.0)),
+        ([-1.0, -2.0, -3.0], 2, 1, (-3.0,)),  # a streamed response has those of earlier ones first
+        ([-1.0, -2.0, -3.0], 0, 2, (-1.0, -2.0)),  # one more, of the end token
+        ([-1.0], 0, 2, ()),
+        ([], 0, 0, ()),
+        (None, 0, 2, ()),
+    ],
+)
+def test_log_probs_are_those_of_the_new_tokens_or_none(
+    known: list[float] | None, num_before: int, num_new: int, expected: tuple[float, ...]
+) -> None:
+    tensors = {} if known is None else {"output_log_probs": np.array(known, np.float32)}
+    assert wire.read_log_probs(tensors, num_before, num_new) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "values", "dtype"),
     [
@@ -92,6 +128,7 @@ def test_responses_are_read_by_names_that_upstream_has() -> None:
 
     asked = Asked(lambda: np.ones(1, np.int64))
     wire.read_usage(asked)
+    wire.read_log_probs(asked, 0, 1)
     wire.read_ids({name: asked[name] for name in ("output_ids", "sequence_length")})
     assert len(asked) > 6
     assert set(asked) <= {tensor.name for tensor in upstream.core().outputs}

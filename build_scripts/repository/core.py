@@ -25,8 +25,6 @@ EXECUTOR_WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 # Outputs that the embedded engine cannot fill are not declared by it.
 _NOT_EMBEDDED = frozenset(
     (
-        "cum_log_probs",
-        "output_log_probs",
         "context_logits",
         "generation_logits",
         "context_phase_params",
@@ -51,7 +49,7 @@ _EMBEDDED_PARAMETERS = {
 _EMBEDDED_HEADER = """\
 # TensorRT-LLM's core model on the embedded engine: upstream's tensors (1.2 line), the Python
 # backend. Made by `make_triton_repo.py --embedded-template`; a test compares. Outputs that this
-# engine cannot fill (logits, log-probs, drafts) are not declared; inputs it cannot honour are, and
+# engine cannot fill (logits, drafts) are not declared; inputs it cannot honour are, and
 # refused when they ask for something. Placeholders are filled when a server starts.
 """
 
@@ -151,6 +149,9 @@ def _gpu_parameters(model: CoreModel) -> dict[str, str]:
         "enable_kv_cache_reuse": "true" if model.has_paged_context else "false",
         "enable_chunked_context": "true" if model.has_paged_context else "false",
         "exclude_input_in_output": "false",  # as upstream; the runtime asks for it by request
+        # The default, true, gives each greedy token the probability 1: its share of the one token
+        # that top-k 1 leaves.
+        "normalize_log_probs": "false",
         "cancellation_check_period_ms": str(model.cancellation_check_period_ms),
         "stats_check_period_ms": "100",
         "gpu_device_ids": ",".join(str(each) for each in model.gpu_ids),

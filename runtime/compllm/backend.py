@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from compllm.errors import BackendError
@@ -49,6 +49,7 @@ class GenerateRequest:
     adapter_id: int | None = None  # lora_task_id; None is the base
     guide: Guide | None = None
     is_streamed: bool = False  # False: one chunk with everything
+    wants_log_probs: bool = False  # an engine that has none leaves `Chunk.log_probs` empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Chunk:
     num_tokens: int = 0  # new tokens in it
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    log_probs: tuple[float, ...] = ()  # natural, one a new token, where wanted; else none
 
 
 class Backend(Protocol):
@@ -89,14 +91,17 @@ async def open_chunks(
 
 
 async def collect(backend: Backend, request: GenerateRequest) -> tuple[str, Chunk]:
-    """The whole text, and the last chunk with its finish_reason and usage.
+    """The whole text, and the last chunk with its finish_reason and usage, and with the log_probs
+    of all.
 
     Raises what the backend raises, and BackendError when it ends without a last chunk.
     """
     pieces: list[str] = []
+    log_probs: list[float] = []
     async with open_chunks(backend, request) as chunks:
         async for chunk in chunks:
             pieces.append(chunk.text)
+            log_probs += chunk.log_probs
             if chunk.finish_reason is not None:
-                return "".join(pieces), chunk
+                return "".join(pieces), replace(chunk, log_probs=tuple(log_probs))
     raise BackendError(f"the response to request {request.id!r} broke off before its end")

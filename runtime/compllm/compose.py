@@ -22,7 +22,7 @@ from compllm.types import (
     SubQuery,
 )
 
-OnEnd = Callable[[FinishReason], None]
+OnEnd = Callable[[FinishReason, tuple[float, ...]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,12 @@ async def compose(
     leaves: Sequence[tuple[str, str | None]],
     backend: Backend,
     aggregator: Aggregator,
-    on_end: OnEnd = lambda _: None,
+    on_end: OnEnd = lambda *_: None,
 ) -> AsyncGenerator[str, None]:
     """Yield the answer's text as it is written. `leaves`: (question, response); None: it has none.
 
-    on_end: told why the model ended, where one wrote. Raises BackendError.
+    on_end: is called where a model wrote, with the reason of its end and the log-probabilities of
+    its tokens. Raises BackendError.
     """
     if not aggregator.needs_model(leaves):
         yield join(leaves)
@@ -64,13 +65,16 @@ async def compose(
         aggregator.model,
         aggregator.adapter_id,
         is_streamed=True,
+        wants_log_probs=True,
     )
+    log_probs: list[float] = []
     async with open_chunks(backend, request) as chunks:
         async for chunk in chunks:
+            log_probs += chunk.log_probs
             if chunk.text:
                 yield chunk.text
             if chunk.finish_reason is not None:
-                on_end(chunk.finish_reason)
+                on_end(chunk.finish_reason, tuple(log_probs))
                 return
     raise BackendError("the answer broke off before its end")
 

@@ -42,6 +42,7 @@ class Generator:
             if self.is_guided
             else None,
             is_streamed=True,
+            wants_log_probs=True,
         )
 
 
@@ -55,15 +56,16 @@ async def decompose(
     """
     parser = PlanParser(generator.limits)
     sub_queries: list[SubQuery] = []
+    log_probs: list[float] = []
     deadline = asyncio.get_running_loop().time() + generator.timeout_s
     try:
         async with open_chunks(backend, generator.request(query)) as chunks:
-            async for line in _lines(chunks, parser, deadline):
+            async for line in _lines(chunks, parser, deadline, log_probs):
                 if any(line.text == earlier.text for earlier in sub_queries):
                     break  # small generators loop: a line said again ends the plan
                 sub_queries.append(line)
                 yield line
-        plan = Plan(tuple(sub_queries))
+        plan = Plan(tuple(sub_queries), log_probs=tuple(log_probs))
     except TimeoutError:
         reason = f"the generator did not finish within {generator.timeout_s:g} s"
         plan = fallback_plan(query.text, reason)
@@ -73,8 +75,9 @@ async def decompose(
 
 
 async def _lines(
-    chunks: AsyncIterator[Chunk], parser: PlanParser, deadline: float
+    chunks: AsyncIterator[Chunk], parser: PlanParser, deadline: float, log_probs: list[float]
 ) -> AsyncGenerator[SubQuery, None]:
+    """log_probs: grows by those of the tokens read."""
     is_open = True
     while is_open:
         # Around the wait alone: a timeout scope must not span a yield.
@@ -82,6 +85,7 @@ async def _lines(
             chunk = await anext(chunks, None)
         if chunk is None:
             raise BackendError("the plan broke off before its end")
+        log_probs += chunk.log_probs
         is_open = chunk.finish_reason is None
         if chunk.finish_reason == "length":
             raise PlanError("the generator was cut off at its token limit")

@@ -284,6 +284,7 @@ class Execution:
             engine.nodes.sampling,
             expert.model,
             expert.adapter_id,
+            wants_log_probs=True,
         )
         self._slots[node_id] = slot = self._slot(node_id, expert)
         times = self._times[node_id]
@@ -319,6 +320,7 @@ class Execution:
             finish_reason=outcome.last.finish_reason,
             usage=usage,
             is_shared=outcome.is_shared,
+            log_probs=outcome.last.log_probs,
             first_token_s=min(max(first_s, result.start_s), result.end_s)
             if usage.first_token_s
             else result.end_s,

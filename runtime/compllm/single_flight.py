@@ -232,4 +232,11 @@ def _key(request: GenerateRequest) -> Hashable:
     """What makes two requests the same; None for one whose tokens are drawn by chance."""
     if request.sampling.temperature != 0:
         return None
-    return request.model, request.adapter_id, request.prompt, request.sampling, request.guide
+    return (
+        request.model,
+        request.adapter_id,
+        request.prompt,
+        request.sampling,
+        request.guide,
+        request.wants_log_probs,
+    )

@@ -46,6 +46,7 @@ class Reply:
     piece_delay_s: float = 0.0  # before each further piece
     times: int | None = None  # answer so many requests, then leave them to later rules
     usage: Usage | None = None
+    log_probs: tuple[float, ...] = ()  # of its words, for requests that want them
     finish_reason: FinishReason = "stop"
 
     def fits(self, request: GenerateRequest) -> bool:
@@ -133,6 +134,7 @@ class ScriptedBackend:
     async def _play(self, reply: Reply, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         if reply.gate is not None:
             await reply.gate.wait()
+        log_probs = reply.log_probs if request.wants_log_probs else ()
         pieces = (reply.text,) if isinstance(reply.text, str) else reply.text
         pieces = tuple(piece for piece in pieces if piece)
         for index, piece in enumerate(pieces):
@@ -142,13 +144,15 @@ class ScriptedBackend:
             if delay_s:
                 await asyncio.sleep(delay_s)
             if request.is_streamed:
-                yield Chunk(piece, num_tokens=len(piece.split()))
+                num_tokens = len(piece.split())
+                yield Chunk(piece, num_tokens, log_probs=log_probs[:num_tokens])
+                log_probs = log_probs[num_tokens:]
         if reply.error is not None:
             raise reply.error
         num_tokens = sum(len(piece.split()) for piece in pieces)
         text = "" if request.is_streamed else "".join(pieces)
         usage = reply.usage or Usage(len(prompt_text(request.prompt).split()), num_tokens)
-        yield Chunk(text, num_tokens if text else 0, reply.finish_reason, usage)
+        yield Chunk(text, num_tokens if text else 0, reply.finish_reason, usage, log_probs)
 
 
 class HashingEncoder:

@@ -129,16 +129,19 @@ class TritonBackend:
                     use.accepted()
                     text = _Text(self.tokenizer, request.sampling.stop)
                     new_text, num_new = "", 0
+                    log_probs: tuple[float, ...] = ()
                     while True:
                         ids = wire.read_ids(tensors)
+                        num_before = stats.num_output_tokens
+                        log_probs += wire.read_log_probs(tensors, num_before, len(ids))
                         new_text += text.push(ids)
                         num_new += len(ids)
                         stats.num_output_tokens += len(ids)
                         if text.is_stopped or exchange.is_over:
                             break
                         if request.is_streamed and new_text:
-                            yield Chunk(new_text, num_new)
-                            new_text, num_new = "", 0
+                            yield Chunk(new_text, num_new, log_probs=log_probs)
+                            new_text, num_new, log_probs = "", 0, ()
                         tensors = await exchange.receive(timeout_s)
                     if not exchange.is_over:
                         tensors = await exchange.stop()
@@ -146,7 +149,7 @@ class TritonBackend:
             is_stopped = text.is_stopped or self._is_ended(request, ids, stats)
             reason: FinishReason = "stop" if is_stopped else "length"
             stats.ended("done")
-            yield Chunk(new_text + text.flush(), num_new, reason, stats.usage)
+            yield Chunk(new_text + text.flush(), num_new, reason, stats.usage, log_probs)
 
     async def warm_up(
         self, adapter_ids: Iterable[int], model: str = CORE_MODEL

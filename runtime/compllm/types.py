@@ -98,6 +98,9 @@ class NodeResult:
     first_token_s: float = 0.0
     end_s: float = 0.0
     is_shared: bool = False  # the response to another's identical request, or out of the cache
+    # Natural, one a token of the response in order, the end token left out; none where the engine
+    # has none.
+    log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,8 @@ class Plan:
     is_fallback: bool = False  # the generator's plan was unusable: one node, the query itself
     reason: str = ""  # why it fell back
     is_direct: bool = False  # nobody planned: the gate sent the query straight to one expert
+    # Of the tokens that the generator wrote, as in NodeResult.
+    log_probs: tuple[float, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def inference_message(
 ) -> Any:
     """The message that asks for this generation; `weights`: of its adapter, where it lacks them."""
     message = _message(request.model, wire_id, input_ids, request.sampling.max_tokens)
-    message.MergeFrom(_settings(special, request.sampling, is_streamed))
+    message.MergeFrom(_settings(special, request.sampling, is_streamed, request.wants_log_probs))
     if request.guide is not None:
         add_texts(message, "guided_decoding_guide_type", [request.guide.type], (1, 1))
         add_texts(message, "guided_decoding_guide", [request.guide.text], (1, 1))
@@ -66,6 +66,17 @@ def read_ids(tensors: Tensors) -> list[int]:
         return []
     ids: list[int] = tensors["output_ids"].tolist()
     return ids[: int(tensors["sequence_length"][0])]
+
+
+def read_log_probs(tensors: Tensors, num_before: int, num_new: int) -> tuple[float, ...]:
+    """Those of a response's new tokens; none where it does not have them all.
+
+    A response holds those of all output tokens up to here, `num_before` of earlier responses first.
+    """
+    known = tensors.get("output_log_probs")
+    if known is None or known.size < num_before + num_new:
+        return ()
+    return tuple(known[num_before : num_before + num_new].tolist())
 
 
 def read_tensors(response: Any) -> Tensors:
@@ -128,7 +139,9 @@ def _message(model: str, wire_id: str, input_ids: Sequence[int], max_tokens: int
 
 
 @lru_cache(256)
-def _settings(special: SpecialIds, sampling: SamplingParams, is_streamed: bool) -> Any:
+def _settings(
+    special: SpecialIds, sampling: SamplingParams, is_streamed: bool, wants_log_probs: bool
+) -> Any:
     """The inputs that requests have in common: made once, since a fork's last child waits until
     the messages of all before it are made."""
     message = service_pb2.ModelInferRequest()
@@ -145,6 +158,9 @@ def _settings(special: SpecialIds, sampling: SamplingParams, is_streamed: bool) 
     ):
         add_array(message, name, [[True]], np.bool_)
     add_array(message, "streaming", [[is_streamed]], np.bool_)
+    if wants_log_probs:
+        # TensorRT-LLM heeds it only where a sampling parameter is set, as one always is below.
+        add_array(message, "return_log_probs", [[True]], np.bool_)
     _add_sampling(message, sampling)
     return message
 

@@ -60,6 +60,7 @@ def test_embedded_configuration_is_upstreams_with_fewer_outputs() -> None:
     assert differences(config, is_embedded=True) == []
     assert tuple(map(tensor_of, config.input)) == upstream.core().inputs
     assert set(map(tensor_of, config.output)) < set(upstream.core().outputs)
+    assert {"output_log_probs", "cum_log_probs"} <= {each.name for each in config.output}
 
 
 def test_shipped_template_is_what_this_code_makes() -> None:
@@ -91,6 +92,11 @@ def test_what_keeps_its_default_is_left_out_not_empty() -> None:
     parameters = core.gpu_config(plain).parameters
     for key in ("lora_prefetch_dir", "max_tokens_in_paged_kv_cache", "max_attention_window_size"):
         assert key not in parameters
+
+
+def test_log_probs_are_those_among_all_tokens() -> None:
+    """Upstream's default divides by what top-k leaves: each greedy token has the probability 1."""
+    assert _written().parameters["normalize_log_probs"].string_value == "false"
 
 
 def _invent_input(config: Any) -> None:

@@ -74,6 +74,16 @@ async def test_streamed_and_whole_answers_are_the_same(backend: TritonBackend) -
     assert whole[0].finish_reason == streamed[-1].finish_reason == "length"
 
 
+async def test_streamed_and_whole_answers_have_the_same_log_probs(backend: TritonBackend) -> None:
+    _, whole = await collect(backend, _request(wants_log_probs=True))
+    _, streamed = await collect(backend, _request(is_streamed=True, wants_log_probs=True))
+    _, plain = await collect(backend, _request())
+    assert len(whole.log_probs) == 16
+    assert max(whole.log_probs) < 0
+    assert streamed.log_probs == pytest.approx(whole.log_probs, abs=1e-4)
+    assert plain.log_probs == ()
+
+
 async def test_usage_is_the_engines_report(backend: TritonBackend) -> None:
     prompt = (Segment("iron " * 100),)
     await collect(backend, _request(prompt=prompt))

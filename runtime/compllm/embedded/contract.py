@@ -37,7 +37,6 @@ _NEUTRAL: dict[str, tuple[float, ...] | None] = {
     "len_penalty": (0, 1),  # acts on beams alone
     "early_stopping": (0, 1),  # likewise
     "beam_search_diversity_rate": (0,),
-    "return_log_probs": (0,),
     "return_context_logits": (0,),
     "return_generation_logits": (0,),
     "prompt_embedding_table": None,
@@ -75,6 +74,7 @@ _HONOURED = (
     "presence_penalty",
     "frequency_penalty",
     "seed",
+    "return_log_probs",
     "return_perf_metrics",
     "return_num_input_tokens",
     "return_num_output_tokens",
@@ -134,6 +134,7 @@ def parse(tensors: Tensors, *, is_input_excluded: bool = False) -> CoreRequest:
             guide_type=_text(tensors, "guided_decoding_guide_type"),
             guide=_text(tensors, "guided_decoding_guide"),
             is_streamed=bool(_scalar(tensors, "streaming", False)),
+            wants_log_probs=bool(_scalar(tensors, "return_log_probs", False)),
         ),
         is_input_excluded=bool(_scalar(tensors, "exclude_input_in_output", is_input_excluded)),
         wants_perf=bool(_scalar(tensors, "return_perf_metrics", False)),
@@ -148,17 +149,22 @@ def outputs(request: CoreRequest, event: EngineEvent, num_output_tokens: int) ->
     """The tensors that answer `event`. `num_output_tokens`: of the whole request up to here.
 
     Streamed responses hold new tokens alone; an unstreamed one begins with the prompt unless that
-    is excluded.
+    is excluded. Log-probabilities are those of all output tokens up to here, in both cases, as
+    TensorRT-LLM sends them.
     """
     tokens = event.token_ids
     if not request.engine.is_streamed and not request.is_input_excluded:
         tokens = request.engine.input_ids + tokens
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "output_ids": np.array(tokens, np.int32).reshape(1, 1, -1),
         "sequence_length": np.array([[len(tokens)]], np.int32),
         "batch_index": np.zeros((1, 1), np.int32),
         "sequence_index": np.zeros((1, 1), np.int32),
     }
+    if request.engine.wants_log_probs:
+        log_probs = np.array(event.log_probs, np.float32)
+        arrays["output_log_probs"] = log_probs.reshape(1, 1, -1)
+        arrays["cum_log_probs"] = log_probs.sum(dtype=np.float32).reshape(1, 1)
     if event.is_final:
         arrays |= _final_outputs(request, event, num_output_tokens)
     return arrays

@@ -6,6 +6,7 @@ must be found in a fraction of a millisecond, so nothing here sorts the whole ro
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,12 @@ class Row:
             weights /= np.float32(self.temperature)
         np.exp(weights, out=weights)
         return weights
+
+
+def log_prob(logits: Logits, token: int) -> float:
+    """Natural logarithm of the token's probability among all tokens, at temperature 1."""
+    row = Row(logits, logits.max(), 1.0)
+    return float(logits[token] - row.highest) - math.log(row.weights().sum())
 
 
 def draw(row: Row, top_k: int, top_p: float, u: float) -> int:

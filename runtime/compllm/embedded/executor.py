@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,7 @@ class Executor:
             end_ids=[request.end_id] if request.end_id >= 0 else [],
             bad_words=request.bad_words,
             guide=guide,
+            is_scored=request.wants_log_probs,
         )
         stops = None
         if request.stop_words or request.stop:
@@ -362,8 +364,8 @@ class Executor:
         self._scheduler.remove(sequence)
         self._slots.release(sequence.slot)
         sequence.on_event(
-            EngineEvent(
-                token_ids=sequence.take_news(),
+            replace(
+                sequence.news(),
                 is_final=True,
                 finish_reason=reason,
                 error=error,

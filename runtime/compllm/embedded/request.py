@@ -44,6 +44,7 @@ class EngineRequest:
     guide_type: str | None = None  # regex | json | json_schema | ebnf_grammar
     guide: str | None = None
     is_streamed: bool = False  # events with new tokens as ExecutorOptions have it, else one event
+    wants_log_probs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class EngineEvent:
     """New tokens of a request, its end, or its error. The last event has `is_final`."""
 
     token_ids: tuple[int, ...] = ()
+    # Where the request wants them: of all output tokens up to here, the end token is not one.
+    log_probs: tuple[float, ...] = ()
     is_final: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None  # a full sentence; only on a final event

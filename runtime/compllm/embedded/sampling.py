@@ -8,6 +8,11 @@ Order within a row, as transformers applies its processors: repetition penalty (
 presence and frequency penalty (output only, as OpenAI and vLLM count), min_tokens, bad words,
 guide; then temperature, top-k, top-p, draw. Every draw takes exactly one number from the request's
 own PCG64: its tokens depend on its logits and seed alone, never on its neighbours in the batch.
+
+Log-probabilities are the model's own: of its logits as they come, before all of the above. So a
+token that a guide forced upon the model has the low probability that the model gave it.
+TensorRT-LLM (`normalize_log_probs` = false) takes the row after penalties, guide and temperature:
+the same number for greedy requests without these.
 """
 
 from __future__ import annotations
@@ -47,7 +52,8 @@ class SamplerState:
     """What one request's next token depends on, besides its logits.
 
     end_ids: tokens that end the request, forbidden before `min_tokens`. bad_words: token sequences
-    that must not appear in prompt + output. Raises EngineError for a setting out of range.
+    that must not appear in prompt + output. is_scored: `log_prob` is that of the last token drawn.
+    Raises EngineError for a setting out of range.
     """
 
     __slots__ = (
@@ -61,6 +67,8 @@ class SamplerState:
         "guide",
         "is_greedy",
         "is_plain",
+        "is_scored",
+        "log_prob",
         "num_generated",
         "sampling",
     )
@@ -73,10 +81,13 @@ class SamplerState:
         end_ids: Sequence[int] = (),
         bad_words: Sequence[Sequence[int]] = (),
         guide: TokenGuide | None = None,
+        is_scored: bool = False,
     ) -> None:
         check_sampling(sampling)
         self.sampling = sampling
         self.guide = guide
+        self.is_scored = is_scored
+        self.log_prob = 0.0
         self.num_generated = 0
         self.is_greedy = sampling.top_k == 1 or sampling.temperature == 0
         self._end_ids = np.asarray([i for i in end_ids if i >= 0], np.int64)
@@ -154,6 +165,8 @@ def sample_batch(logits: Logits, states: Sequence[SamplerState]) -> NDArray[np.i
     the lower id.
     """
     special = [i for i, state in enumerate(states) if not state.is_plain]
+    scored = [i for i, state in enumerate(states) if state.is_scored]
+    raw = {i: logits[i] if states[i].is_plain else logits[i].copy() for i in scored}
     for i in special:
         states[i].apply(logits[i])
     # One reduction over all rows beats a call per row, also when some rows are drawn afterwards.
@@ -167,6 +180,9 @@ def sample_batch(logits: Logits, states: Sequence[SamplerState]) -> NDArray[np.i
             tokens[i] = state.draw(logits[i], best_values[i])
         if tokens[i] != NO_TOKEN:
             state.accept(int(tokens[i]))
+    for i in scored:
+        if tokens[i] != NO_TOKEN:
+            states[i].log_prob = distribution.log_prob(raw[i], int(tokens[i]))
     return tokens
 
 

@@ -31,6 +31,7 @@ class Sequence:
     table: BlockTable = field(default_factory=BlockTable)
     max_blocks: int = 0
     num_computed: int = 0  # tokens whose keys and values are in the cache
+    log_probs: list[float] = field(default_factory=list)  # of the output, where it is wanted
     num_delivered: int = 0  # output tokens handed to on_event
     first_scheduled_ns: int = 0
     first_token_ns: int = 0
@@ -45,6 +46,8 @@ class Sequence:
         if token == self.request.end_id:
             return "stop"  # never part of the output
         self.tokens.append(token)
+        if self.request.wants_log_probs:
+            self.log_probs.append(self.sampler.log_prob)
         is_stopped = self.stops is not None and self.stops.feed(token)
         if is_stopped or self.sampler.is_finished:
             return "stop"
@@ -60,17 +63,17 @@ class Sequence:
     def deliver(self, now_ns: int) -> None:
         """Tell what nobody was told of yet."""
         self.delivered_ns = now_ns
-        self.on_event(EngineEvent(token_ids=self.take_news()))
+        self.on_event(self.news())
 
     @property
     def has_news(self) -> bool:
         return self.num_output > self.num_delivered
 
-    def take_news(self) -> tuple[int, ...]:
-        """Output tokens that nobody was told of yet."""
-        news = tuple(self.tokens[len(self.request.input_ids) + self.num_delivered :])
-        self.num_delivered += len(news)
-        return news
+    def news(self) -> EngineEvent:
+        """The event with the output tokens that no event had before."""
+        tokens = tuple(self.tokens[len(self.request.input_ids) + self.num_delivered :])
+        self.num_delivered += len(tokens)
+        return EngineEvent(tokens, tuple(self.log_probs))
 
     def perf(self) -> EnginePerf:
         """The report at its end, which is now."""
