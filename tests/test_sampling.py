@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,10 +69,11 @@ def test_log_probs_are_of_the_rows_as_they_come(sampling: EngineSampling) -> Non
         assert state.log_prob == pytest.approx(expected[row, token], abs=1e-5)
 
 
-def test_huge_logits_have_log_probs_too() -> None:
+@pytest.mark.parametrize("shift", [200, 0, -60, -200])
+def test_log_probs_do_not_depend_on_where_the_logits_lie(shift: float) -> None:
     state = SamplerState(EngineSampling(), is_scored=True)
-    sample_batch(np.array([[1e30, 0, -np.inf]], np.float32), [state])
-    assert state.log_prob == 0
+    sample_batch(np.array([[2, 1, -np.inf]], np.float32) + np.float32(shift), [state])
+    assert state.log_prob == pytest.approx(-math.log(1 + math.exp(-1)), abs=1e-6)
 
 
 def test_repetition_penalty_equals_transformers() -> None:

@@ -41,8 +41,13 @@ class Row:
 
 def log_prob(logits: Logits, token: int) -> float:
     """Natural logarithm of the token's probability among all tokens, at temperature 1."""
-    row = Row(logits, logits.max(), 1.0)
-    return float(logits[token] - row.highest) - math.log(row.weights().sum())
+    with np.errstate(over="ignore", under="ignore"):
+        total = float(np.exp(logits).sum())
+    highest = np.float32(0)
+    if not 1e-30 < total < math.inf:  # rarely: shifting every row first takes half as long again
+        highest = logits.max()
+        total = float(Row(logits, highest, 1.0).weights().sum())
+    return float(logits[token] - highest) - math.log(total)
 
 
 def draw(row: Row, top_k: int, top_p: float, u: float) -> int:
