@@ -25,12 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compllm import served
 from compllm.build_scripts.repository import core, launch
 from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.repository.guides import FILE as GUIDE_FILE
 from compllm.build_scripts.repository.guides import write_tokenizer_info
 from compllm.build_scripts.repository.models import core_models
 from compllm.build_scripts.repository.settings_files import (
+    CATALOGUE,
     SETTINGS,
     write_catalogue,
     write_settings,
@@ -84,7 +86,11 @@ def make_repository(inputs: Inputs, out: Path) -> Path:
         write_catalogue(catalogue, manifest, engines, made)
         write_settings(inputs.config, manifest, engines, out, made)
         # An empty address: launch.sh tells it, since it knows the port.
-        values = {"server_url": "", "config_file": str(out / SETTINGS)}
+        values = {
+            "server_url": "",
+            "config_file": str(out / SETTINGS),
+            "catalogue": served.summary_of(load_catalogue(made / CATALOGUE)),
+        }
         write_repository(made / MODELS, values, [FACE_MODEL])
         for model in models:
             _write_core(model, made / MODELS)
@@ -108,6 +114,7 @@ def make_embedded(engine: Path, out: Path, *, server_url: str = "127.0.0.1:8001"
         "executor_options": "{}",
         "server_url": server_url,
         "config_file": "",
+        "catalogue": "",  # it is that of the environment in which the repository is served
     }
     _refuse_foreign(out)
     with exclusive(out), staged_directory(out) as made:

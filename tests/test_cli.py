@@ -3,15 +3,19 @@
 import io
 import json
 import sys
+import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+import compllm
 from compllm.catalogue import load_catalogue
 from compllm.cli import app, run
 from compllm.config import Config
-from compllm.errors import BackendUnavailable
+from compllm.errors import BackendUnavailable, ConfigWarning
 from compllm.pipeline import CompLLM
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
@@ -129,6 +133,41 @@ def test_given_plan_runs_instead_of_the_generators(
     assert run(["ask", "the whole", "--plan", str(file), "--json"]) == 0
     assert printed_json(capsys)["plan"]["lines"] == ["1 | How many legs?"]
     assert not [recorded for recorded in backend.requests if recorded.request.guide]
+
+
+def test_without_a_plan_the_whole_question_goes_to_one_expert(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMPLLM_COMPOSE_POLICY", "auto")
+    question = "What is the atomic number of iron?"
+    backend = script(monkeypatch, *REPLIES)
+    assert run(["ask", question, "--no-plan", "--json"]) == 0
+    value = printed_json(capsys)
+    assert (value["answer"], value["plan"]["is_direct"]) == ("26", True)
+    assert [node["expert"] for node in value["nodes"]] == ["chemistry"]
+    assert len(backend.requests) == 1
+
+
+def test_a_plan_and_none_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ask", "x", "--no-plan", "--plan", "plan.txt"]) == 2
+    assert "not both" in error_of(capsys)
+
+
+@pytest.mark.parametrize("command", ["ask", "plan"])
+@pytest.mark.parametrize("mode", ["off", "on", "auto"])
+def test_the_gate_is_what_the_option_says(
+    command: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    async def connect(config: Config) -> CompLLM:
+        seen.append(config.gate.mode)
+        raise BackendUnavailable("nothing more is needed here")
+
+    monkeypatch.setattr(CompLLM, "connect", connect)
+    monkeypatch.setenv("COMPLLM_GATE_MODE", "on")
+    assert run([command, "x", "--gate", mode, "--url", "127.0.0.1:1"]) == 1
+    assert seen == [mode]
 
 
 @pytest.mark.usefixtures("backend")
@@ -318,6 +357,41 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         "up", "down", "status", "doctor",
     }  # fmt: skip
     assert all(f"  {name} " in out for name in names)
+
+
+def test_without_a_command_the_help_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["eval"]):
+        assert run(arguments) == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("Usage: compllm")
+        assert "\nCommands:\n" in printed
+        assert "error" not in printed
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"compllm {compllm.__version__}\n"
+    assert compllm.__version__ == metadata.version("compllm")
+
+
+def test_every_option_has_a_help_text() -> None:
+    group = typer.main.get_command(app)
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        for parameter in command.params:
+            text = getattr(parameter, "help", "")
+            assert len(text or "") > 12, f"{name} {parameter.name}: {text!r}"
+
+
+def test_a_doubtful_setting_is_one_line_of_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def connect(config: Config) -> CompLLM:
+        warnings.warn("the server serves A", ConfigWarning, stacklevel=1)
+        raise BackendUnavailable("nothing more is needed here")
+
+    monkeypatch.setattr(CompLLM, "connect", connect)
+    assert run(["ask", "x", "--url", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().err.splitlines()[0] == "warning: the server serves A"
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -191,7 +191,7 @@ def test_the_command_writes_the_file(
     out = tmp_path / "out.jsonl"
     assert run(["plan", "--questions", questions, "--json", str(out)]) == 0
     assert [line["is_fallback"] for line in read_lines(out)] == [False, False]
-    assert "2 planned, 0 of them by the fall-back" in capsys.readouterr().err
+    assert "2 questions planned, 0 by the fall-back" in capsys.readouterr().err
 
 
 def test_a_bad_line_of_standard_input_ends_the_run_behind_those_before_it(

@@ -49,7 +49,7 @@ def test_a_line_in_is_a_line_out(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert [record["is_fallback"] for record in records] == [False, False, True]
     assert records[0]["id"] == 7
     assert records[0]["similarity"] > records[2]["similarity"]
-    assert "3 routed, 1 of them to the base" in capsys.readouterr().err
+    assert "3 questions routed, 1 to the base" in capsys.readouterr().err
 
 
 def test_without_an_output_lines_go_to_stdout(

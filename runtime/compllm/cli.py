@@ -12,14 +12,16 @@ import asyncio
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 
 from compllm import (
+    __version__,
     eval_cli,
     explain_cli,
     replay_cli,
@@ -28,10 +30,11 @@ from compllm import (
     simulate_cli,
     train_cli,
 )
-from compllm.cli_shared import Compose, with_server
+from compllm.cli_shared import Compose, Gate, with_server
 from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
-from compllm.errors import ConfigError
+from compllm.errors import ConfigError, ConfigWarning
 from compllm.heap import settle
+from compllm.plural import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,12 +53,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.add_typer(eval_cli.app, name="eval")
-app.command()(route_cli.route)
-app.command()(explain_cli.explain)
-app.command()(replay_cli.replay)
-app.command()(simulate_cli.simulate)
-app.command(context_settings=train_cli.PASSED_ON)(train_cli.train)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        print(f"compllm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    is_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    pass  # the option does it
+
+
 _INTERRUPTED = 130  # exit status, as shells have it
 
 
@@ -72,17 +89,45 @@ QueryArgument = Annotated[
 ]
 PlanOption = Annotated[
     Path | None,
-    typer.Option("--plan", metavar="FILE", help="Run this plan; '-' is standard input."),
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Take this plan and write none: lines of 'id <parents> | text', or JSON; '-' reads "
+        "standard input.",
+    ),
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option("--url", metavar="HOST:PORT", help="Triton's gRPC; default: `compllm up`'s."),
+    typer.Option(
+        "--url",
+        metavar="HOST:PORT",
+        help="The gRPC address of a Triton server; default: the server of `compllm up`.",
+    ),
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="Settings as TOML.")
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="A TOML file of settings; default: the settings of the running server.",
+    ),
 ]
 DeadlineOption = Annotated[
-    float | None, typer.Option("--deadline", min=0.001, metavar="SECONDS", help="Time for it all.")
+    float | None,
+    typer.Option(
+        "--deadline",
+        min=0.001,
+        metavar="SECONDS",
+        help="End within this time, with what is known by then; default: timeouts.query_s (120).",
+    ),
+]
+GateOption = Annotated[
+    Gate | None,
+    typer.Option(
+        "--gate",
+        help="Which questions skip the plan and go whole to one expert. off: none; on: those that "
+        "probably need no plan; auto: those that surely need none. Default: gate.mode.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -92,15 +137,46 @@ def ask(
     query: QueryArgument = None,
     plan: PlanOption = None,
     url: UrlOption = None,
+    is_whole: Annotated[
+        bool,
+        typer.Option(
+            "--no-plan", help="Write no plan: send the whole question to one expert or the base."
+        ),
+    ] = False,
+    gate: GateOption = None,
     compose: Annotated[
-        Compose | None, typer.Option(help="When the base writes the answer out of the leaves.")
+        Compose | None,
+        typer.Option(
+            help="When a model writes the answer out of the sub-queries' responses; auto: where "
+            "there are several. Default: compose.policy."
+        ),
     ] = None,
     deadline: DeadlineOption = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Of the answer.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Tokens of the answer at most; default: limits.max_answer_tokens (192).",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="T",
+            help="How freely the answer's tokens are drawn; 0 always takes the likeliest.",
+        ),
+    ] = 0.0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Of the random draws, where the temperature is not 0."
+        ),
+    ] = 0,
     is_explained: Annotated[
-        bool, typer.Option("--explain", help="Tell where the time went, on stderr or in the JSON.")
+        bool,
+        typer.Option("--explain", help="Report where the time went, on stderr or in the JSON."),
     ] = False,
     config: ConfigOption = None,
     is_json: JsonOption = False,
@@ -109,9 +185,16 @@ def ask(
 
     The graph is shown live on stderr, the answer is streamed on stdout.
     """
+    from compllm.plan import direct_plan
     from compllm.types import Query, SamplingParams
 
-    settings = _settings(config, url, {"compose.policy": compose and compose.value})
+    if is_whole and plan is not None:
+        raise ConfigError("give --plan FILE or --no-plan, not both")
+    overrides: dict[str, object] = {
+        "compose.policy": compose and compose.value,
+        "gate.mode": gate and gate.value,
+    }
+    settings = _settings(config, url, overrides)
     given = _read_plan(plan, settings) if plan else None
     sampling = SamplingParams(
         max_tokens=max_tokens or settings.limits.max_answer_tokens,
@@ -119,6 +202,7 @@ def ask(
         seed=seed,
     )
     text = _read_query(query, plan)
+    given = direct_plan(text) if is_whole else given
     answer_query = Query(text, deadline_s=deadline, sampling=sampling)
     answer = _run(_ask(answer_query, given, with_server(settings)[0], is_live=not is_json))
     explain_cli.print_answer(answer, is_explained=is_explained, is_json=is_json)
@@ -151,22 +235,44 @@ async def _connect(settings: Config, console: Console) -> CompLLM:
 @app.command("plan")
 def make_plan(
     query: QueryArgument = None,
-    plan: PlanOption = None,
-    format: Annotated[PlanFormat, typer.Option("--format", "-f")] = PlanFormat.text,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Check and draw this plan instead of making one; '-' reads standard input.",
+        ),
+    ] = None,
+    gate: GateOption = None,
+    format: Annotated[
+        PlanFormat, typer.Option("--format", "-f", help="How the plan is printed or drawn.")
+    ] = PlanFormat.text,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: stdout.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where the plan goes; default: standard output."
+        ),
     ] = None,
     questions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Plan each line, {'question': ...}; '-' is standard input."
+            metavar="FILE",
+            help="Plan each line of a file, {'question': ...}; '-' reads standard input.",
         ),
     ] = None,
     json_output: Annotated[
         Path | None,
-        typer.Option("--json", metavar="OUT", help="Of --questions; goes on behind what it holds."),
+        typer.Option(
+            "--json",
+            metavar="OUT",
+            help="With --questions: where the lines go; a file is continued after its last line. "
+            "Default: standard output.",
+        ),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Of --questions: at a time.")] = 32,
+    concurrency: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="With --questions: how many are planned at a time."),
+    ] = 32,
     url: UrlOption = None,
     deadline: DeadlineOption = None,
     config: ConfigOption = None,
@@ -180,7 +286,7 @@ def make_plan(
 
     if format is PlanFormat.png and output is None and sys.stdout.isatty():
         raise ConfigError("a picture is not for a terminal: give --output FILE or redirect stdout")
-    settings = _settings(config, url)
+    settings = _settings(config, url, {"gate.mode": gate and gate.value})
     if questions is not None:
         if query is not None or plan is not None:
             raise ConfigError("give a question, --plan FILE or --questions FILE, not two of them")
@@ -217,7 +323,7 @@ async def _plan_file(questions: Path, out: Path | None, concurrency: int, settin
     total = check_questions(questions, out)
     async with await _connect(patient(with_server(settings)[0]), Console(stderr=True)) as llm:
         num_planned, num_fallbacks = await plan_questions(llm, questions, out, concurrency, total)
-    say(f"{num_planned} planned, {num_fallbacks} of them by the fall-back")
+    say(f"{counted(num_planned, 'question')} planned, {num_fallbacks} by the fall-back")
 
 
 def _render(
@@ -257,11 +363,13 @@ def _plan_to_dict(plan: Plan, routes: tuple[Route, ...]) -> dict[str, Any]:
 
 @app.command()
 def experts(config: ConfigOption = None, is_json: JsonOption = False) -> None:
-    """List the experts: for what, on which adapter."""
-    from compllm.catalogue import load_catalogue
+    """List the experts with their domains, adapters and models.
 
-    settings = _settings(config)
-    catalogue = load_catalogue(Path(settings.catalogue) if settings.catalogue else None)
+    They are those of the running server, else those of your settings.
+    """
+    from compllm.served import catalogue_of
+
+    catalogue = catalogue_of(_settings(config))
     rows = (*catalogue.experts, catalogue.base)
     if is_json:
         names = ("name", "domain", "adapter", "adapter_id", "model")
@@ -281,14 +389,21 @@ app.command()(server_cli.status)
 def doctor(
     is_json: JsonOption = False,
     is_gpu: Annotated[
-        bool, typer.Option("--gpu", help="Look at what TensorRT-LLM engines need instead.")
+        bool,
+        typer.Option(
+            "--gpu", help="Check what TensorRT-LLM engines need, not the embedded engine."
+        ),
     ] = False,
     engines: Annotated[
         Path | None,
-        typer.Option("--engines", metavar="DIR", help="With --gpu: what build_trtllm.py made."),
+        typer.Option(
+            "--engines",
+            metavar="DIR",
+            help="With --gpu: check the engines that build_trtllm.py wrote here.",
+        ),
     ] = None,
 ) -> None:
-    """Tell what is installed, what is missing, what to do.
+    """Report what is installed, what is missing, and what to do.
 
     Exit status 1 when something is missing.
     """
@@ -318,12 +433,20 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.command()(route_cli.route)
+app.command()(explain_cli.explain)
+app.command()(replay_cli.replay)
+app.command()(simulate_cli.simulate)
+app.command(context_settings=train_cli.PASSED_ON)(train_cli.train)
+app.add_typer(eval_cli.app, name="eval")
+
+
 def _settings(
     path: Path | None, url: str | None = None, overrides: dict[str, object] | None = None
 ) -> Config:
-    from compllm.config import load_config
+    from compllm.served import load_client_config
 
-    return load_config(path, {"server.url": url, **(overrides or {})})
+    return load_client_config(path, {"server.url": url, **(overrides or {})})
 
 
 def _read_query(argument: str | None, plan: Path | None = None) -> str:
@@ -352,6 +475,27 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit status."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ConfigWarning)
+        warnings.showwarning = _show_warning
+        return _run_command(arguments)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, ConfigWarning):
+        say(f"warning: {message}")
+    else:
+        say(warnings.formatwarning(message, category, filename, lineno, line).rstrip())
+
+
+def _run_command(arguments: list[str] | None) -> int:
     try:
         status = app(args=arguments, prog_name="compllm", standalone_mode=False)
         status = status if isinstance(status, int) else 0
@@ -362,6 +506,9 @@ def run(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # no usage error: the help is its message
+            say(explain(error)[0])
+            return 2
         if os.environ.get("COMPLLM_DEBUG") == "1":
             raise
         message, status = explain(error)

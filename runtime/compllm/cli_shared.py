@@ -21,6 +21,12 @@ class Compose(StrEnum):
     never = "never"
 
 
+class Gate(StrEnum):
+    off = "off"
+    on = "on"
+    auto = "auto"
+
+
 class Overhead(StrEnum):
     plan_compose = "plan+compose"
     none = "none"

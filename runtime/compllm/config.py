@@ -152,17 +152,24 @@ def load_config(
     path: Path | None = None,
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
+    *,
+    served: Mapping[str, object] | None = None,
 ) -> Config:
     """Resolve the tree. `path` (else `$COMPLLM_CONFIG`) is a TOML file; `overrides` maps
     `section.name` to a value, None values are left out, so that unset command-line options can be
-    passed as they are.
+    passed as they are. `served`: of a running server, in the place of the defaults; what is not
+    known here is left out, since that server may be of another version.
 
     Raises ConfigError.
     """
     environ = os.environ if environ is None else environ
     if path is None and environ.get("COMPLLM_CONFIG"):
         path = Path(environ["COMPLLM_CONFIG"])
-    values: dict[str, tuple[object, str]] = {}  # key -> value and its origin
+    values: dict[str, tuple[object, str]] = {  # key -> value and its origin
+        key: (value, "of the running server")
+        for key, value in (served or {}).items()
+        if key in _fields()
+    }
     if path is not None:
         values |= {key: (value, f"in {path}") for key, value in _flat(read_toml(path)).items()}
     values |= _from_environment(environ)
@@ -170,6 +177,11 @@ def load_config(
         if value is not None:
             values[key] = (value, "given explicitly")
     return _build(values)
+
+
+def flat_values(config: Config) -> dict[str, object]:
+    """Every setting by its key, as `load_config` takes them."""
+    return _flat(dataclasses.asdict(config))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

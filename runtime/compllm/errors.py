@@ -79,3 +79,7 @@ class ServerError(CompllmError):
 
 class DeadlineExceeded(CompllmError):
     """The query's time is over."""
+
+
+class ConfigWarning(UserWarning):
+    """The settings can be worked with, and are probably not what was meant."""

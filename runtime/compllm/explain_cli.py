@@ -23,10 +23,15 @@ _PIPE_WIDTH = 120  # columns of a report that is not on a terminal
 
 def explain(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN.json", help="Of ask --json or replay; '-' is stdin.")
+        Path,
+        typer.Argument(
+            metavar="RUN.json",
+            help="What `ask --json` or `replay --json` wrote; '-' reads standard input.",
+        ),
     ],
     id: Annotated[
-        str | None, typer.Option("--id", metavar="ID", help="Which record of several.")
+        str | None,
+        typer.Option("--id", metavar="ID", help="The record to explain, where there are several."),
     ] = None,
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     gantt: Annotated[
@@ -37,7 +42,7 @@ def explain(
         typer.Option(metavar="FILE", help="Write a trace for ui.perfetto.dev or Chrome."),
     ] = None,
 ) -> None:
-    """Tell where a query's time went, and what the graph allows.
+    """Report where a query's time went, and what the graph allows.
 
     RUN.json is what `ask --json` printed, or `replay` wrote.
     """

@@ -11,14 +11,13 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 
 from compllm.admission import Admission
 from compllm.backend import Backend
-from compllm.catalogue import Catalogue, load_catalogue
+from compllm.catalogue import Catalogue
 from compllm.compose import answer_prompt, compose
-from compllm.config import Config, load_config
+from compllm.config import Config
 from compllm.decompose import decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
 from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
@@ -37,6 +36,7 @@ from compllm.plan import direct_plan, make_plan
 from compllm.query_check import checked
 from compllm.query_run import Run
 from compllm.route import Router
+from compllm.served import catalogue_of, load_client_config, warn_of_another
 from compllm.types import (
     Answer,
     AnswerFinished,
@@ -80,17 +80,19 @@ class CompLLM:
     @classmethod
     async def connect(cls, config: Config | None = None) -> CompLLM:
         """The real thing: Triton over gRPC, the sentence encoder, the catalogue of the
-        configuration.
+        configuration; None: that of the user's running server, and what else it is set to.
 
-        Raises ConfigError, RouteError, BackendUnavailable.
+        Warns (ConfigWarning) when the server works with another catalogue. Raises ConfigError,
+        RouteError, BackendUnavailable.
         """
         from compllm import backends
 
-        config = config or load_config()
-        catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
+        config = config or load_client_config()
+        catalogue = catalogue_of(config)
         url = config.server.url or await asyncio.to_thread(_local_url)
         backend = await backends.connect_as_set(url, config.server, catalogue)
         try:
+            await warn_of_another(url, catalogue)
             return cls(backend, await SentenceEncoder.load(encoder_dir()), catalogue, config)
         except BaseException:
             await backend.aclose()

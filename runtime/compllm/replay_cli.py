@@ -21,6 +21,7 @@ from compllm.cli_shared import AdmissionOrder, Overhead, with_server
 from compllm.console import STDIN, say, write
 from compllm.errors import ConfigError
 from compllm.heap import settle
+from compllm.plural import counted
 
 if TYPE_CHECKING:
     from compllm.config import Config
@@ -36,35 +37,55 @@ class PolicyChoice(StrEnum):
 
 def replay(
     graphs: Annotated[
-        Path, typer.Option("--graphs", metavar="FILE", help="JSON lines with steps and parents.")
+        Path,
+        typer.Option(
+            "--graphs",
+            metavar="FILE",
+            help="JSON lines of {'id', 'question', 'steps', 'parents'}.",
+        ),
     ],
     json_output: Annotated[
-        Path, typer.Option("--json", metavar="OUT", help="The records; '-' is standard output.")
+        Path, typer.Option("--json", metavar="OUT", help="Where the records go; '-': stdout.")
     ],
     policy: Annotated[
         PolicyChoice, typer.Option(help="When a node starts; dataflow is the runtime's way.")
     ] = PolicyChoice.dataflow,
     rate: Annotated[
         float | None,
-        typer.Option(min=0.0001, metavar="QPS", help="Queries arrive at random, so many a second."),
+        typer.Option(
+            min=0.0001, metavar="QPS", help="Queries arrive at random, this many a second."
+        ),
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Queries at a time; default: 1.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Queries in flight at a time; default: 1."),
     ] = None,
     tokens_per_node: Annotated[
-        int | None, typer.Option(min=1, max=1024, metavar="N", help="Default: 32.")
+        int | None,
+        typer.Option(
+            min=1, max=1024, metavar="N", help="Tokens of every node's response; default: 32."
+        ),
     ] = None,
     token_lengths: Annotated[
-        str | None, typer.Option(metavar="lognormal:MEAN,SIGMA", help="Drawn for each node.")
+        str | None,
+        typer.Option(
+            metavar="lognormal:MEAN,SIGMA",
+            help="Tokens drawn for each node instead: mean, and deviation of the logarithm.",
+        ),
     ] = None,
     answer_tokens: Annotated[
-        int, typer.Option(min=1, max=1024, metavar="N", help="Of the composed answer.")
+        int, typer.Option(min=1, max=1024, metavar="N", help="Tokens of the composed answer.")
     ] = 64,
     overhead: Annotated[
         Overhead, typer.Option(help="Whether plan and answer are written too.")
     ] = Overhead.plan_compose,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Graphs.")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the arrivals and of what is drawn.")
+    ] = 0,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Replay the first N graphs alone; default: all."),
+    ] = None,
     admission: Annotated[
         AdmissionOrder | None, typer.Option(help="Order of waiting requests; default: oldest.")
     ] = None,
@@ -80,25 +101,37 @@ def replay(
         typer.Option(help="Before every question, so that no earlier run's prefix is reused."),
     ] = "",
     url: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Default: `compllm up`'s.")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The gRPC address of a Triton server; default: the server of `compllm up`.",
+        ),
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option(metavar="URL", help="Triton's metrics; default: `compllm up`'s.")
+        str | None,
+        typer.Option(
+            metavar="URL", help="Of that server's metrics; default: those of `compllm up`."
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings as TOML.")
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="A TOML file of settings; default: the settings of the running server.",
+        ),
     ] = None,
 ) -> None:
-    """Replay known query graphs and tell what was reached of the bound.
+    """Replay known query graphs and report what was reached of the bound.
 
     Every graph is planned, routed, run and answered on the real engine, with a fixed number of
     tokens for each node.
     """
-    from compllm.config import load_config
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.graphs import read_graphs
     from compllm.replay.session import ReplaySession
     from compllm.replay.workload import TokenLengths
+    from compllm.served import load_client_config
 
     if rate is not None and concurrency is not None:
         raise ConfigError("give --rate or --concurrency, not both")
@@ -124,7 +157,7 @@ def replay(
         "compose.policy": settings.compose_policy,
         "sharing.is_on": is_shared,
     }
-    found = load_config(config, values)
+    found = load_client_config(config, values)
     read = read_graphs(graphs, found.limits.plan, limit)
     found, metrics_url = with_server(found)
     session = ReplaySession(read, settings, metrics or metrics_url)
@@ -154,7 +187,7 @@ async def _run(session: ReplaySession, settings: Config, admission: str | None) 
 def _told(session: ReplaySession) -> str:
     failed = f", {session.num_failed} of them failed" if session.num_failed else ""
     first = next((f": {ran.graph.id}: {ran.error}" for ran in session.ran if ran.error), "")
-    return f"{len(session.ran)} graphs replayed{failed}{first}"
+    return f"{counted(len(session.ran), 'graph')} replayed{failed}{first}"
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import typer
 
 from compllm.console import STDIN, print_table, say
 from compllm.errors import ConfigError
+from compllm.plural import counted
 
 if TYPE_CHECKING:
     from compllm.catalogue import Catalogue
@@ -34,50 +35,67 @@ _TOLERANCE = 1e-3  # of a similarity that another processor computed
 
 def route(
     question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="One question; prints a table.")
+        str | None,
+        typer.Argument(metavar="QUESTION", help="One question; its route is printed as a table."),
     ] = None,
     questions: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Route each line, {'question': ...}; '-' is standard input."
+            metavar="FILE",
+            help="Route each line of a file, {'question': ...}; '-' reads standard input.",
         ),
     ] = None,
     router: Annotated[
         str,
-        typer.Option(metavar="NAME", help="'default', 'examples', 'similarity', 'logistic', ..."),
+        typer.Option(
+            metavar="NAME",
+            help="'default': the catalogue's; 'examples': similarity with the catalogue's example "
+            "questions; or a router that `compllm train router` wrote, by name or folder.",
+        ),
     ] = DEFAULT,
     json_output: Annotated[
         Path | None,
         typer.Option(
-            "--json", metavar="OUT", help="Default: stdout. Of --questions: goes on behind it."
+            "--json",
+            metavar="OUT",
+            help="Where the lines go; with --questions a file is continued after its last line. "
+            "Default: standard output.",
         ),
     ] = None,
     floor: Annotated[
         float | None,
-        typer.Option(min=-1.0, max=1.0, help="In place of the router's own; -1: never the base."),
+        typer.Option(
+            min=-1.0,
+            max=1.0,
+            metavar="SCORE",
+            help="The score below which the base answers; -1: never. Default: the router's own.",
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings as TOML.")
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="A TOML file of settings; default: the settings of the running server.",
+        ),
     ] = None,
 ) -> None:
-    """Tell which expert would answer a question, or each of a file.
+    """Report which expert would answer a question, or each of a file.
 
     With --questions its lines come out with "expert", "similarity" and "is_fallback".
     """
-    from compllm.catalogue import load_catalogue
-    from compllm.config import load_config
     from compllm.question_file import appended, check_questions
+    from compllm.served import catalogue_of, load_client_config
 
     if (question is None) == (questions is None):
         raise ConfigError("give a question, or a file of them with --questions FILE")
     out = None if json_output == STDIN else json_output
     total = None if questions is None else check_questions(questions, out)
-    settings = load_config(config, {})
-    catalogue = load_catalogue(Path(settings.catalogue) if settings.catalogue else None)
+    catalogue = catalogue_of(load_client_config(config))
     chooser = asyncio.run(Chooser.open(catalogue, router, floor))
     if questions is not None:
         num_routed, num_fallbacks = route_questions(chooser, questions, out, total)
-        say(f"{num_routed} routed, {num_fallbacks} of them to the base")
+        say(f"{counted(num_routed, 'question')} routed, {num_fallbacks} to the base")
     elif question is not None and question.strip():
         (record,) = chooser.answer([{"question": question}])
         if json_output is None:

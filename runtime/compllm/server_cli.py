@@ -12,18 +12,28 @@ from compllm.console import print_json
 if TYPE_CHECKING:
     from compllm.embedded.tritonserver import ServerInfo
 
-Port = Annotated[int, typer.Option(min=0, max=65535)]
+
+def _port(of: str) -> Any:
+    return typer.Option(min=0, max=65535, metavar="PORT", help=f"{of}; 0 takes a free one.")
 
 
 def up(
-    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC; 0 takes a free one.")] = 0,
-    http_port: Port = 0,
-    metrics_port: Port = 0,
+    port: Annotated[int, _port("Of gRPC, which `compllm ask` uses")] = 0,
+    http_port: Annotated[int, _port("Of HTTP, for curl")] = 0,
+    metrics_port: Annotated[int, _port("Of the metrics, for Prometheus")] = 0,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Settings of comp_llm, as TOML."),
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="A TOML file of settings: the catalogue, limits and so on. Clients on this "
+            "machine take them too.",
+        ),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1.0, metavar="SECONDS")] = 60.0,
+    timeout: Annotated[
+        float,
+        typer.Option(min=1.0, metavar="SECONDS", help="How long the server may take to be ready."),
+    ] = 60.0,
 ) -> None:
     """Start the embedded server.
 
@@ -58,7 +68,7 @@ def down() -> None:
 def status(
     is_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell which server is running, and the models that it serves.
+    """Report which server is running, and the models that it serves.
 
     Exit status 1 when there is none, or it is not ready.
     """

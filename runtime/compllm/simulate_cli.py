@@ -46,64 +46,94 @@ class ScheduleOption(StrEnum):
 def simulate(
     graphs: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Lines of {'question', 'steps', 'parents'}."),
+        typer.Option(metavar="FILE", help="JSON lines of {'question', 'steps', 'parents'}."),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(metavar="QPS", help="Queries a second, a Poisson stream.")
+        float | None,
+        typer.Option(metavar="QPS", help="Queries arrive at random, this many a second."),
     ] = None,
     engine_profile: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="A profile that --fit made; 'gpu-like': hypothetical."),
+        typer.Option(
+            metavar="FILE",
+            help="The engine's speed, as --fit wrote it; 'gpu-like' is a hypothetical one.",
+        ),
     ] = None,
     policy: Annotated[
-        list[AdmissionOrder] | None, typer.Option(help="Of admission; several are compared.")
+        list[AdmissionOrder] | None,
+        typer.Option(help="Order of waiting requests; several are compared."),
     ] = None,
     schedule: Annotated[
         ScheduleOption, typer.Option(help="Which sub-queries may run together.")
     ] = ScheduleOption.dataflow,
-    num_engines: Annotated[int, typer.Option(min=1, help="Engines side by side.")] = 1,
+    num_engines: Annotated[int, typer.Option(min=1, metavar="N", help="Engines side by side.")] = 1,
     max_in_flight: Annotated[
         int | None,
-        typer.Option(min=1, help="Requests at an engine. Default: as many as it batches."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Requests at an engine at a time; default: as many as it batches.",
+        ),
     ] = None,
     queries: Annotated[
-        int | None, typer.Option(min=1, help="How many. Default: each graph once.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="How many queries arrive; default: each graph once."),
     ] = None,
     tokens_per_node: Annotated[
-        int | None, typer.Option(min=1, help="Of every response. Default: 32.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Tokens of every node's response; default: 32."),
     ] = None,
     token_lengths: Annotated[
-        str | None, typer.Option(metavar="lognormal:MEAN,SIGMA", help="Or drawn.")
+        str | None,
+        typer.Option(
+            metavar="lognormal:MEAN,SIGMA",
+            help="Tokens drawn for each node instead: mean, and deviation of the logarithm.",
+        ),
     ] = None,
     overhead: Annotated[
-        Overhead, typer.Option(help="Whether plan and answer are generated.")
+        Overhead, typer.Option(help="Whether plan and answer are written too.")
     ] = Overhead.plan_compose,
     compose: Annotated[
-        Compose, typer.Option(help="Which answers are; auto: those of several leaves.")
+        Compose,
+        typer.Option(help="Which answers a model writes; auto: those of several sub-queries."),
     ] = Compose.always,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = 64,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens of a composed answer.")
+    ] = 64,
     p95_ms: Annotated[
         float | None,
-        typer.Option(help="Also find how many engines keep the 95th percentile within this."),
+        typer.Option(
+            metavar="MS",
+            help="Also find how many engines keep the 95th percentile of latency within this.",
+        ),
     ] = None,
     is_timed: Annotated[
-        bool, typer.Option("--timed", help="Also tell how long each policy's simulation took.")
+        bool, typer.Option("--timed", help="Also report how long each policy's simulation took.")
     ] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Of the arrivals and of what is drawn.")
+    ] = 0,
     fit: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Make a profile of bench_engine.json, with bench_decode.json and "
-            "bench_scheduler_engine.json a better one; goes to --out.",
+            help="Make a profile for --engine-profile out of bench_engine.json, and of "
+            "bench_decode.json and bench_scheduler_engine.json where they are given.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Of --fit. Default: stdout.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="With --fit: where the profile goes; default: standard output."
+        ),
     ] = None,
     json_output: Annotated[
         Path | None,
-        typer.Option("--json", metavar="OUT", help="All figures as JSON; '-': only that, stdout."),
+        typer.Option(
+            "--json",
+            metavar="OUT",
+            help="Where all figures go as JSON; '-': standard output, without the table.",
+        ),
     ] = None,
 ) -> None:
     """Predict what a load of queries would see: latency, waits, utilisation, engines needed."""

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from compllm.plural import counted
 from compllm.types import (
     Answer,
     AnswerDelta,
@@ -170,7 +171,7 @@ def describe(event: Event) -> str | None:
             )
         case PlanFinished(plan):
             note = f" (fall-back: {printable(plan.reason)})" if plan.is_fallback else ""
-            return f"plan     {len(plan.sub_queries)} sub-queries{note}"
+            return f"plan     {counted(len(plan.sub_queries), 'sub-query')}{note}"
         case NodeStarted(id, expert, at_s):
             return f"started  {id} on {expert} at {at_s:.2f} s"
         case NodeFinished(result):
@@ -188,8 +189,9 @@ def footer(answer: Answer) -> str:
     timings = answer.timings
     work_s = sum(node.end_s - node.start_s for node in answer.nodes)
     line = (
-        f"{len(answer.nodes)} nodes in {timings.total_s:.2f} s: plan {timings.plan_s:.2f}, "
-        f"experts {timings.execute_s:.2f}, answer begun at {timings.first_token_s:.2f}; "
+        f"{counted(len(answer.nodes), 'node')} in {timings.total_s:.2f} s: "
+        f"plan {timings.plan_s:.2f}, experts {timings.execute_s:.2f}, "
+        f"answer begun at {timings.first_token_s:.2f}; "
         f"one after another about {timings.plan_s + work_s + timings.compose_s:.2f}"
     )
     if answer.is_partial:

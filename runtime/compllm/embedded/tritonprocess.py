@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from compllm import served
+from compllm.config import load_config
 from compllm.embedded import supervisor, tritonfiles
 from compllm.embedded.niceness import NICENESS, session_gives_way
 from compllm.embedded.tritonstate import HOST, Ports, ServerInfo, is_ready, read_log, reason_in
@@ -61,11 +63,17 @@ def start(
         "executor_options": json.dumps(dict(options or {}), sort_keys=True),
         "config_file": str(config or ""),
     }
-    served = [tritonfiles.CORE_MODEL, *([tritonfiles.FACE_MODEL] if has_face else [])]
+    settings = ""
+    if has_face:
+        face_config = load_config(config)
+        catalogue = served.catalogue_of(face_config)
+        settings = served.settings_of(face_config, catalogue)
+        values["catalogue"] = served.summary_of(catalogue)
+    names = [tritonfiles.CORE_MODEL, *([tritonfiles.FACE_MODEL] if has_face else [])]
     for attempt in range(1, _START_ATTEMPTS + 1):
         bound = _free_ports(ports)
         values["server_url"] = f"{HOST}:{bound.grpc}"  # where the face finds the core model
-        models = tritonfiles.write_repository(directory / "models", values, served)
+        models = tritonfiles.write_repository(directory / "models", values, names)
         info = _spawn(binary, models, backends, bound)
         info = replace(
             info,
@@ -74,6 +82,7 @@ def start(
             options=values["executor_options"],
             has_face=has_face,
             config_file=values["config_file"],
+            settings=settings,
         )
         try:
             session_gives_way(info.pid, (options or {}).get("niceness", NICENESS))

@@ -27,7 +27,7 @@ from compllm.embedded.tritonprocess import is_alive
 from compllm.embedded.tritonstate import Ports, ServerInfo, check_answers
 from compllm.errors import ConfigError, ServerError
 
-__all__ = ["ServerInfo", "down", "running", "status", "up"]
+__all__ = ["ServerInfo", "down", "last_started", "running", "status", "up"]
 
 _STATE = "server.json"
 _DYING_S = 1.0  # that a killed server takes at most to be gone
@@ -94,6 +94,13 @@ def status() -> ServerInfo | None:
             f"{info.log}. `compllm up` starts it again"
         )
     return info
+
+
+def last_started() -> ServerInfo | None:
+    """The server that `up` started, where it lives; it is not asked whether it is ready. Raises
+    ServerError for a state that cannot be read."""
+    info = _read_state()
+    return info if info is not None and is_alive(info) else None
 
 
 def down() -> bool:

@@ -48,6 +48,7 @@ class ServerInfo:
     has_face: bool = False  # serves `comp_llm` too
     config_file: str = ""  # of that model's settings; empty: none was named
     settings_hash: str = ""  # of what that model read at the start
+    settings: str = ""  # all of its settings, as JSON, for clients here; empty: no such model
 
     @property
     def grpc_url(self) -> str:
