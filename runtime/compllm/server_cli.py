@@ -45,6 +45,13 @@ def up(
     from compllm.embedded import tritonserver
     from compllm.prepare import prepare
 
+    load_config(config)
+    # Before anything is built: the engine that is there may be the one of a live server.
+    live = tritonserver.check_up(
+        grpc_port=port, http_port=http_port, metrics_port=metrics_port, has_face=True, config=config
+    )
+    if config is None and live is not None and live.config_file:
+        config = Path(live.config_file)  # a server that is replaced keeps its settings
     settings = load_config(config)
     prepare(load_catalogue(Path(settings.catalogue) if settings.catalogue else None))
     server = tritonserver.up(

@@ -21,15 +21,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import BinaryIO
 
+# What a tritonserver without a GPU logs as an error at each start, whatever its options: its CUDA
+# helper finds no driver, which a server on the CPU does not need.
+STARTUP_NOISE = b"CudaDriverHelper has not been initialized"
 _PR_SET_PDEATHSIG = 1
+_LOG_S = 1.0
 _GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
 
 
 def _die_with_parent() -> None:
     """Runs in the child between fork and exec. The parent has but one thread to die."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def _copy_log(source: BinaryIO) -> None:
+    """The server's output to our stderr, which is the log, line by line, without the noise."""
+    for line in source:
+        if STARTUP_NOISE not in line:
+            with contextlib.suppress(OSError):  # a full disk must not stop the server
+                os.write(2, line)
 
 
 def _wait_for_end(server: subprocess.Popen[bytes], owner: int, wake: int) -> bool:
@@ -67,12 +81,21 @@ def main(argv: list[str]) -> int:
     if os.getppid() != owner_pid:
         return 1  # the owner died before it could be watched
     server = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=2, process_group=0, preexec_fn=_die_with_parent
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        preexec_fn=_die_with_parent,
     )
+    assert server.stdout is not None
+    copier = threading.Thread(target=_copy_log, args=(server.stdout,), daemon=True)
+    copier.start()
     print(server.pid, flush=True)
     os.close(1)  # whoever reads the number sees the end of the output
     is_orphan = _wait_for_end(server, owner, wake)
     _stop(server)
+    copier.join(_LOG_S)  # its input ends with the last process that the server started
     for leftover in Path("/dev/shm").glob(f"{shm_prefix}*"):
         leftover.unlink(missing_ok=True)
     if is_orphan:

@@ -23,9 +23,10 @@ import psutil
 
 from compllm import served
 from compllm.config import load_config
-from compllm.embedded import supervisor, tritonfiles
+from compllm.embedded import server_log, supervisor, tritonfiles
 from compllm.embedded.niceness import NICENESS, session_gives_way
-from compllm.embedded.tritonstate import HOST, Ports, ServerInfo, is_ready, read_log, reason_in
+from compllm.embedded.server_log import read_log, reason_in
+from compllm.embedded.tritonstate import HOST, Ports, ServerInfo, is_ready
 from compllm.errors import ServerError
 
 _POLL_S = 0.05  # tritonserver tells nobody when it is ready: it must be asked
@@ -50,12 +51,9 @@ def start(
     Raises ServerError with the reason out of the log; nothing is left running then.
     """
     deadline = time.monotonic() + timeout_s
-    for name, port in ports.names().items():
-        if port is not None:
-            _check_free(name, port)
+    check_free(ports)
     binary = tritonfiles.find_tritonserver()
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    _clear(directory)
     backends = tritonfiles.make_backends(binary, directory / "backends")
     values = {
         "engine_dir": str(engine),
@@ -74,6 +72,8 @@ def start(
         bound = _free_ports(ports)
         values["server_url"] = f"{HOST}:{bound.grpc}"  # where the face finds the core model
         models = tritonfiles.write_repository(directory / "models", values, names)
+        log = server_log.rotate(directory)
+        server_log.write_header(log, engine, values["config_file"], bound.names())
         info = _spawn(binary, models, backends, bound)
         info = replace(
             info,
@@ -96,6 +96,16 @@ def start(
     raise AssertionError("unreachable")
 
 
+def _clear(directory: Path) -> None:
+    """An empty directory but for the logs of earlier starts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for each in directory.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+        elif not server_log.is_log(each):
+            each.unlink()
+
+
 def release(info: ServerInfo) -> None:
     """Let a server of this process outlive it."""
     with contextlib.suppress(ProcessLookupError):
@@ -108,7 +118,7 @@ class _PortTaken(ServerError):
 
 def _spawn(binary: Path, models: Path, backends: Path, ports: _BoundPorts) -> ServerInfo:
     directory = models.parent
-    log = directory / "server.log"
+    log = directory / server_log.NAME
     name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
     command = [
         str(binary),
@@ -122,6 +132,7 @@ def _spawn(binary: Path, models: Path, backends: Path, ports: _BoundPorts) -> Se
         f"--http-port={ports.http}",
         f"--metrics-port={ports.metrics}",
         "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",  # of CUDA: without it no start warns that there is none
         "--exit-timeout-secs=5",
     ]
     script = str(Path(supervisor.__file__).resolve())
@@ -190,6 +201,9 @@ class _BoundPorts(NamedTuple):
     http: int
     metrics: int
 
+    def names(self) -> dict[str, int]:
+        return {"gRPC": self.grpc, "HTTP": self.http, "metrics": self.metrics}
+
 
 def _free_ports(ports: Ports) -> _BoundPorts:
     """The ports asked for, and free ones, all different, in the place of None."""
@@ -202,6 +216,13 @@ def _free_ports(ports: Ports) -> _BoundPorts:
                 port = probe.getsockname()[1]
             chosen.append(port)
         return _BoundPorts(*chosen)
+
+
+def check_free(ports: Ports) -> None:
+    """Raises ServerError where a port that is named is taken."""
+    for name, port in ports.names().items():
+        if port is not None:
+            _check_free(name, port)
 
 
 def _check_free(name: str, port: int) -> None:

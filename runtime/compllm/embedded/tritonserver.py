@@ -21,13 +21,15 @@ from typing import Any
 from compllm import paths
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.embedded import tritonprocess, tritonstate
+from compllm.embedded import tritonprocess
+from compllm.embedded.server_log import reason_in
 from compllm.embedded.tritonfiles import FACE_MODEL
 from compllm.embedded.tritonprocess import is_alive
 from compllm.embedded.tritonstate import Ports, ServerInfo, check_answers
 from compllm.errors import ConfigError, ServerError
+from compllm.storage import require_writable
 
-__all__ = ["ServerInfo", "down", "last_started", "running", "status", "up"]
+__all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up"]
 
 _STATE = "server.json"
 _DYING_S = 1.0  # that a killed server takes at most to be gone
@@ -79,6 +81,30 @@ def up(
         return info
 
 
+def check_up(
+    *,
+    grpc_port: int | None = None,
+    http_port: int | None = None,
+    metrics_port: int | None = None,
+    has_face: bool = False,
+    config: str | Path | None = None,
+) -> ServerInfo | None:
+    """The live server of the default engine, where there is one. Changes nothing: for a look before
+    anything is built that a live server may have in use.
+
+    Raises ServerError where `up` with these arguments would refuse: another server lives, or a port
+    is taken.
+    """
+    ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
+    settings = Path(config).resolve() if config else None
+    found = _read_state()
+    if found is None or not is_alive(found):
+        tritonprocess.check_free(ports)
+        return None
+    _check_same(found, paths.engine_dir().expanduser().resolve(), ports, None, has_face, settings)
+    return found
+
+
 def status() -> ServerInfo | None:
     """The server that `up` started, ready; None when there is none.
 
@@ -90,7 +116,7 @@ def status() -> ServerInfo | None:
         return None
     if not is_alive(info) or not _answers(info):
         raise ServerError(
-            f"the server (process {info.pid}) died{tritonstate.reason_in(Path(info.log))}; log: "
+            f"the server (process {info.pid}) died{reason_in(Path(info.log))}; log: "
             f"{info.log}. `compllm up` starts it again"
         )
     return info
@@ -105,6 +131,8 @@ def last_started() -> ServerInfo | None:
 
 def down() -> bool:
     """Stop the server that `up` started, and whatever is left of it. False when none was alive."""
+    if not paths.run_dir().is_dir():  # nothing was ever started, and nothing is written here
+        return False
     with _lock():
         info = _read_state()
         if info is None:
@@ -147,6 +175,7 @@ def running(
     if is_shared and (found := _fitting(engine, options, has_face)) is not None:
         yield found
         return
+    require_writable(paths.run_dir())
     paths.run_dir().mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="owned-", dir=paths.run_dir()))
     try:
@@ -234,7 +263,9 @@ def _stop(info: ServerInfo) -> None:
 
 @contextlib.contextmanager
 def _lock() -> Iterator[None]:
-    """One start or stop at a time, over all processes of the user."""
+    """One start or stop at a time, over all processes of the user. Raises ConfigError where nothing
+    can be written there."""
+    require_writable(paths.run_dir())
     paths.run_dir().mkdir(parents=True, exist_ok=True)
     with (paths.run_dir() / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -245,7 +276,7 @@ def _read_state() -> ServerInfo | None:
     path = paths.run_dir() / _STATE
     try:
         return ServerInfo(**json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: the home is a file
         return None
     except (ValueError, TypeError, OSError) as error:
         raise ServerError(

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compllm.embedded.server_log import reason_in
 from compllm.errors import ServerError
 
 HOST = "127.0.0.1"
-_HARMLESS = "CudaDriverHelper has not been initialized"  # an error line of any CPU-only server
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,26 +128,3 @@ def check_answers(info: ServerInfo) -> None:
             f"the server (process {info.pid}) is not ready{reason_in(Path(info.log))}; its log is "
             f"{info.log}. `compllm down`, then `compllm up`"
         )
-
-
-def read_log(log: Path) -> str:
-    try:
-        return log.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def reason_in(log: Path) -> str:
-    """`: reason` out of the log; empty where it names none."""
-    text = "\n".join(line for line in read_log(log).splitlines() if _HARMLESS not in line)
-    found = re.findall(r"failed to load '[^']*' version \d+: (.*)", text)
-    if not found:
-        found = re.findall(r"^(?:E\d{4} .*?\] |error: )(.*)", text, re.MULTILINE)
-    if not found:
-        # Not Triton's own reports and tables, which tell of a server that was well.
-        found = re.findall(r"^(?![IW]\d{4} |[+|])[ \t]*\S.*", text, re.MULTILINE)[-1:]
-    if not found:
-        return ""
-    # Triton escapes line ends, and a Python model's error carries its traceback.
-    reason = found[0].split("\\n\\nAt:")[0].replace("\\n", " ").strip().strip('"')
-    return f": {reason.removeprefix('Internal: ')}"

@@ -6,6 +6,7 @@ import io
 import textwrap
 from typing import TYPE_CHECKING, Literal
 
+from compllm import extras
 from compllm.errors import ConfigError
 from compllm.explain.report import Report
 from compllm.explain.schedule import CATEGORIES, Category
@@ -39,7 +40,7 @@ def draw_gantt(report: Report, format: Format = "png") -> bytes:
         from matplotlib.patches import Patch
     except ImportError as error:
         raise ConfigError(
-            f"drawing needs matplotlib: pip install 'compllm[plot]' ({error})"
+            f"drawing needs matplotlib: {extras.hint(error)} ({error})"
         ) from error
     rows = _rows(report)
     height = min(_MAX_INCHES, 1.6 + _ROW_INCHES * len(rows))

@@ -1,0 +1,60 @@
+"""Whether a directory can be written, found out before the work and reported with its remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from compllm import paths
+from compllm.errors import ConfigError
+
+# A path that cannot be made or written, whatever was tried there.
+_OF_THE_PLACE = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
+
+
+def problem_at(directory: Path) -> str | None:
+    """Why no file can be made in `directory`, which need not exist yet; None where one can.
+    Nothing is left behind."""
+    place = directory
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir():
+        return f"{place} is not a directory"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".compllm-", dir=place):
+            return None
+    except OSError as error:
+        return f"{place} cannot be written ({error.strerror})"
+
+
+def require_writable(directory: Path) -> None:
+    """Raises ConfigError unless files can be made in `directory`, which need not exist yet."""
+    if (problem := problem_at(directory)) is not None:
+        raise ConfigError(f"cannot write to {directory}: {problem}: {remedy_at(directory)}")
+
+
+def remedy_at(path: Path) -> str:
+    """What to do about a path that cannot be written."""
+    home = paths.home_dir()
+    if path == home or path.is_relative_to(home):
+        return "set COMPLLM_HOME to a directory that you may write"
+    return "name a directory that you may write"
+
+
+def explain_os_error(error: OSError) -> str | None:
+    """One sentence about a path that cannot be used, with its remedy; None for another fault."""
+    if error.errno not in _OF_THE_PLACE or not isinstance(error.filename, str | os.PathLike):
+        return None
+    path = Path(os.fspath(error.filename))
+    return f"cannot use {path}: {error.strerror}: {remedy_at(path)}"

@@ -1,0 +1,75 @@
+"""The log of a server: one file a start, without noise, and the reason of a failure out of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compllm.embedded import server_log, supervisor
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("", ""),
+        (
+            'I1 x] "fine"\nE1122 a.cc:9] "failed to load \'tensorrt_llm\' version 1: Internal: '
+            'EngineError: no weights\\n\\nAt:\\n  model.py(3): initialize\\n"\nerror: other\n',
+            ": EngineError: no weights",
+        ),
+        ("I1 x] fine\nerror: creating server: Internal\n", ": creating server: Internal"),
+        ("sh: tritonserver: not found\n\n", ": sh: tritonserver: not found"),
+        # All that a server says that was killed when it was ready.
+        (
+            'I1122 14:20:35 8 compllm] "start 2026-11-22T14:20:35Z: engine /e, HTTP 1"\n'
+            'W1122 14:20:36 9 a.cc:2] "Unable to allocate"\n'
+            "\n+---+\n| a |\n+---+\n\n"
+            'I1122 14:20:37 9 b.cc:3] "Started HTTPService"\n',
+            "",
+        ),
+    ],
+)
+def test_reason_is_found_in_the_log(tmp_path: Path, log: str, reason: str) -> None:
+    (tmp_path / "log").write_text(log)
+    assert server_log.reason_in(tmp_path / "log") == reason
+
+
+def test_each_start_has_a_file_and_the_last_few_are_kept(tmp_path: Path) -> None:
+    for number in range(8):
+        log = server_log.rotate(tmp_path)
+        assert not log.exists()
+        server_log.write_header(log, Path(f"/engine-{number}"), "", {"gRPC": 1, "HTTP": 2})
+    kept = sorted(each for each in tmp_path.iterdir())
+    assert [each.name for each in kept] == ["server.log", *(f"server.log.{k}" for k in range(1, 5))]
+    assert all(server_log.is_log(each) for each in kept)
+    newest_first = [each.read_text() for each in kept]
+    assert all(f"engine /engine-{7 - k}," in text for k, text in enumerate(newest_first))
+
+
+def test_header_says_what_was_started_and_is_no_reason(tmp_path: Path) -> None:
+    log = server_log.rotate(tmp_path)
+    server_log.write_header(log, Path("/e"), "/mine.toml", {"gRPC": 1, "HTTP": 2})
+    (line,) = log.read_text().splitlines()
+    assert line.endswith('Z: engine /e, settings /mine.toml, gRPC 1, HTTP 2"')
+    assert server_log.reason_in(log) == ""
+
+
+def test_cuda_error_of_a_server_without_a_gpu_is_not_logged(tmp_path: Path) -> None:
+    """An error line at each start of a product that needs no GPU. Every other line is there."""
+    server = "import sys; print('E1 s] \"CudaDriverHelper has not been initialized.\"'); " + (
+        "print('I1 s] fine'); sys.stdout.flush(); print('E1 s] bad', file=sys.stderr, end='')"
+    )
+    command = [sys.executable, "-S", "-E", supervisor.__file__, str(os.getpid()), "no-such-prefix"]
+    done = subprocess.run(
+        [*command, str(tmp_path), sys.executable, "-c", server],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == "I1 s] fine\nE1 s] bad"
+    assert done.stdout.strip().isdigit()

@@ -1,0 +1,111 @@
+"""Places that cannot be written are named with the remedy; nothing is left in those that can."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from compllm import cli, doctor, prepare, storage
+from compllm.build_scripts import build_openvino, fetch_base
+from compllm.build_scripts.staging import exclusive
+from compllm.embedded import tritonserver
+from compllm.errors import ConfigError
+
+# Nothing can be made there, by root either.
+UNWRITABLE = Path("/proc/compllm-home")
+
+
+@pytest.fixture(params=["a file", "below a file", "unwritable"])
+def home(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / "file"
+    file.touch()
+    places = {"a file": file, "below a file": file / "home", "unwritable": UNWRITABLE}
+    home = places[request.param]
+    monkeypatch.setenv("COMPLLM_HOME", str(home))
+    for name in ("COMPLLM_CATALOGUE", "COMPLLM_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+def test_place_that_can_be_made_is_writable_and_stays_as_it_was(tmp_path: Path) -> None:
+    storage.require_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_without_the_right_to_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(storage.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(ConfigError, match=r"Permission denied.*: name a directory"):
+        storage.require_writable(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        prepare.prepare,
+        fetch_base.ensure_base,
+        fetch_base.ensure_encoder,
+        lambda: fetch_base.download(fetch_base.BASE),
+        lambda: fetch_base.select_checkpoint(None),
+        lambda: exclusive(storage.paths.engine_dir()).__enter__(),
+        lambda: tritonserver.running(Path(__file__).parent).__enter__(),
+    ],
+)
+def test_home_that_cannot_be_written_is_named_with_the_remedy(
+    writes: Callable[[], object], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tritonserver, "_checked_engine", lambda engine: engine)
+    with pytest.raises(ConfigError, match="set COMPLLM_HOME to a directory") as caught:
+        writes()
+    assert str(home) in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [["up"], ["train", "lora", "--dataset", "d", "--out", "o"]])
+def test_commands_that_write_there_say_so_in_one_line(
+    command: list[str], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(command) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write to {home}")
+    assert "set COMPLLM_HOME to a directory that you may write" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", [build_openvino, fetch_base])
+def test_scripts_that_write_there_say_so_in_one_line(
+    script: object, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main([]) == 1  # type: ignore[attr-defined]
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: cannot write to {home}")
+    assert said.count("\n") == 1
+
+
+def test_commands_that_only_read_find_no_server(home: Path) -> None:
+    assert cli.run(["down"]) == 0
+    assert cli.run(["status"]) == 1
+
+
+def test_doctor_reports_it(home: Path) -> None:
+    (disk,) = (check for check in doctor.examine() if check.name == "disk")
+    assert disk.status == "missing"
+    assert str(home) in disk.found
+    assert "COMPLLM_HOME" in disk.remedy
+
+
+def test_os_error_of_a_path_names_path_and_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError) as caught:
+        (tmp_path / "file" / "x").mkdir()
+    reason = storage.explain_os_error(caught.value)
+    assert reason == (
+        f"cannot use {tmp_path}/file/x: Not a directory: name a directory that you may write"
+    )
+    assert storage.explain_os_error(OSError(errno.ENOSPC, "No space left")) is None
