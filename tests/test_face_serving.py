@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import re
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from path_parts import CATALOGUE, DIAMOND, node_reply, plan_reply, settings
 from compllm.backend import Backend
 from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
 from compllm.face.late import LateBackend
-from compllm.face.serving import FaceModel, Runtime
+from compllm.face.serving import FaceModel, QueryEnd, Runtime
 from compllm.face.usage import MeteredBackend
 from compllm.parts import RuntimeStats
 from compllm.pipeline import CompLLM
@@ -68,7 +69,8 @@ class Face:
         self.scripted = ScriptedBackend(*replies)
         self._connect = connect
         self.loads: queue.SimpleQueue[tuple[int, RuntimeStats]] = queue.SimpleQueue()
-        self.model = FaceModel(self._load, lambda *told: self.loads.put(told))
+        self.ends: queue.SimpleQueue[QueryEnd] = queue.SimpleQueue()
+        self.model = FaceModel(self._load, lambda *told: self.loads.put(told), self.ends.put)
 
     async def _load(self) -> Runtime:
         self._loop = asyncio.get_running_loop()
@@ -160,8 +162,10 @@ def test_bad_question_is_the_clients_error(more: dict[str, Any], said: str) -> N
     ],
 )
 def test_engines_error_has_its_code(error: Any, code: str) -> None:
+    """In its text too where it is no fault of the request: HTTP answers 400 to all of them."""
     with opened(PLAN, Reply(error=error)) as face:
-        assert face.ask().next() == (str(error), code)
+        text = str(error) if code == "INVALID_ARG" else f"{code}: {error}"
+        assert face.ask().next() == (text, code)
 
 
 def test_our_own_defect_is_answered_and_the_next_question_too(
@@ -182,7 +186,7 @@ def test_client_who_left_cancels_the_engines_request() -> None:
         sender = face.ask()
         face.wait_for(f"user\n{QUESTION}")
         sender.is_gone = True
-        assert sender.next() == ("the request was cancelled", "CANCELLED")
+        assert sender.next() == ("CANCELLED: the request was cancelled", "CANCELLED")
         assert face.outcomes() == ["done", "cancelled"]
 
 
@@ -200,8 +204,27 @@ def test_client_who_left_disturbs_no_other() -> None:
 def test_deadline_reaches_the_engine() -> None:
     with opened(plan_reply(gate=asyncio.Event())) as face:
         message, code = face.ask(deadline_ms=20).next()
-        assert (message, code) == ("the deadline of 0.02 s is over", "UNAVAILABLE")
+        assert message == "DEADLINE_EXCEEDED: the deadline of 0.02 s is over"
+        assert code == "UNAVAILABLE"
         assert face.outcomes() == ["cancelled"]
+
+
+def test_end_of_each_request_is_reported_without_its_question() -> None:
+    with opened(PLAN, node_reply(QUESTION, "26")) as face:
+        face.ask().next()
+        done = face.ends.get(timeout=WAIT_S)
+        tensors = {"text_input": np.array([[b" "]], np.object_)}
+        face.model.start(tensors, {}, FakeSender(), "mine\n")
+        refused = face.ends.get(timeout=WAIT_S)
+    assert (done.status, done.num_nodes, len(done.id)) == ("stop", 1, 32)
+    assert re.fullmatch(r'query "[0-9a-f]{32}" stop \d+ ms nodes 1', str(done))
+    assert re.fullmatch(r'query "mine\\n" INVALID_ARG 0 ms nodes -', str(refused))
+
+
+def test_missed_deadline_is_reported_as_one() -> None:
+    with opened(plan_reply(gate=asyncio.Event())) as face:
+        face.ask(deadline_ms=20).next()
+        assert face.ends.get(timeout=WAIT_S).status == "DEADLINE_EXCEEDED"
 
 
 def test_deadline_holds_while_the_engine_is_not_ready() -> None:
@@ -244,7 +267,8 @@ def test_closing_answers_everybody_who_still_waits() -> None:
     with opened(PLAN, node_reply(QUESTION, gate=asyncio.Event())) as face:
         senders = [face.ask() for _ in range(3)]
         face.wait_for(f"user\n{QUESTION}", 3)
-    assert {sender.next() for sender in senders} == {("the request was cancelled", "CANCELLED")}
+    cancelled = ("CANCELLED: the request was cancelled", "CANCELLED")
+    assert {sender.next() for sender in senders} == {cancelled}
     assert face.scripted.is_closed
 
 

@@ -9,14 +9,16 @@ response, and the loop must not wait for the 0.1 ms that each call takes.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import sys
 import threading
+import time
 import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -40,23 +42,26 @@ from compllm.face.usage import MeteredBackend
 from compllm.parts import RuntimeStats
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
-from compllm.types import Query
+from compllm.types import FinishReason, Query
 
 T = TypeVar("T")
 
 # Names of Triton's own error codes.
 ErrorCode = Literal["INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"]
+# What the error was, in the log and at the head of its text: Triton has no code for a missed
+# deadline, and its HTTP front end answers 400 to every error of a model.
+Situation = ErrorCode | Literal["DEADLINE_EXCEEDED"]
 
 _CHECK_PERIOD_S = 0.02
 _LOADS_PERIOD_S = 0.25
 _CHECK_ALL_S = 0.2  # within which each live request is asked whether its client is gone
 
-_CODES: tuple[tuple[type[CompllmError], ErrorCode], ...] = (
+_SITUATIONS: tuple[tuple[type[CompllmError], Situation], ...] = (
     (QueryError, "INVALID_ARG"),
     (PlanError, "INVALID_ARG"),
     (BackendRejected, "INVALID_ARG"),
     (BackendUnavailable, "UNAVAILABLE"),
-    (DeadlineExceeded, "UNAVAILABLE"),
+    (DeadlineExceeded, "DEADLINE_EXCEEDED"),
 )
 
 
@@ -81,6 +86,24 @@ Load = Callable[[], Awaitable[Runtime]]
 OnLoads = Callable[[int, RuntimeStats], None]  # live queries, counters of the runtime
 
 
+@dataclass(frozen=True, slots=True)
+class QueryEnd:
+    """How a request ended, for the server's log. Nothing of the question is in it."""
+
+    id: str  # the client's id of the request, where it sent one; else the query's
+    status: FinishReason | Situation
+    seconds: float
+    num_nodes: int | None  # of its plan; None where it failed
+
+    def __str__(self) -> str:
+        nodes = "-" if self.num_nodes is None else self.num_nodes
+        name = json.dumps(self.id)  # a client's id may hold anything, line ends too
+        return f"query {name} {self.status} {self.seconds * 1000:.0f} ms nodes {nodes}"
+
+
+OnEnd = Callable[[QueryEnd], None]
+
+
 async def load(server_url: str = "", config_file: str = "") -> Runtime:
     """Everything but the engine, which is connected to later. An empty argument leaves the setting
     to the environment. Raises ConfigError, RouteError."""
@@ -99,9 +122,16 @@ class FaceModel:
     """Serves until it is closed. Raises, when it is made, what `load` raises.
 
     on_loads: told of the queues, on a thread of its own, while anything is live and once after.
+    on_end: called with the end of each request.
     """
 
-    def __init__(self, load: Load = load, on_loads: OnLoads = lambda _, __: None) -> None:
+    def __init__(
+        self,
+        load: Load = load,
+        on_loads: OnLoads = lambda _, __: None,
+        on_end: OnEnd = lambda _: None,
+    ) -> None:
+        self._on_end = on_end
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="compllm-loop")
         self._thread.start()
@@ -111,15 +141,23 @@ class FaceModel:
             self._end_loop()
             raise
 
-    def start(self, tensors: Tensors, parameters: Mapping[str, object], sender: Sender) -> None:
+    def start(
+        self,
+        tensors: Tensors,
+        parameters: Mapping[str, object],
+        sender: Sender,
+        request_id: str = "",
+    ) -> None:
         """Begin a request. Every outcome reaches the sender."""
+        # A client's own id may be anything, and anybody else's too.
+        query_id = uuid4().hex
+        live = _Live(sender, request_id or query_id, self._on_end)
         try:
-            # A client's own id may be anything, and anybody else's too.
-            request = parse(tensors, parameters, self._desk.limits, uuid4().hex)
+            request = parse(tensors, parameters, self._desk.limits, query_id)
         except QueryError as error:
-            sender.fail(str(error), "INVALID_ARG")
+            live.fail(str(error), "INVALID_ARG")
             return
-        self._loop.call_soon_threadsafe(self._desk.begin, _Live(sender), request)
+        self._loop.call_soon_threadsafe(self._desk.begin, live, request)
 
     def close(self) -> None:
         """Cancel what runs, and answer everybody who still waits."""
@@ -139,20 +177,34 @@ class FaceModel:
 
 @dataclass(slots=True, eq=False)
 class _Live:
-    """A request that is not answered to its end. Its methods are for the senders' thread alone."""
+    """A request that is not answered to its end. Its methods are for the senders' thread alone,
+    once its query has begun."""
 
     sender: Sender
+    id: str
+    on_end: OnEnd
+    start_s: float = field(default_factory=time.monotonic)
     is_over: bool = False
 
     def send(self, response: FaceResponse) -> None:
-        if not self.is_over:
-            self.is_over = response.is_final
-            self.sender.send(outputs(response), is_final=response.is_final)
+        if self.is_over:
+            return
+        self.is_over = response.is_final
+        self.sender.send(outputs(response), is_final=response.is_final)
+        if response.finish_reason is not None:
+            self._end(response.finish_reason, len((response.stats or {}).get("nodes", ())))
 
-    def fail(self, message: str, code: ErrorCode) -> None:
-        if not self.is_over:
-            self.is_over = True
-            self.sender.fail(message, code)
+    def fail(self, message: str, situation: Situation) -> None:
+        if self.is_over:
+            return
+        self.is_over = True
+        text = message if situation == "INVALID_ARG" else f"{situation}: {message}"
+        code = "UNAVAILABLE" if situation == "DEADLINE_EXCEEDED" else situation
+        self.sender.fail(text, code)
+        self._end(situation)
+
+    def _end(self, status: FinishReason | Situation, num_nodes: int | None = None) -> None:
+        self.on_end(QueryEnd(self.id, status, time.monotonic() - self.start_s, num_nodes))
 
     def is_gone(self) -> bool:
         return not self.is_over and self.sender.is_cancelled()
@@ -213,7 +265,7 @@ class _Desk:
                 async for response in responses:
                     await self._ask_senders(partial(live.send, response))
         except CompllmError as error:
-            await self._ask_senders(partial(live.fail, str(error), _code(error)))
+            await self._ask_senders(partial(live.fail, str(error), _situation(error)))
         except Exception as error:  # our fault, but whoever asked must not wait for ever
             print(traceback.format_exc(), file=sys.stderr)
             message = f"the query failed: {error!r}"
@@ -291,5 +343,5 @@ class _Desk:
         return await asyncio.get_running_loop().run_in_executor(self._senders, call)
 
 
-def _code(error: CompllmError) -> ErrorCode:
-    return next((code for kind, code in _CODES if isinstance(error, kind)), "INTERNAL")
+def _situation(error: CompllmError) -> Situation:
+    return next((name for kind, name in _SITUATIONS if isinstance(error, kind)), "INTERNAL")

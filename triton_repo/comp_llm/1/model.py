@@ -42,7 +42,9 @@ class TritonPythonModel:
         labels = {"model": args["model_name"], "version": args["model_version"]}
         gauges = QueueGauges(Families(pb_utils.MetricFamily, FAMILIES), labels)
         self._model = FaceModel(
-            partial(load, settings["server_url"], settings["config_file"]), gauges.publish
+            partial(load, settings["server_url"], settings["config_file"]),
+            gauges.publish,
+            lambda end: pb_utils.Logger.log_info(str(end)),
         )
         settle()
 
@@ -54,8 +56,9 @@ class TritonPythonModel:
                 parameters = json.loads(request.parameters() or "{}")
             except Exception as error:  # malformed bytes of a string tensor, for one
                 sender.fail(f"cannot read the inputs: {error}", "INVALID_ARG")
+                pb_utils.Logger.log_info("query INVALID_ARG: its inputs cannot be read")
                 continue
-            self._model.start(tensors, parameters, sender)
+            self._model.start(tensors, parameters, sender, request.request_id())
 
     def finalize(self) -> None:
         self._model.close()
