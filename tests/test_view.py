@@ -38,12 +38,12 @@ def done(node_id: int, start_s: float, end_s: float, response: str = "26") -> No
     )
 
 
-def drawn(events: list[Event], now_s: float = 0.0) -> str:
+def drawn(events: list[Event], now_s: float = 0.0, width: int = 120) -> str:
     times = iter([100.0])
     view = GraphView(lambda: next(times, 100.0 + now_s))
     for event in events:
         view.apply(event)
-    console = Console(width=120, color_system=None)
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(view)
     return capture.get()
@@ -88,6 +88,28 @@ def test_running_node_is_drawn_up_to_now() -> None:
     line = drawn([*planned(IRON), NodeStarted(1, "chemistry", 1.0)], now_s=4.0).splitlines()[1]
     assert "3.00" in line
     assert line.count("━") == 18
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_the_sub_query_is_read_at_any_width(width: int) -> None:
+    """A narrow terminal lost it, and kept the whole time line."""
+    events = [*planned(IRON, HEART, SUM), NodeStarted(1, "chemistry", 0.0), done(1, 0.0, 1.0)]
+    lines = drawn(events, width=width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    begin = lines[0].index("sub-query")
+    column = lines[0].index("expert") - begin
+    words = " ".join(line[begin : begin + column].strip() for line in lines[1:])
+    assert " ".join(words.split()).startswith(f"{IRON.text} 26 {HEART.text} {SUM.text} after 1, 2")
+    assert all(state in "\n".join(lines) for state in ("done", "ready", "waiting"))
+    assert max(line.count("━") for line in lines) == {40: 0, 60: 0, 80: 11, 120: 24}[width]
+
+
+def test_one_node_is_no_nodes() -> None:
+    one = Plan((IRON,))
+    result = NodeResult(1, "chemistry", "done", "26")
+    assert footer(answer(plan=one, nodes=(result,))).startswith("1 node in 2.00 s")
+    assert footer(answer(nodes=(result, result))).startswith("2 nodes in")
+    assert describe(PlanFinished(one)) == "plan     1 sub-query"
 
 
 def test_fall_back_replaces_the_nodes_planned_so_far() -> None:

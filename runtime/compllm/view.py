@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -41,7 +41,10 @@ _STYLES: dict[NodeStatus, str] = {
     "skipped": "red",
     "cancelled": "red",
 }
-_BAR_WIDTH = 24  # characters of the time line
+_BAR_WIDTHS = range(24, 7, -1)  # characters of the time line; where fewer are left there is none
+_TEXT_WIDTH = 30  # of the sub-query: below it the time line gets shorter, then goes ...
+_LEAST_TEXT = 16  # ... and below this the router's score goes, then the seconds
+_GAP = 2  # between two columns
 _REFRESH_PER_S = 10
 # A terminal acts on these; a model's or a user's text must not reach it with them.
 _CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
@@ -60,6 +63,15 @@ class _Row:
     status: NodeStatus = "waiting"
     start_s: float | None = None
     result: NodeResult | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a terminal of some width has room for, next to the sub-query."""
+
+    bar_width: int = 0  # 0: no time line
+    has_score: bool = True
+    has_seconds: bool = True
 
 
 class GraphView:
@@ -112,24 +124,54 @@ class GraphView:
         ):
             row.status = "ready"
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._table(_layout(self._rows.values(), options.max_width))
+
+    def _table(self, layout: _Layout) -> Table:
         is_running = any(row.status == "running" for row in self._rows.values())
         now_s = max(self._last_s, self._clock() - self._begin_s) if is_running else self._last_s
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("#", justify="right")
-        table.add_column("sub-query", ratio=1, min_width=20)
+        table.add_column("sub-query", overflow="fold")
         table.add_column("expert", no_wrap=True)
         table.add_column("state", no_wrap=True)
-        table.add_column("seconds", justify="right", no_wrap=True)
-        table.add_column("time line", no_wrap=True, min_width=_BAR_WIDTH)
+        if layout.has_seconds:
+            table.add_column("seconds", justify="right", no_wrap=True)
+        if layout.bar_width:
+            table.add_column("time line", no_wrap=True, min_width=layout.bar_width)
         for row in self._rows.values():
-            table.add_row(*_cells(row, now_s))
+            table.add_row(*_cells(row, now_s, layout))
         if self._plan_note:
             table.add_row("", Text(printable(self._plan_note), style="dim italic"))
         return table
 
 
-def _cells(row: _Row, now_s: float) -> tuple[Text, ...]:
+def _layout(rows: Collection[_Row], width: int) -> _Layout:
+    """The sub-query comes first: what tells less gives way to it."""
+    layouts = (*(_Layout(each) for each in _BAR_WIDTHS), _Layout())
+    for layout in layouts:
+        if width - _taken(rows, layout) >= _TEXT_WIDTH:
+            return layout
+    for layout in (_Layout(), _Layout(has_score=False)):
+        if width - _taken(rows, layout) >= _LEAST_TEXT:
+            return layout
+    return _Layout(has_score=False, has_seconds=False)
+
+
+def _taken(rows: Collection[_Row], layout: _Layout) -> int:
+    """Characters of all columns but the sub-query's, with the gaps."""
+    score = len(" 0.00") if layout.has_score else 0
+    widths = [
+        max((len(str(row.sub_query.id)) for row in rows), default=1),
+        max((len(row.expert) + score for row in rows), default=len("expert")),
+        max((len(row.status) for row in rows), default=len("state")),
+    ]
+    widths += [len("seconds")] if layout.has_seconds else []
+    widths += [layout.bar_width] if layout.bar_width else []
+    return sum(widths) + _GAP * len(widths)
+
+
+def _cells(row: _Row, now_s: float, layout: _Layout) -> tuple[Text, ...]:
     style = _STYLES[row.status]
     text = Text(printable(row.sub_query.text))
     if row.sub_query.parents:
@@ -137,31 +179,29 @@ def _cells(row: _Row, now_s: float) -> tuple[Text, ...]:
     if row.result and (said := row.result.response or row.result.error):
         text.append("\n" + " ".join(printable(said).split()), style=style)
     expert = Text(row.expert or "-")
-    if row.route:
+    if row.route and layout.has_score:
         expert.append(f" {row.route.similarity:.2f}", style="dim")
     end_s = row.result.end_s if row.result else now_s
     seconds = "" if row.start_s is None else f"{end_s - row.start_s:.2f}"
-    return (
-        Text(str(row.sub_query.id)),
-        text,
-        expert,
-        Text(row.status, style=style),
-        Text(seconds),
-        Text(_bar(row.start_s, end_s, now_s), style=style),
-    )
+    cells = [Text(str(row.sub_query.id)), text, expert, Text(row.status, style=style)]
+    if layout.has_seconds:
+        cells.append(Text(seconds))
+    if layout.bar_width:
+        cells.append(Text(_bar(row.start_s, end_s, now_s, layout.bar_width), style=style))
+    return tuple(cells)
 
 
-def _bar(start_s: float | None, end_s: float, now_s: float) -> str:
+def _bar(start_s: float | None, end_s: float, now_s: float, width: int) -> str:
     """The node's interval on a line from the query's start to now."""
     if start_s is None or now_s <= 0:
         return ""
-    scale = _BAR_WIDTH / now_s
-    left = min(int(start_s * scale), _BAR_WIDTH - 1)
+    scale = width / now_s
+    left = min(int(start_s * scale), width - 1)
     return " " * left + "━" * max(1, round(end_s * scale) - left)
 
 
 def describe(event: Event) -> str | None:
-    """One line for a log, or None where there is nothing to tell."""
+    """One line for a log, or None where there is nothing to report."""
     match event:
         case SubQueryPlanned(sub_query, route):
             after = f" after {', '.join(map(str, sub_query.parents))}" if sub_query.parents else ""
