@@ -9,7 +9,8 @@ After build_trtllm.py, in the image and at the paths that serve. What it makes:
 
     models/tensorrt_llm[_<expert>]/   the engines as upstream's core model
     models/comp_llm/                  the face
-    experts.toml compllm.toml         what the face reads
+    experts.toml compllm.toml         what the face reads; the router's head and other files that
+                                      they name are with them
     xgrammar_tokenizer_info.json      for guided decoding
     launch.sh                         serves it
     repository.json                   what it was made from
@@ -46,6 +47,7 @@ from compllm.build_scripts.staging import (
 )
 from compllm.build_scripts.trtllm.record import TOKENIZER, TrtManifest, default_dir
 from compllm.catalogue import load_catalogue
+from compllm.config import load_config
 from compllm.embedded.manifest import MANIFEST_FILE, installed_versions, sha256_file
 from compllm.embedded.tritonfiles import CORE_MODEL, FACE_MODEL, write_repository
 from compllm.errors import ConfigError, EngineError
@@ -61,7 +63,7 @@ class Inputs:
     """What a repository is made from, at the paths where the server will find it."""
 
     engines: Path  # as build_trtllm.py made it
-    catalogue: Path | None = None  # None: the one shipped
+    catalogue: Path | None = None  # None: the one that `config` names, else the one shipped
     config: Path | None = None  # settings of the face; None: the defaults
     is_guided: bool = True
 
@@ -76,7 +78,8 @@ def make_repository(inputs: Inputs, out: Path) -> Path:
     engines, out = inputs.engines.resolve(), out.resolve()
     manifest = TrtManifest.read(engines)
     manifest.verify(engines, is_deep=False)
-    catalogue = load_catalogue(inputs.catalogue)
+    named = load_config(inputs.config, environ={}).catalogue
+    catalogue = load_catalogue(inputs.catalogue or (Path(named) if named else None))
     guided = core.GuidedDecoding(out / GUIDE_FILE) if inputs.is_guided else None
     models = core_models(manifest, engines, guided)
     _refuse_foreign(out)
@@ -189,7 +192,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the repository; default: the cache"
     )
-    parser.add_argument("--catalogue", type=Path, metavar="FILE", help="default: the one shipped")
+    parser.add_argument(
+        "--catalogue", type=Path, metavar="FILE", help="default: that of --config, else the shipped"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of comp_llm, as TOML")
     parser.add_argument("--no-guided", action="store_true", help="without guided decoding")
     other = parser.add_mutually_exclusive_group()

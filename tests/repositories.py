@@ -14,8 +14,15 @@ import numpy as np
 
 from compllm.build_scripts.manifest import file_entries
 from compllm.build_scripts.trtllm.memory import LoraNeed, engine_memory
+from compllm.build_scripts.trtllm.plan import make_plan
 from compllm.build_scripts.trtllm.record import AdapterEntry, EngineEntry, TrtManifest
-from compllm.build_scripts.trtllm.settings import EngineSettings
+from compllm.build_scripts.trtllm.settings import (
+    EngineSettings,
+    Topology,
+    default_settings_path,
+    load_settings,
+)
+from compllm.catalogue import load_catalogue
 from compllm.embedded.shape import BaseShape
 
 VERSION = "1.2.1"
@@ -124,6 +131,29 @@ def write_engines(
     manifest = replace(manifest, **more)
     manifest.write(directory)
     return manifest
+
+
+def write_shipped_engines(directory: Path, base: Path, topology: Topology) -> TrtManifest:
+    """What build_trtllm.py leaves for the shipped catalogue and the shipped gpu.toml."""
+    settings = load_settings(default_settings_path(), topology=topology)
+    plan = make_plan(load_catalogue(), settings, base)
+    entries = [
+        engine_entry(
+            each.source.shape,
+            each.name,
+            each.expert,
+            each.devices,
+            max_lora_rank=each.lora.max_rank if each.lora else 0,
+            settings=each.settings,
+            kv_tokens=each.share.kv_tokens,
+        )
+        for each in plan.engines
+    ]
+    adapters = [
+        AdapterEntry(each.adapter.name, each.adapter.task_id, each.adapter.rank, "0" * 64)
+        for each in plan.adapters
+    ]
+    return write_engines(directory, base, entries, adapters)
 
 
 def _write_engine(folder: Path, entry: EngineEntry) -> None:

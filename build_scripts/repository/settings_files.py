@@ -7,6 +7,8 @@ each of them is known only now.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +17,15 @@ from typing import Any
 from compllm.build_scripts.trtllm.record import ADAPTERS, TOKENIZER, TrtManifest
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.config import load_config, read_toml
-from compllm.errors import EngineError
+from compllm.errors import ConfigError, EngineError
 
-CATALOGUE, SETTINGS = "experts.toml", "compllm.toml"
+CATALOGUE, SETTINGS, GATE = "experts.toml", "compllm.toml", "gate.npz"
 
 
 def write_catalogue(catalogue: Catalogue, manifest: TrtManifest, engines: Path, to: Path) -> None:
-    """experts.toml: every expert on the model and adapter that serve it. Raises EngineError when an
-    expert's adapter is in no engine."""
+    """experts.toml: every expert on the model and adapter that serve it; with it, the files that it
+    names. Raises EngineError when an expert's adapter is in no engine, ConfigError when a file is
+    missing."""
     table = read_toml(catalogue.path)
     models = {entry.expert: entry.name for entry in manifest.engines}
     served = {adapter.name: adapter for adapter in manifest.adapters}
@@ -44,6 +47,10 @@ def write_catalogue(catalogue: Catalogue, manifest: TrtManifest, engines: Path, 
         name: {"id": entry.task_id, "path": str(engines / ADAPTERS / str(entry.task_id))}
         for name, entry in served.items()
     }
+    for file in catalogue.files:
+        place = _place(file.path, catalogue.path.parent, Path(file.table))
+        _copy(file.path, to / place, f"{catalogue.path}: {file.table}.{file.key}")
+        table[file.table][file.key] = place.as_posix()
     path = to / CATALOGUE
     path.write_text(render_toml(table), encoding="utf-8")
     load_catalogue(path)  # reads what it wrote, with every check
@@ -52,8 +59,8 @@ def write_catalogue(catalogue: Catalogue, manifest: TrtManifest, engines: Path, 
 def write_settings(
     config: Path | None, manifest: TrtManifest, engines: Path, final: Path, to: Path
 ) -> None:
-    """compllm.toml: the user's settings with what this repository has: catalogue, tokenizer and the
-    weights of adapters that an engine's cache may lack.
+    """compllm.toml: the user's settings with what this repository has: catalogue, tokenizer, the
+    weights of adapters that an engine's cache may lack, and the gate's file.
 
     final: the repository's place once it is made. Raises ConfigError for settings that are wrong.
     """
@@ -63,6 +70,9 @@ def write_settings(
     table["server"].pop("url", None)  # the server's own, which launch.sh knows
     if manifest.adapters:
         table["server"].setdefault("adapters_dir", str(engines / ADAPTERS))
+    if gate := table.get("gate", {}).get("file"):
+        _copy(Path(gate), to / GATE, f"{config}: gate.file")
+        table["gate"]["file"] = str(final / GATE)
     path = to / SETTINGS
     path.write_text(render_toml(table), encoding="utf-8")
     load_config(path, environ={})
@@ -73,6 +83,20 @@ def render_toml(table: Mapping[str, Any]) -> str:
     text = "\n".join(_lines(table, ())) + "\n"
     assert tomllib.loads(text) == table
     return text
+
+
+def _place(file: Path, folder: Path, otherwise: Path) -> Path:
+    """Where a file goes in the repository: as it lies below `folder`, else into `otherwise`."""
+    # Links are not followed: a mounted ConfigMap's files are links to a folder elsewhere.
+    file, folder = Path(os.path.abspath(file)), Path(os.path.abspath(folder))
+    return file.relative_to(folder) if file.is_relative_to(folder) else otherwise / file.name
+
+
+def _copy(file: Path, to: Path, key: str) -> None:
+    if not file.is_file():
+        raise ConfigError(f"{key} = {str(file)!r}: there is no such file: put it there, or name it")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, to)
 
 
 def _lines(table: Mapping[str, Any], path: Sequence[str]) -> list[str]:

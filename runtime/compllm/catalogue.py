@@ -40,6 +40,15 @@ class RouterSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedFile:
+    """A file that the catalogue names: under which key, and where it is."""
+
+    table: str
+    key: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
     """The base, its adapters, the experts and what routes to them."""
 
@@ -53,6 +62,13 @@ class Catalogue:
     out_of_domain: tuple[str, ...]  # questions for no expert, to calibrate with
     generator: Adapter | None = None  # writes plans; None: the base, shown examples
     aggregator: Adapter | None = None  # writes answers; None: the base, shown an example
+
+    @property
+    def files(self) -> tuple[NamedFile, ...]:
+        """Every file that it names: a copy of the catalogue is useless without them. Adapters are
+        not among them: engines are built from their folders."""
+        head = self.router.head
+        return () if head is None else (NamedFile("router", "head", head),)
 
     def expert(self, name: str) -> Expert:
         """The expert or base of this name. Raises ConfigError with the names there are."""

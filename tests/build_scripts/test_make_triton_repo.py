@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import tomllib
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import repositories
-from repositories import engine_entry, write_catalogue, write_engines
+from repositories import engine_entry, write_catalogue, write_engines, write_shipped_engines
 
 from compllm.build_scripts import make_triton_repo
 from compllm.build_scripts.make_triton_repo import Inputs, main, make_repository
@@ -21,11 +22,13 @@ from compllm.build_scripts.repository import core, launch
 from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.repository.settings_files import render_toml
 from compllm.build_scripts.trtllm.record import AdapterEntry, TrtManifest
-from compllm.build_scripts.trtllm.settings import EngineSettings
+from compllm.build_scripts.trtllm.settings import EngineSettings, Topology
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
+from compllm.embed import SentenceEncoder
 from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError, EngineError
+from compllm.route import Router
 
 ADAPTERS = (AdapterEntry("chemistry", 11, 8, "a"), AdapterEntry("biology", 12, 16, "b"))
 
@@ -170,6 +173,106 @@ def test_expert_without_its_adapter_is_refused(
     with pytest.raises(EngineError, match=r"expert biology .* needs adapter biology"):
         make_repository(inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("topology", ["shared", "per-expert"])
+async def test_the_shipped_catalogue_routes_from_the_repository_alone(
+    topology: Topology, engines: Path, base_dir: Path, encoder_dir: Path, tmp_path: Path
+) -> None:
+    """The router's head was left behind: a GPU server's comp_llm could not start."""
+    write_shipped_engines(engines, base_dir, topology)
+    made = make_repository(Inputs(engines), tmp_path / "made")
+    moved = made.rename(tmp_path / "moved")
+    catalogue = load_catalogue(moved / "experts.toml")
+    router = await Router.build(catalogue, await SentenceEncoder.load(encoder_dir))
+    assert router.head is not None
+    shipped = load_catalogue()
+    assert catalogue.files
+    for copy, file in zip(catalogue.files, shipped.files, strict=True):
+        assert copy.path.is_relative_to(moved)
+        assert copy.path.read_bytes() == file.path.read_bytes()
+    assert _named_files(shipped.path) == _named_files(catalogue.path)
+
+
+def _named_files(path: Path) -> set[str]:
+    """Texts of a catalogue that are files beside it, whatever their key."""
+    texts = re.findall(r'"([^"\n]+)"', path.read_text(encoding="utf-8"))
+    return {text for text in texts if (path.parent / text).is_file()}
+
+
+@pytest.mark.parametrize(
+    ("head", "place"),
+    [
+        ("routers/mine.npz", "routers/mine.npz"),
+        ("../elsewhere/mine.npz", "router/mine.npz"),
+        ("{}/elsewhere/mine.npz", "router/mine.npz"),
+    ],
+)
+def test_a_file_that_the_catalogue_names_is_copied_wherever_it_lies(
+    head: str, place: str, inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    head = head.format(tmp_path)
+    folder = tmp_path / "catalogue"
+    folder.mkdir()
+    source = folder / head
+    source.parent.mkdir()
+    source.write_bytes(b"head")
+    text = repositories.CATALOGUE.replace("[router]", f'[router]\nhead = "{head}"')
+    (folder / "experts.toml").write_text(text)
+    out = make_repository(replace(inputs, catalogue=folder / "experts.toml"), tmp_path / "out")
+    assert load_catalogue(out / "experts.toml").router.head == out / place
+    assert (out / place).read_bytes() == b"head"
+
+
+def test_a_linked_file_stays_beside_the_catalogue(
+    inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    """As a ConfigMap is mounted: each file is a link."""
+    (tmp_path / "data").write_bytes(b"head")
+    (tmp_path / "mine.npz").symlink_to(tmp_path / "data")
+    assert inputs.catalogue is not None
+    text = repositories.CATALOGUE.replace("[router]", '[router]\nhead = "mine.npz"')
+    inputs.catalogue.write_text(text)
+    out = make_repository(inputs, tmp_path / "out")
+    assert (out / "mine.npz").read_bytes() == b"head"
+    assert not (out / "mine.npz").is_symlink()
+
+
+def test_a_missing_file_that_the_catalogue_names_is_refused(
+    inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    assert inputs.catalogue is not None
+    text = repositories.CATALOGUE.replace("[router]", '[router]\nhead = "gone.npz"')
+    inputs.catalogue.write_text(text)
+    with pytest.raises(ConfigError, match=r"router\.head = '.*gone\.npz': there is no such file"):
+        make_repository(inputs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_the_settings_name_are_copied_too(
+    inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    given, gate = tmp_path / "mine.toml", tmp_path / "own.npz"
+    given.write_text(f'[gate]\nmode = "on"\nfile = "{gate}"\n')
+    with pytest.raises(ConfigError, match=r"gate\.file = '.*own\.npz': there is no such file"):
+        make_repository(replace(inputs, config=given), tmp_path / "out")
+    gate.write_bytes(b"gate")
+    out = make_repository(replace(inputs, config=given), tmp_path / "out")
+    config = load_config(out / "compllm.toml", environ={})
+    assert config.gate.file == str(out / "gate.npz")
+    assert (out / "gate.npz").read_bytes() == b"gate"
+
+
+def test_the_catalogue_that_the_settings_name_is_the_repositorys(
+    inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    given = tmp_path / "mine.toml"
+    given.write_text(f'catalogue = "{inputs.catalogue}"\n')
+    out = make_repository(Inputs(inputs.engines, config=given), tmp_path / "out")
+    assert [expert.name for expert in load_catalogue(out / "experts.toml").experts] == [
+        "chemistry",
+        "biology",
+    ]
 
 
 def test_settings_of_the_user_are_kept(

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from repositories import engine_entry, write_catalogue, write_engines
+from repositories import engine_entry, write_catalogue, write_engines, write_shipped_engines
 
 from compllm.build_scripts.make_triton_repo import Inputs, make_repository
 from compllm.build_scripts.repository import core
 from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.trtllm.record import AdapterEntry
+from compllm.build_scripts.trtllm.settings import Topology
 from compllm.embed import SentenceEncoder
 from compllm.embedded import tritonfiles
 from compllm.embedded.checkpoint import validate_checkpoint
@@ -118,6 +119,18 @@ def test_everything_that_needs_no_gpu_loads_and_the_rest_lacks_only_its_backend(
     for name in ("tensorrt_llm", "tensorrt_llm_chemistry"):
         assert models[name]["state"] == "UNAVAILABLE"
         assert "unable to find backend library for backend 'tensorrtllm'" in models[name]["reason"]
+
+
+@pytest.mark.parametrize("topology", ["shared", "per-expert"])
+def test_comp_llm_of_the_shipped_catalogue_becomes_ready(
+    topology: Topology, base_dir: Path, tmp_path: Path
+) -> None:
+    """It did not: the router's head was not in the repository."""
+    write_shipped_engines(tmp_path / "engines", base_dir, topology)
+    made = make_repository(Inputs(tmp_path / "engines"), tmp_path / "repository")
+    with _served(made / "models", tmp_path) as port:
+        models = _loaded(port)
+    assert models["comp_llm"]["state"] == "READY", (tmp_path / "log").read_text()
 
 
 def test_a_configuration_that_triton_refuses_does_not_get_as_far_as_its_backend(
