@@ -105,7 +105,7 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
             encoder = SentenceEncoder(model, source, cache_size=0 if is_planned else 4096)
             llm = ReplayLLM(await TritonBackend.connect(url), encoder, catalogue, config)
             llm.use_admission(variant.admission)
-            llm.use_gate(GateConfig(mode=variant.gate))
+            llm.use_gate(GateConfig(mode=variant.gate, whole_to_base=False))
             llms[variant.name] = await stack.enter_async_context(llm)
         settle()
         yield llms

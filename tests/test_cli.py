@@ -103,7 +103,17 @@ def test_ask_writes_the_answer_to_stdout_and_the_graph_to_stderr(
 def test_json_is_one_object_of_the_agreed_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ask", "--json", "the whole"]) == 0
     value = printed_json(capsys)
-    keys = ["query", "answer", "finish_reason", "plan", "nodes", "timings", "bound"]
+    keys = [
+        "query",
+        "answer",
+        "finish_reason",
+        "confidence",
+        "is_low_confidence",
+        "plan",
+        "nodes",
+        "timings",
+        "bound",
+    ]
     assert list(value) == keys
     assert (value["answer"], value["finish_reason"]) == ("It is 30.", "stop")
     assert value["plan"] == {

@@ -124,3 +124,20 @@ def test_joined_answer_is_cut_where_a_leaf_was() -> None:
 
     assert joined_end(lines, nodes("stop", "length")) == "length"
     assert joined_end(lines, nodes("length", "stop")) == "stop"
+
+
+async def test_an_answer_that_loops_ends_at_once_and_is_cut() -> None:
+    pieces = ("the gold symbol; ",) * 30
+    reply = Reply(pieces)
+    backend = ScriptedBackend(reply)
+    ends: list[str] = []
+    leaves = (("What is the symbol of gold?", "Au"), ("What is gold?", "a metal"))
+    texts = [
+        text
+        async for text in compose(
+            Query("Gold?"), leaves, backend, Aggregator(), lambda reason, _: ends.append(reason)
+        )
+    ]
+    assert "".join(texts) == "the gold symbol"
+    assert ends == ["length"]
+    assert backend.requests[0].outcome == "cancelled"

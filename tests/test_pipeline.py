@@ -1,10 +1,13 @@
 import asyncio
 import json
 from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from path_parts import CATALOGUE, DIAMOND, make_llm, node_reply, plan_reply, settings
 
+from compllm.confidence import Calibration, Scale, save_calibration
 from compllm.errors import (
     BackendRejected,
     BackendUnavailable,
@@ -18,6 +21,7 @@ from compllm.errors import (
 )
 from compllm.pipeline import CompLLM
 from compllm.plan import parse_plan
+from compllm.prompts import UNKNOWN
 from compllm.testing import HashingEncoder, Recorded, Reply, ScriptedBackend
 from compllm.trace import answer_to_dict
 from compllm.types import (
@@ -419,3 +423,65 @@ async def test_a_catalogue_of_another_encoder_is_refused_and_the_backend_closed(
 def test_an_unknown_generator_adapter_is_refused() -> None:
     with pytest.raises(ConfigError, match="no adapter 'plans'"):
         make_llm(ScriptedBackend(), generator__adapter="plans")
+
+
+SLEEP, PAINTER = "Where do elephants sleep?", "Who painted the Mona Lisa?"
+
+
+async def test_a_question_that_no_expert_owns_goes_to_the_base_whole() -> None:
+    question = "Where do elephants sleep, and who painted the Mona Lisa?"
+    backend = ScriptedBackend(
+        plan_reply(f"1 | {SLEEP}\n", f"2 | {PAINTER}\n", "3 <1,2> | What is #1 plus #2?"),
+        node_reply(question, "On the ground, and Leonardo."),
+    )
+    events = await events_of(make_llm(backend), question)
+    last = events[-1]
+    assert isinstance(last, AnswerFinished)
+    assert last.answer.text == "On the ground, and Leonardo."
+    assert last.answer.plan.sub_queries == (SubQuery(1, question),)
+    assert last.answer.plan.is_direct
+    assert [route.expert for route in last.answer.routes] == ["base"]
+    assert len(backend.requests) == 2  # the plan and the whole question
+    assert [type(event) for event in events].count(PlanFinished) == 1
+
+
+async def test_the_plan_shown_is_the_plan_that_runs_where_no_expert_owns_a_part() -> None:
+    backend = ScriptedBackend(plan_reply(f"1 | {SLEEP}\n", f"2 | {PAINTER}"))
+    async with make_llm(backend) as llm:
+        plan, routes = await llm.plan("Both, please?")
+    assert plan.sub_queries == (SubQuery(1, "Both, please?"),)
+    assert [route.expert for route in routes] == ["base"]
+
+
+async def test_a_part_of_the_base_runs_where_an_expert_owns_another() -> None:
+    backend = ScriptedBackend(
+        plan_reply(f"1 | {SLEEP}\n", f"2 | {IRON}"),
+        Reply("On the ground; 26", contains=f"- {SLEEP} On the ground\n- {IRON} 26"),
+        node_reply(SLEEP, "On the ground"),
+        node_reply(IRON, "26"),
+    )
+    async with make_llm(backend) as llm:
+        answer = await llm.ask("Elephants and iron?")
+    assert answer.text == "On the ground; 26"
+    assert [route.expert for route in answer.routes] == ["base", "chemistry"]
+
+
+async def test_a_looping_response_is_cut() -> None:
+    backend = ScriptedBackend(
+        plan_reply(f"1 | {IRON}"), node_reply(IRON, "the iron; the iron; the iron; the ir")
+    )
+    async with make_llm(backend) as llm:
+        assert (await llm.ask("Iron?")).text == "the iron"
+
+
+async def test_an_unsure_answer_becomes_i_do_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "confidence.json"
+    scale = Scale((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), 3.0)
+    save_calibration(path, Calibration(scale, scale, 0.5))
+    backend = ScriptedBackend(plan_reply(f"1 | {IRON}"), node_reply(IRON, "24", log_probs=(-6.0,)))
+    catalogue = replace(CATALOGUE, confidence=path)
+    async with CompLLM(backend, HashingEncoder(), catalogue, settings()) as llm:
+        answer = await llm.ask("Iron?")
+    assert answer.text == UNKNOWN
+    assert answer.is_low_confidence
+    assert answer.confidence == pytest.approx(0.047, abs=0.001)

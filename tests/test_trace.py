@@ -44,7 +44,17 @@ ANSWER = Answer(
 
 def test_the_object_has_the_agreed_keys() -> None:
     value = answer_to_dict(ANSWER)
-    assert list(value) == ["query", "answer", "finish_reason", "plan", "nodes", "timings", "bound"]
+    assert list(value) == [
+        "query",
+        "answer",
+        "finish_reason",
+        "confidence",
+        "is_low_confidence",
+        "plan",
+        "nodes",
+        "timings",
+        "bound",
+    ]
     assert list(value["plan"]) == ["num_nodes", "depth", "is_fallback", "lines"]
     assert list(value["nodes"][0]) == [
         "id", "text", "parents", "expert", "similarity", "status", "response", "ready_ms",

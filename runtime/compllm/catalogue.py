@@ -62,13 +62,14 @@ class Catalogue:
     out_of_domain: tuple[str, ...]  # questions for no expert, to calibrate with
     generator: Adapter | None = None  # writes plans; None: the base, shown examples
     aggregator: Adapter | None = None  # writes answers; None: the base, shown an example
+    confidence: Path | None = None  # the calibration of answers; None: they have no confidence
 
     @property
     def files(self) -> tuple[NamedFile, ...]:
         """Every file that it names: a copy of the catalogue is useless without them. Adapters are
         not among them: engines are built from their folders."""
-        head = self.router.head
-        return () if head is None else (NamedFile("router", "head", head),)
+        named = (("router", "head", self.router.head), ("confidence", "file", self.confidence))
+        return tuple(NamedFile(table, key, path) for table, key, path in named if path is not None)
 
     def expert(self, name: str) -> Expert:
         """The expert or base of this name. Raises ConfigError with the names there are."""
@@ -141,6 +142,7 @@ def load_catalogue(path: Path | None = None) -> Catalogue:
         top.take_texts("out_of_domain"),
         _role(path, top, "generator", adapters),
         _role(path, top, "aggregator", adapters),
+        _confidence(path, top),
     )
     for table in (top, base, router):
         table.finish()
@@ -206,6 +208,13 @@ def _role(path: Path, top: _Table, role: str, adapters: dict[str, Adapter]) -> A
         raise table.error("adapter", name, "one of " + (", ".join(adapters) or "none"))
     table.finish()
     return adapters[name] if name else None
+
+
+def _confidence(path: Path, top: _Table) -> Path | None:
+    table = _Table(path, "confidence", top.take("confidence", dict, {}))
+    file = table.take("file", str, "")
+    table.finish()
+    return path.parent / file if file else None
 
 
 _REQUIRED = object()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from compllm.backend import Backend, GenerateRequest, Prompt, open_chunks
 from compllm.errors import BackendError
+from compllm.loops import MIN_COPIES, LoopGuard
 from compllm.prompts import CHATML, ChatTemplate, aggregator_prompt, one_line
 from compllm.types import (
     ComposePolicy,
@@ -35,6 +36,7 @@ class Aggregator:
     template: ChatTemplate = CHATML
     # Of the answer, unless the query brings its own.
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    cuts_loops: bool = True
 
     def needs_model(self, leaves: Sequence[tuple[str, str | None]]) -> bool:
         """Whether these leaves go through the model at all."""
@@ -68,13 +70,20 @@ async def compose(
         wants_log_probs=True,
     )
     log_probs: list[float] = []
+    # As many leaves may have the same response: only more copies than that are a loop.
+    text = LoopGuard(max(MIN_COPIES, len(leaves) + 1))
     async with open_chunks(backend, request) as chunks:
         async for chunk in chunks:
             log_probs += chunk.log_probs
-            if chunk.text:
-                yield chunk.text
-            if chunk.finish_reason is not None:
-                on_end(chunk.finish_reason, tuple(log_probs))
+            is_last = chunk.finish_reason is not None
+            new_text = chunk.text
+            if aggregator.cuts_loops:
+                new_text = text.push(chunk.text, is_last=is_last)
+            if new_text:
+                yield new_text
+            if text.is_looping or is_last:
+                reason = "length" if text.is_looping else chunk.finish_reason
+                on_end(reason or "stop", tuple(log_probs))
                 return
     raise BackendError("the answer broke off before its end")
 

@@ -131,6 +131,22 @@ class GateConfig:
     mode: Literal["off", "on", "auto"] = "off"
     risk: float = _number(0.05, 0, 1)  # of `auto`: wrong ones among those sent straight on, at most
     file: str = ""  # of train_gate.py; empty: the shipped one
+    # A plan of which no expert owns a part becomes the whole question to the base.
+    whole_to_base: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerConfig:
+    """When an answer is not given; `confidence.py` says how sure it is."""
+
+    # Below this probability of being right an answer is low in confidence. -1: the value that the
+    # catalogue's calibration chose.
+    min_confidence: float = _number(-1.0, -1.0, 1.0)
+    # What becomes "I do not know" then: what an expert had a part in ("experts"), everything
+    # ("always"), nothing ("never"). The rest is given and marked. The base alone is marked by
+    # default: the path is never to know less than its base.
+    abstain: Literal["experts", "always", "never"] = "experts"
+    cut_loops: bool = True  # text that repeats itself ends after its first copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +161,7 @@ class Config:
     prewarm: PrewarmConfig = field(default_factory=PrewarmConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
     catalogue: str = ""  # path of an experts.toml; empty: the one shipped with the package
 
 

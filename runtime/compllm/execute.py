@@ -18,6 +18,7 @@ from compllm.admission import Admission, Slot
 from compllm.backend import Backend, GenerateRequest, Prompt
 from compllm.errors import BackendError, BackendUnavailable
 from compllm.graph import QueryGraph
+from compllm.loops import cut_loop
 from compllm.prewarm import MakePrompt, Prewarmer, Warming, known_prefix
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
 from compllm.single_flight import SingleFlight
@@ -49,6 +50,7 @@ class NodeSettings:
     template: ChatTemplate = CHATML
     timeout_s: float = 60.0  # of one attempt
     retry_wait_s: float = 0.1
+    cuts_loops: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +310,8 @@ class Execution:
                 node_id=node_id,
             ) from None
         text, usage = outcome.text.strip(), outcome.last.usage or Usage()
+        if engine.nodes.cuts_loops:
+            text = cut_loop(text) or text
         if not text:
             raise BackendError("the response is empty", query_id=live.id, node_id=node_id)
         if not outcome.is_shared:

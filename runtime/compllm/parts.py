@@ -49,6 +49,7 @@ def make_engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engin
             catalogue.template,
             timeouts.node_s,
             timeouts.retry_wait_s,
+            config.answer.cut_loops,
         ),
     )
 
@@ -81,4 +82,5 @@ def make_aggregator(catalogue: Catalogue, config: Config) -> Aggregator:
         catalogue.role_id(settings.adapter, catalogue.aggregator),
         catalogue.template,
         SamplingParams(max_tokens=config.limits.max_answer_tokens),
+        config.answer.cut_loops,
     )

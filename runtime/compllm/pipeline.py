@@ -10,6 +10,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 
@@ -17,6 +18,7 @@ from compllm.admission import Admission
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.compose import answer_prompt, compose
+from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
 from compllm.decompose import decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
@@ -24,6 +26,8 @@ from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
+from compllm.ownership import REASON as UNOWNED
+from compllm.ownership import Ownership
 from compllm.parts import (
     RuntimeStats,
     make_aggregator,
@@ -33,6 +37,7 @@ from compllm.parts import (
 )
 from compllm.paths import encoder_dir
 from compllm.plan import direct_plan, make_plan
+from compllm.prompts import UNKNOWN
 from compllm.query_check import checked
 from compllm.query_run import Run
 from compllm.route import Router
@@ -70,6 +75,9 @@ class CompLLM:
         self._encoder = encoder
         self._router: Router | None = None
         self._gate: GateKeeper | None = None
+        self._judge_of_answers = open_judge(
+            catalogue.confidence, self.config.answer, catalogue.base.name
+        )
         self._engine = make_engine(backend, catalogue, self.config)
         self._limits = make_limit_finder(self._engine, self.config)
         self._generator = make_generator(catalogue, self.config)
@@ -140,7 +148,8 @@ class CompLLM:
         and there is something to tell), or with QueryError, PlanError, BackendError or
         DeadlineExceeded. Closing the iterator cancels what runs.
         """
-        router, query = self._opened(), self._check(query)
+        self._opened()
+        query = self._check(query)
         given = self._check_plan(query, plan)
         deadline_s = query.deadline_s or self.config.timeouts.query_s
 
@@ -151,14 +160,13 @@ class CompLLM:
                 async with asyncio.timeout_at(live.start_s + deadline_s):
                     await self._limits.find()
                     # Nodes run from here on, each from the moment its last parent has ended.
-                    async with run.execution, aclosing(self._decompose(run, given)) as plan_lines:
-                        async for lines in plan_lines:
-                            vectors = await self._embed(run, lines)
-                            for line, route in zip(lines, router.route(vectors), strict=True):
-                                emit(SubQueryPlanned(line, route))
-                                run.execution.add(line, route)
+                    async with run.execution, aclosing(self._routed_plan(run, given)) as lines:
+                        async for line, route in lines:
+                            emit(SubQueryPlanned(line, route))
+                            run.execution.add(line, route)
                         self._prewarm_answer(run)
-                    async with aclosing(self._compose(run)) as answer:
+                    run.verdict = self._judge(run)
+                    async with aclosing(self._compose(run, run.verdict)) as answer:
                         async for text in answer:
                             run.say(text)
             except TimeoutError:
@@ -190,7 +198,8 @@ class CompLLM:
 
         Raises QueryError, BackendError, DeadlineExceeded.
         """
-        router, query = self._opened(), self._check(query)
+        self._opened()
+        query = self._check(query)
         deadline_s = query.deadline_s or self.config.timeouts.query_s
         live = LiveQuery(
             query.id, next(self._seq), asyncio.get_running_loop().time(), lambda _: None
@@ -200,17 +209,39 @@ class CompLLM:
         try:
             async with asyncio.timeout(deadline_s):
                 await self._limits.find()
-                async with aclosing(self._decompose(run, None)) as plan_lines:
-                    async for _ in plan_lines:
-                        pass
+                async with aclosing(self._routed_plan(run, None)) as lines:
+                    routes = {line.id: route async for line, route in lines}
         except TimeoutError:
             message = f"the deadline of {deadline_s:g} s is over"
             raise DeadlineExceeded(message, query_id=query.id) from None
         plan = run.plan or Plan(())
-        texts = [sub_query.text for sub_query in plan.sub_queries]
-        return plan, router.route(await self._encoder.encode(texts))
+        return plan, tuple(routes[sub_query.id] for sub_query in plan.sub_queries)
 
     # The steps, as far as they need more than their own module.
+
+    async def _routed_plan(
+        self, run: Run, given: Plan | None
+    ) -> AsyncGenerator[tuple[SubQuery, Route], None]:
+        """decompose -> embed -> route: yield each line of the plan, with its route, as soon as it
+        may run.
+
+        Lines wait until an expert owns one; where none does, the base gets the whole question.
+        """
+        router, settings = self._opened(), self.config.gate
+        owned = Ownership(is_owned=not settings.whole_to_base)
+        async with aclosing(self._decompose(run, given)) as plan_lines:
+            async for lines in plan_lines:
+                routes = router.route(await self._embed(run, lines))
+                is_given = run.plan is not None
+                for routed in owned.admit(zip(lines, routes, strict=True), is_given=is_given):
+                    yield routed
+        if owned.is_unowned:
+            whole = replace(direct_plan(run.query.text), reason=UNOWNED)
+            (route,) = router.route(await self._embed(run, whole.sub_queries))
+            run.finish_plan(whole)
+            yield whole.sub_queries[0], replace(route, expert=router.default, is_fallback=True)
+        elif run.proposed is not None:
+            run.finish_plan(run.proposed)
 
     async def _decompose(
         self, run: Run, given: Plan | None
@@ -220,8 +251,8 @@ class CompLLM:
         if given is None and self._gate is not None:
             given = await self._gate.plan(run.query.text)
         if given is not None:
-            yield given.sub_queries
             run.finish_plan(given)
+            yield given.sub_queries
             return
         items = decompose(run.query, self._engine.backend, self._generator)
         async with self._slot(run.live, _PLAN_NODE), aclosing(items):
@@ -234,7 +265,7 @@ class CompLLM:
                     run.finish_plan(item)
                     yield item.sub_queries
                 else:
-                    run.finish_plan(item)
+                    run.proposed = item
 
     async def _embed(self, run: Run, lines: Sequence[SubQuery]) -> Array:
         start_s = run.live.elapsed_s()
@@ -249,8 +280,23 @@ class CompLLM:
             make = partial(answer_prompt, run.query, aggregator=aggregator)
             run.execution.expect_answer(make, aggregator.model, aggregator.adapter_id)
 
-    async def _compose(self, run: Run) -> AsyncGenerator[str, None]:
-        leaves = run.execution.leaves()
+    def _judge(self, run: Run) -> Verdict:
+        """How sure the leaves are, and which of them may be stated."""
+        execution = run.execution
+        routed = [(line, execution.routes[line.id]) for line in execution.graph]
+        return self._judge_of_answers.judge(
+            run.plan or Plan(()),
+            routed,
+            execution.results(),
+            execution.graph.leaves,
+            execution.leaves(),
+        )
+
+    async def _compose(self, run: Run, verdict: Verdict) -> AsyncGenerator[str, None]:
+        if verdict.is_withheld:
+            yield UNKNOWN
+            return
+        leaves = verdict.leaves
         has_slot = self._aggregator.needs_model(leaves)
         async with self._slot(run.live, _ANSWER_NODE) if has_slot else nullcontext():
             backend = self._engine.backend

@@ -15,6 +15,7 @@ from compllm.backend import Prompt, Segment
 from compllm.types import Expert
 
 MISSING = "(not known)"  # stands for the response of a parent that failed
+UNKNOWN = "I do not know"  # the response of an expert, and the answer, to what is not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from compllm.compose import join, joined_end
+from compllm.confidence import Verdict
 from compllm.errors import BackendError, CompllmError
 from compllm.execute import Execution, LiveQuery
 from compllm.types import (
@@ -31,7 +32,11 @@ class Run:
     query: Query
     live: LiveQuery
     execution: Execution
-    plan: Plan | None = None
+    plan: Plan | None = None  # finished
+    proposed: Plan | None = (
+        None  # the generator's, before it is known whether an expert owns a part
+    )
+    verdict: Verdict | None = None  # None: cut short before it
     error: CompllmError | None = None
     answer_end: FinishReason | None = None  # None: no model wrote the answer
     answer_log_probs: tuple[float, ...] = ()  # of the tokens of an answer that a model wrote
@@ -71,6 +76,7 @@ class Run:
         # Cut short while planning, the plan is what there was of it.
         plan = self.plan or Plan(sub_queries)
         is_partial = error is not None or any(node.status != "done" for node in nodes)
+        verdict = self.verdict or Verdict(())
         end = self.answer_end or joined_end(sub_queries, nodes)
         return Answer(
             self.query,
@@ -83,6 +89,8 @@ class Run:
             is_partial=is_partial,
             error=None if error is None else str(error),
             finish_reason="error" if is_partial else end,
+            confidence=verdict.confidence,
+            is_low_confidence=verdict.is_low,
         )
 
     def _timings(self, nodes: Sequence[NodeResult]) -> Timings:

@@ -17,6 +17,8 @@ def answer_to_dict(answer: Answer) -> dict[str, Any]:
         "query": answer.query.text,
         "answer": answer.text,
         "finish_reason": answer.finish_reason,
+        "confidence": None if answer.confidence is None else round(answer.confidence, 4),
+        "is_low_confidence": answer.is_low_confidence,
         **({"is_partial": True, "error": answer.error} if answer.is_partial else {}),
         "plan": plan_to_dict(plan),
         "nodes": [
@@ -49,6 +51,7 @@ def plan_to_dict(plan: Plan, routes: Sequence[Route] = ()) -> dict[str, Any]:
         "is_fallback": plan.is_fallback,
         **({"fallback_reason": plan.reason} if plan.is_fallback else {}),
         **({"is_direct": True} if plan.is_direct else {}),
+        **({"reason": plan.reason} if plan.is_direct and plan.reason else {}),
         "lines": [format_line(sub_query) for sub_query in plan.sub_queries],
         **({"experts": [route.expert for route in routes]} if routes else {}),
     }

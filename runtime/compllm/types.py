@@ -149,6 +149,10 @@ class Answer:
     is_partial: bool = False  # a node failed, or the deadline cut it short
     error: str | None = None
     finish_reason: FinishReason = "stop"  # of the text: 'error' where it is partial
+    # Calibrated probability that what the text states is right (confidence.py); None where the
+    # catalogue has no calibration, or the engine no log-probabilities.
+    confidence: float | None = None
+    is_low_confidence: bool = False  # below answer.min_confidence, or parts were not given
 
 
 # What `CompLLM.stream` yields, in the order things happen. Times are seconds from the query's

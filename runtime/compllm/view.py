@@ -234,6 +234,8 @@ def footer(answer: Answer) -> str:
         f"answer begun at {timings.first_token_s:.2f}; "
         f"one after another about {timings.plan_s + work_s + timings.compose_s:.2f}"
     )
+    if answer.confidence is not None:
+        line += f"\n{'low ' if answer.is_low_confidence else ''}confidence {answer.confidence:.0%}"
     if answer.is_partial:
         line += f"\npartial answer: {printable(answer.error or 'a node failed')}"
     return line

@@ -184,10 +184,12 @@ class _Baseline:
 
 
 def replayable(config: Config) -> Config:
-    """The settings without time-outs, and without the gate: every gold plan is written and run."""
+    """The settings without time-outs, and without what would change a gold plan or its texts: every
+    one is written, run and said."""
     return replace(
         config,
-        gate=replace(config.gate, mode="off"),
+        gate=replace(config.gate, mode="off", whole_to_base=False),
+        answer=replace(config.answer, abstain="never", cut_loops=False),
         timeouts=replace(
             config.timeouts, query_s=_PATIENCE_S, plan_s=_PATIENCE_S, node_s=_PATIENCE_S
         ),
