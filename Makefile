@@ -1,6 +1,7 @@
 # make demo    set up, start the server, ask one composite question, stop what was started
 # make test    set up, run every test          make check   style, types, stubs
 # make bench   set up, run every benchmark     make clean   forget what was installed and compiled
+# make test-install   what the README shows a new user, in an empty environment with an empty home
 #
 # Nothing is installed twice: each step leaves a stamp named after a hash of what it read, written last,
 # so an interrupted step runs again and an unchanged one does not. Downloads and engines live in
@@ -8,7 +9,7 @@
 
 SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.PHONY: demo test check bench install prepare clean
+.PHONY: demo test test-install check bench install prepare clean
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -73,6 +74,10 @@ demo: export QUESTION := $(QUESTION)
 
 test: prepare
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+# It makes an environment of its own; nothing of ours is used but pip's cache.
+test-install:
+	$(PYTHON) .ci/user_install.py $(USER_INSTALL_ARGS)
 
 check: install
 	$(PY) -m ruff check .
