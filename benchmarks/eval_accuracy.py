@@ -64,20 +64,41 @@ class Results:
         return [is_exact(outcome["answer"], record.answer) for outcome, record in pairs]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     from benchmarks.evaluation.lab import add_arguments
     from compllm.build_scripts.staging import run_script
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n\n")[0])
     add_report_arguments(parser)
     add_arguments(parser)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--sets", nargs="+", default=["p", "all"], metavar="SET")
-    parser.add_argument("--contestants", nargs="+", metavar="NAME", help="default: all there are")
     parser.add_argument(
-        "--two", nargs=2, default=["chemistry", "biology"], metavar="EXPERT", help="of compllm-2"
+        "--part", nargs="+", choices=PARTS, default=list(PARTS), help="tables to make; default: all"
     )
-    parser.add_argument("--latency-queries", type=int, default=30, metavar="N", help="of each set")
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        default=["p", "all"],
+        metavar="SET",
+        help="data sets to ask: p (independent sub-questions), all (dependent ones too); default: "
+        "both",
+    )
+    parser.add_argument(
+        "--contestants", nargs="+", metavar="NAME", help="systems to compare; default: all"
+    )
+    parser.add_argument(
+        "--two",
+        nargs=2,
+        default=["chemistry", "biology"],
+        metavar="EXPERT",
+        help="the experts of the contestant compllm-2; default: chemistry biology",
+    )
+    parser.add_argument(
+        "--latency-queries",
+        type=int,
+        default=30,
+        metavar="N",
+        help="questions of each set for the part latency; default: 30",
+    )
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.limit = min(arguments.limit or QUICK, QUICK)

@@ -56,16 +56,23 @@ NOTE = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     from benchmarks.evaluation.lab import add_arguments
     from compllm.build_scripts.staging import run_script
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").split("\n\n")[0])
     add_report_arguments(parser)
     add_arguments(parser)
-    parser.add_argument("--source", nargs="+", metavar="NAME", help="these alone; default: all")
+    parser.add_argument(
+        "--source", nargs="+", metavar="NAME", help="sets of questions; default: all"
+    )
     parser.add_argument("--unguided", action="store_true", help="without guided decoding")
-    parser.add_argument("--max-nodes", type=int, metavar="N", help="of a plan; default: as set")
+    parser.add_argument(
+        "--max-nodes",
+        type=int,
+        metavar="N",
+        help="sub-queries of a plan at most; default: generator.max_nodes",
+    )
     parser.add_argument(
         "--foretold", action="store_true", help="the human sets' graphs by a classifier instead"
     )

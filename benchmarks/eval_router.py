@@ -90,35 +90,66 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     report.finish()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     from compllm.build_scripts.staging import run_script
     from compllm.paths import home_dir
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
     add_report_arguments(parser)
     add = parser.add_argument
     default = home_dir() / "datasets"
-    add("--subjects", type=Path, required=True, metavar="FILE", help="question, subject")
+    add(
+        "--subjects",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSON lines of {'question', 'subject'}",
+    )
     add(
         "--datasets",
         type=Path,
         default=default if default.is_dir() else None,
         metavar="DIR",
-        help="of make_datasets.py; default: where it writes, if there",
+        help="what make_datasets.py wrote; default: in $COMPLLM_HOME, where there is any",
     )
-    add("--parts", nargs="+", choices=list(PARTS), default=list(WHOLE), metavar="PART")
-    add("--draws", type=int, default=3, help="orders of the subjects that become experts")
+    add(
+        "--parts",
+        nargs="+",
+        choices=list(PARTS),
+        default=list(WHOLE),
+        metavar="PART",
+        help=f"tables to make, of {', '.join(PARTS)}; default: {' '.join(WHOLE)}",
+    )
+    add(
+        "--draws",
+        type=int,
+        default=3,
+        metavar="N",
+        help="random orders in which subjects become experts; default: 3",
+    )
     add(
         "--base-each",
         type=int,
         nargs=2,
         default=(60, 12),
         metavar=("IN", "OUT"),
-        help="questions the base model reads of an expert's subject, and of another",
+        help="questions the base model reads of an expert's subject and of others; default: 60 12",
     )
-    add("--rounds", type=int, default=3, help="of the part speed")
-    add("--engine", type=Path, default=None, metavar="DIR", help="of the part asked")
-    add("--catalogue", type=Path, default=None, metavar="FILE")
+    add("--rounds", type=int, default=3, metavar="N", help="of the part speed; default: 3")
+    add(
+        "--engine",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="embedded engine of the part asked; default: the one in use",
+    )
+    add(
+        "--catalogue",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="experts.toml whose routers are measured; default: the one shipped",
+    )
     arguments = parser.parse_args(argv)
     return run_script(lambda: _evaluate(arguments))
 

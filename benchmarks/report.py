@@ -33,7 +33,9 @@ _FOLDERS = re.compile(r"^([\w-]+=|)/(?:[^/]+/)*(?=[^/])")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments all benchmarks share."""
-    parser.add_argument("--seed", type=int, default=0, help="of the workload")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="what is drawn of the workload; default: 0"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run in seconds; proves little"
     )
@@ -42,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=RESULTS,
         metavar="DIR",
-        help="where NAME.json goes; quick runs save only if it is given",
+        help="where the results go (NAME.json); default: benchmarks/results, but a quick run saves "
+        "only if this is given",
     )
 
 

@@ -13,16 +13,17 @@ from compllm.cli import run
 
 def test_arguments_and_status_are_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    monkeypatch.setattr(eval_plans, "main", lambda arguments: seen.append(arguments) or 3)
+    monkeypatch.setattr(eval_plans, "main", lambda arguments, prog: seen.append(arguments) or 3)
     assert run(["eval", "plans", "--limit", "5", "--source", "p", "all"]) == 3
     assert seen == [["--limit", "5", "--source", "p", "all"]]
 
 
 def test_help_is_the_scripts_own(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run(["eval", "accuracy", "--help"])
-    assert ended.value.code == 0
-    assert "--contestants" in capsys.readouterr().out
+    assert run(["eval", "accuracy", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: compllm eval accuracy ")
+    assert "--contestants" in out
+    assert run(["eval", "plans", "--wings"]) == 2
 
 
 def test_an_installed_package_says_where_the_scripts_are(
@@ -34,6 +35,10 @@ def test_an_installed_package_says_where_the_scripts_are(
     monkeypatch.setattr(eval_cli, "resource_dir", missing)
     assert run(["eval", "plans"]) == 2
     assert "source checkout" in capsys.readouterr().err
+    assert run(["eval", "plans", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("compllm eval plans: Are the generator's plans right?")
+    assert "pip install -e '.[train]'" in out
     monkeypatch.setattr(eval_cli, "resource_dir", lambda name: tmp_path)
     assert run(["eval", "router"]) == 2
     assert "no eval_router.py" in capsys.readouterr().err

@@ -55,11 +55,21 @@ class Lab:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Those of every evaluation on the engine; `report.add_arguments` adds --seed and --out."""
     add = parser.add_argument
-    add("--data", type=Path, metavar="DIR", help="data sets; default: in $COMPLLM_HOME")
-    add("--split", default="test", choices=("train", "validation", "test"))
-    add("--limit", type=int, metavar="N", help="at most so many records of each file")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="what make_datasets.py wrote; default: in $COMPLLM_HOME",
+    )
+    add(
+        "--split",
+        default="test",
+        choices=("train", "validation", "test"),
+        help="the part of the data sets that is asked; default: test",
+    )
+    add("--limit", type=int, metavar="N", help="records of each file at most; default: all")
     add("--engine", type=Path, metavar="DIR", help="embedded engine; default: the one in use")
-    add("--config", type=Path, metavar="FILE", help="settings as TOML")
+    add("--config", type=Path, metavar="FILE", help="a TOML file of settings; default: none")
     add(
         "--adapter",
         action="append",
@@ -67,8 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=DIR",
         help="a PEFT adapter to load live; an expert's name, generator, aggregator or monolithic",
     )
-    add("--store", type=Path, metavar="DIR", help="kept results; default: in $COMPLLM_HOME")
-    add("--concurrency", type=int, default=32, metavar="N", help="questions in flight")
+    add(
+        "--store",
+        type=Path,
+        metavar="DIR",
+        help="where answers are kept between runs; default: in $COMPLLM_HOME",
+    )
+    add("--concurrency", type=int, default=32, metavar="N", help="questions in flight; default: 32")
 
 
 def data_dir(arguments: argparse.Namespace) -> Path:

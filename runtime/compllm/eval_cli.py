@@ -14,6 +14,12 @@ import typer
 from compllm.errors import ConfigError
 from compllm.paths import resource_dir
 
+_NEEDED = (
+    "This needs the folder benchmarks/ of a source checkout, which the installed package does not "
+    "have. In a checkout, run pip install -e '.[train]', then this command again: it prints its "
+    "options with --help."
+)
+
 app = typer.Typer(
     help="Measure answers, plans and routes on the test sets.",
     no_args_is_help=True,
@@ -26,33 +32,37 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_op
 @app.command(context_settings=_PASSED_ON)
 def accuracy(context: typer.Context) -> None:
     """How often is the answer right, who loses it where, and what does it cost?"""
-    _run("eval_accuracy", context.args)
+    _run("accuracy", context)
 
 
 @app.command(context_settings=_PASSED_ON)
 def plans(context: typer.Context) -> None:
     """Are the generator's plans right?"""
-    _run("eval_plans", context.args)
+    _run("plans", context)
 
 
 @app.command(context_settings=_PASSED_ON)
 def router(context: typer.Context) -> None:
     """Are sub-queries routed to the right expert?"""
-    _run("eval_router", context.args)
+    _run("router", context)
 
 
-def _run(name: str, arguments: list[str]) -> None:
+def _run(name: str, context: typer.Context) -> None:
+    prog, script = f"compllm eval {name}", f"eval_{name}"
     try:
         folder = resource_dir("benchmarks")
     except FileNotFoundError as error:
-        raise ConfigError(
-            "the evaluation belongs to a source checkout, this is an installed package: "
-            "run it in a checkout that is installed with 'pip install -e .'"
-        ) from error
-    if not (folder / f"{name}.py").is_file():
-        raise ConfigError(f"no {name}.py in {folder}: the checkout is incomplete")
+        if {"--help", "-h"} & set(context.args):
+            print(f"{prog}: {context.command.help}\n\n{_NEEDED}")
+            return
+        raise ConfigError(_NEEDED) from error
+    if not (folder / f"{script}.py").is_file():
+        raise ConfigError(f"no {script}.py in {folder}: the checkout is incomplete")
     # First, since the name is a common one for folders that should not have been installed.
     sys.path.insert(0, str(folder.parent))
-    status: int = importlib.import_module(f"benchmarks.{name}").main(arguments)
+    try:
+        status: int = importlib.import_module(f"benchmarks.{script}").main(context.args, prog)
+    except SystemExit as end:  # argparse has said why, or printed the help
+        status = int(end.code or 0)
     if status:
         raise typer.Exit(status)
