@@ -40,7 +40,8 @@ def stand_in() -> model_config_pb2.ModelConfig:
 
 def everything() -> GenerateRequest:
     sampling = SamplingParams(9, 0.5, 3, 0.75, seed=-1, stop=("a", "b"))
-    return GenerateRequest("r", (Segment("hi"),), sampling, adapter_id=7)
+    # There is no input for log-probabilities: wanting them is no error.
+    return GenerateRequest("r", (Segment("hi"),), sampling, adapter_id=7, wants_log_probs=True)
 
 
 def test_messages_hold_only_declared_tensors_of_the_declared_types_and_shapes() -> None:

@@ -69,6 +69,14 @@ def test_log_probs_are_of_the_rows_as_they_come(sampling: EngineSampling) -> Non
         assert state.log_prob == pytest.approx(expected[row, token], abs=1e-5)
 
 
+def test_no_token_is_more_than_certain() -> None:
+    """The sum of rounded numbers may be less than the largest of them."""
+    for highest in np.linspace(1, 30, 1000, dtype=np.float32):
+        state = SamplerState(EngineSampling(), is_scored=True)
+        sample_batch(np.array([[highest, -80]], np.float32), [state])
+        assert -1e-6 < state.log_prob <= 0
+
+
 @pytest.mark.parametrize("shift", [200, 0, -60, -200])
 def test_log_probs_do_not_depend_on_where_the_logits_lie(shift: float) -> None:
     state = SamplerState(EngineSampling(), is_scored=True)

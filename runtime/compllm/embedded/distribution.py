@@ -47,7 +47,8 @@ def log_prob(logits: Logits, token: int) -> float:
     if not 1e-30 < total < math.inf:  # rarely: shifting every row first takes half as long again
         highest = logits.max()
         total = float(Row(logits, highest, 1.0).weights().sum())
-    return float(logits[token] - highest) - math.log(total)
+    # Rounded, it may exceed 0.
+    return min(0.0, float(logits[token] - highest) - math.log(total))
 
 
 def draw(row: Row, top_k: int, top_p: float, u: float) -> int:
