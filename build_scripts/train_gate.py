@@ -30,6 +30,7 @@ from compllm.embed import Encoder, SentenceEncoder, encode_kept
 from compllm.errors import ConfigError
 from compllm.gate import Gate, default_gate, save_gate
 from compllm.paths import encoder_dir, home_dir
+from compllm.plural import counted
 
 _MIN_EACH = 20  # questions of either label in either part: fewer prove nothing
 
@@ -40,10 +41,9 @@ async def train(fitted: Sequence[Labelled], held_out: Sequence[Labelled], encode
         for is_direct in (True, False):
             count = sum(question.is_direct == is_direct for question in questions)
             if count < _MIN_EACH:
-                need = "none" if is_direct else "a plan"
-                raise ConfigError(
-                    f"{count} {name} questions that need {need}: at least {_MIN_EACH} are needed"
-                )
+                found = counted(count, f"{name} question")
+                need = "no plan" if is_direct else "a plan"
+                raise ConfigError(f"{found} for {need}: at least {_MIN_EACH} are needed")
     head = fit(fitted, await encode_kept(encoder, [question.text for question in fitted]))
     vectors = await encode_kept(encoder, [question.text for question in held_out])
     labels = np.array([question.is_direct for question in held_out])
@@ -55,7 +55,8 @@ async def run(arguments: argparse.Namespace) -> None:
         read_part(arguments.generator, arguments.requests, part, arguments.seed)
         for part in ("train", "validation")
     )
-    say(f"embedding {len(fitted) + len(held_out)} questions (kept for the next run)")
+    num_questions = len(fitted) + len(held_out)
+    say(f"embedding {counted(num_questions, 'question')} (kept for the next run)")
     gate = await train(fitted, held_out, await SentenceEncoder.load(encoder_dir()))
     record: dict[str, Any] = {
         "questions": {"train": _counts(fitted), "validation": _counts(held_out)},
@@ -90,11 +91,23 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=Path,
         default=home_dir() / "datasets" / "generator",
         metavar="DIR",
-        help="of make_datasets.py; default: where it writes",
+        help="the data set generator of make_datasets.py; default: in $COMPLLM_HOME/datasets",
     )
-    add("--requests", type=Path, default=None, metavar="FILE", help="request, parallel")
-    add("--out", type=Path, default=None, metavar="FILE", help="default: engines/gate.npz")
-    add("--seed", type=int, default=0)
+    add(
+        "--requests",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="people's requests too: JSON lines of {'request', 'parallel'}; default: none",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="where the gate goes; default: engines/gate.npz",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the split and the fit; default: 0")
     return parser
 
 

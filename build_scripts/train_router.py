@@ -40,6 +40,7 @@ from compllm.catalogue import Catalogue, load_catalogue
 from compllm.embed import Array, SentenceEncoder
 from compllm.errors import ConfigError
 from compllm.paths import encoder_dir, home_dir, resource_dir
+from compllm.plural import counted
 from compllm.routers.artefact import Artefact, save
 
 SHIPPED = ("logistic", "similarity")
@@ -67,8 +68,8 @@ def gather(arguments: argparse.Namespace, catalogue: Catalogue) -> list[Question
     for name in (*experts, None):
         if counts[name] < _MIN_EACH:
             raise ConfigError(
-                f"{counts[name]} questions for {name or 'no expert'}: at least {_MIN_EACH} are "
-                "needed, give more with --subjects, --datasets or --questions"
+                f"{counted(counts[name], 'question')} for {name or 'no expert'}: at least "
+                f"{_MIN_EACH} are needed, give more with --subjects, --datasets or --questions"
             )
     return found
 
@@ -91,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     experts = tuple(expert.name for expert in catalogue.experts)
     questions = gather(arguments, catalogue)
     encoder = asyncio.run(SentenceEncoder.load(encoder_dir()))
-    say(f"embedding {len(questions)} questions (kept for the next run)")
+    say(f"embedding {counted(len(questions), 'question')} (kept for the next run)")
     vectors = kept_vectors(
         sentence_space(encoder),
         [question.text for question in questions],
@@ -128,22 +129,68 @@ def _hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, 
 def _parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--subjects", type=Path, nargs="*", default=[], metavar="FILE", help="question, subject")
-    add("--questions", type=Path, nargs="*", default=[], metavar="FILE", help="question, expert")
+    add(
+        "--subjects",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="JSON lines of {'question', 'subject'}; a subject stands for an expert or for none",
+    )
+    add(
+        "--questions",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="JSON lines of {'question', 'expert'}",
+    )
     default = home_dir() / "datasets"
     add(
         "--datasets",
         type=Path,
         default=default if default.is_dir() else None,
         metavar="DIR",
-        help="of make_datasets.py; default: where it writes, if there",
+        help="the experts' data sets of make_datasets.py; default: in $COMPLLM_HOME, where there "
+        "are any",
     )
-    add("--max-each", type=int, default=400, help="questions of a data set at most")
-    add("--routers", nargs="*", choices=list(FITS), default=list(SHIPPED), metavar="NAME")
-    add("--risk", type=float, default=0.1, help="wanted share of wrong ones among the routed")
-    add("--catalogue", type=Path, default=None, metavar="FILE")
-    add("--out", type=Path, default=None, metavar="DIR", help="default: engines/routers")
-    add("--seed", type=int, default=0)
+    add(
+        "--max-each",
+        type=int,
+        default=400,
+        metavar="N",
+        help="questions of a data set at most; default: 400",
+    )
+    add(
+        "--routers",
+        nargs="*",
+        choices=list(FITS),
+        default=list(SHIPPED),
+        metavar="NAME",
+        help=f"kinds of routers to fit, of {', '.join(FITS)}; default: {' '.join(SHIPPED)}",
+    )
+    add(
+        "--risk",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="wanted share of wrong routes among those to an expert, 0 to 1; default: 0.1",
+    )
+    add(
+        "--catalogue",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="experts.toml of the experts; default: the one shipped",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where the routers go, NAME.npz; default: engines/routers",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of the split and the fit; default: 0")
     return parser
 
 

@@ -18,6 +18,7 @@ from compllm.build_scripts.smoke.checks import (
     whole,
 )
 from compllm.build_scripts.smoke.client import Array, Response
+from compllm.plural import counted
 from compllm.wire import AdapterTensors
 
 # What the runtime's client matches on; another wording would break its resends.
@@ -59,7 +60,7 @@ def _first_use(bench: Bench) -> str:
         expect(first == later, f"adapter {task_id}: {first} with its weights, {later} by its id")
         differing += first != plain
     expect(differing > 0, "no adapter changed a single token: are they applied?")
-    return f"{len(bench.adapters)} adapters, {differing} with other tokens than the base"
+    return f"{counted(len(bench.adapters), 'adapter')}, {differing} with other tokens than the base"
 
 
 def _incomplete(bench: Bench) -> str:

@@ -20,6 +20,7 @@ from compllm.build_scripts.smoke.checks import (
     refuse_errors,
     text,
 )
+from compllm.plural import counted
 
 _MODEL = "comp_llm"
 _QUESTION = "What is the atomic number of iron, and how many chromosomes does a human cell have?"
@@ -48,7 +49,7 @@ def _streamed(bench: Bench) -> str:
     expect(outputs["finish_reason"] in ("stop", "length"), f"ended with {outputs['finish_reason']}")
     expect(isinstance(stats, dict), "stats_json is no object")
     expect(plan["num_nodes"] == len(plan["lines"]), f"plan_json has {plan}")
-    told = f"plan of {plan['num_nodes']} sub-queries, {outputs['finish_reason']}"
+    told = f"plan of {counted(plan['num_nodes'], 'sub-query')}, {outputs['finish_reason']}"
     return f"{len(responses)} responses, {told}"
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 
 from compllm import extras, paths, storage
 from compllm.errors import CompllmError, ConfigError, ServerError
+from compllm.plural import counted
 
 CheckStatus = Literal["ok", "missing", "note"]  # a note is no fault: something could be better
 
@@ -194,7 +195,8 @@ def _machine() -> Iterator[Check]:
     yield _disk(paths.home_dir())
     flags = cpu_flags()
     vector = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if flag in flags]
-    found = f"{os.cpu_count()} cores, {platform.machine()}, {' '.join(vector) or 'no AVX2'}"
+    cores = counted(os.cpu_count() or 1, "core")
+    found = f"{cores}, {platform.machine()}, {' '.join(vector) or 'no AVX2'}"
     yield _note("processor", "avx2" in vector, found, "it works without AVX2, but slowly")
 
 

@@ -151,5 +151,5 @@ def test_too_few_questions_are_an_error(
     generator, _ = data(tmp_path, num_each=5)
     out = tmp_path / "gate.npz"
     assert train_gate.main(["--generator", str(generator), "--out", str(out)]) != 0
-    assert "5 training questions that need none" in capsys.readouterr().err
+    assert "5 training questions for no plan" in capsys.readouterr().err
     assert not out.exists()

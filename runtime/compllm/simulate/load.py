@@ -14,6 +14,7 @@ import numpy as np
 from compllm import _core
 from compllm.admission import PolicyName
 from compllm.errors import ConfigError
+from compllm.plural import counted
 from compllm.simulate.profile import EngineProfile
 from compllm.simulate.workload import Floats, Load, Workload
 
@@ -96,7 +97,8 @@ def simulate(
         raise ConfigError("0 queries are to be simulated: at least one is needed")
     if not 1 <= service.num_engines <= _MOST_ENGINES or service.max_in_flight < 1:
         raise ConfigError(
-            f"{service.num_engines} engines with {service.max_in_flight} requests in flight: there "
+            f"{counted(service.num_engines, 'engine')} with "
+            f"{counted(service.max_in_flight, 'request')} in flight: there "
             f"are 1 to {_MOST_ENGINES} engines, each takes at least 1 request"
         )
     return _core.simulate(
