@@ -8,12 +8,14 @@
     python build_scripts/train_lora.py --dataset DIR/chemistry --sweep lr=5e-4,1e-3 --max-minutes 5
 
 Reads train.jsonl and validation.jsonl of make_datasets.py; writes a PEFT directory with a manifest,
-which build_openvino.py takes. A run that is stopped or killed continues when it is started again.
+which build_openvino.py takes. A run that is stopped or killed continues when it is started again; a
+run that is stopped also writes the best adapter so far, into OUT-unfinished.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -47,8 +49,10 @@ def train_adapter(
     times: Mapping[str, int] | None = None,
 ) -> dict[str, Any] | None:
     """Train and write `out`; returns its manifest, or None when a signal stopped the run before its
-    end (its state is kept in `work`). `start`: go on from this adapter. `times`: kind of example ->
-    how often an epoch holds it; once where it says nothing.
+    end: its state is kept in `work`, the best adapter so far in `unfinished_dir(out)`.
+
+    `start`: go on from this adapter. `times`: kind of example -> how often an epoch holds it; once
+    where it says nothing.
 
     Raises ConfigError for data, settings or a checkpoint that do not fit.
     """
@@ -101,10 +105,8 @@ def train_adapter(
     factors = trainable(model)
     run = Run(PackedModel(model), factors, train_set, validation_set, settings, device, path)
     with _stopping() as is_stopped:
-        if not train(run, state, is_stopped):
-            say(f"stopped at step {state.step}; the same command continues")
-            return None
-    best = state.curve[state.best_place]
+        is_whole = train(run, state, is_stopped)
+    best = state.curve[state.best_place] if state.best else None
     record = {
         "settings": settings.as_dict(),
         "template": template,
@@ -120,9 +122,31 @@ def train_adapter(
         "best": best,
         "curve": [{k: v for k, v in point.items() if k != "by_kind"} for point in state.curve],
     }
+    unfinished = unfinished_dir(out)
+    if not is_whole:
+        kept = {**record, "is_unfinished": True}
+        best_factors = state.best or state.adapter
+        write_adapter(unfinished, model, best_factors, checkpoint, kept, name=out.resolve().name)
+        say(f"stopped at step {state.step}; the same command continues")
+        say(f"the best adapter so far is in {unfinished} ({_validated(best)})")
+        return None
     manifest = write_adapter(out, model, state.best, checkpoint, record)
-    say(f"adapter ready: {out} (validation: exact {best['exact']:.1%}, loss {best['loss']:.4f})")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    say(f"adapter ready: {out} ({_validated(best)})")
     return manifest
+
+
+def unfinished_dir(out: Path) -> Path:
+    """Where a run that was stopped puts its best adapter so far: never in the place of a whole
+    one."""
+    out = out.resolve()
+    return out.with_name(f"{out.name}-unfinished")
+
+
+def _validated(best: Mapping[str, Any] | None) -> str:
+    if best is None:
+        return "not validated: no evaluation has happened yet"
+    return f"validation: exact {best['exact']:.1%}, loss {best['loss']:.4f}"
 
 
 class _stopping:
@@ -165,6 +189,26 @@ _OPTIONS = {  # option -> field of TrainSettings
 }
 
 
+_HELP = {  # what it is, with its unit; the default is added
+    "lr": "learning rate at its highest, after the warm-up; it then falls to 0 as a cosine",
+    "rank": "rank of the LoRA factors",
+    "alpha": "LoRA's alpha: the adapter counts alpha / rank times; 0 is twice the rank",
+    "first-layer": "lowest layer that gets factors; the layers below stay as they are",
+    "batch-size": "examples of one step",
+    "group-size": "examples of a batch that begin alike, so that shared tokens are computed once",
+    "epochs": "passes over the training examples; may be a fraction",
+    "max-minutes": "minutes of training by the clock, evaluations and earlier parts of a continued "
+    "run included; the learning rate falls to 0 by then; 0 is no limit",
+    "warmup": "steps in which the learning rate rises to --lr",
+    "weight-decay": "AdamW's weight decay of the factors",
+    "max-tokens": "tokens of an example; longer ones are left out",
+    "evaluations": "validations over the whole run; the best one's adapter is written",
+    "validation-tokens": "tokens of the validation examples that an evaluation reads",
+    "patience": "evaluations without a better one after which the run ends",
+    "seed": "of the first factors, the order of examples and the choice for validation",
+}
+
+
 def summed_rank(adapters: Sequence[Path]) -> int:
     """The rank at which one adapter has as many parameters as all of these together. Raises
     EngineError for a folder that holds no adapter."""
@@ -182,42 +226,84 @@ def parse_times(given: Sequence[str]) -> dict[str, int]:
     return times
 
 
-def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=prog, description="Train one LoRA adapter.")
+def _parser(prog: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Train one LoRA adapter. Ctrl-C ends the run after the step under way and "
+        "keeps the best adapter so far in OUT-unfinished; the same command continues the run.",
+    )
+    add = parser.add_argument
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--dataset", type=Path, metavar="DIR", help="train.jsonl, validation.jsonl")
-    data.add_argument("--union", type=Path, nargs="+", metavar="DIR", help="several of them")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the adapter; not with --sweep")
-    parser.add_argument(
-        "--sweep", nargs="+", metavar="OPTION=V,V", help="compare short runs: --sweep lr=5e-4,1e-3"
+    data.add_argument(
+        "--dataset",
+        type=Path,
+        metavar="DIR",
+        help="folder of train.jsonl and validation.jsonl, as make_datasets.py writes them",
     )
-    parser.add_argument(
-        "--like", type=Path, nargs="+", metavar="ADAPTER", help="as many parameters as all of them"
+    data.add_argument(
+        "--union", type=Path, nargs="+", metavar="DIR", help="several such folders, as one data set"
     )
-    parser.add_argument("--start", type=Path, metavar="ADAPTER", help="go on from a trained one")
-    parser.add_argument(
+    add("--out", type=Path, metavar="DIR", help="where the adapter goes; not with --sweep")
+    add(
+        "--sweep",
+        nargs="+",
+        metavar="OPTION=V,V",
+        help="compare runs over these values and write no adapter: --sweep lr=5e-4,1e-3",
+    )
+    add(
+        "--like",
+        type=Path,
+        nargs="+",
+        metavar="ADAPTER",
+        help="in place of --rank: as many parameters as all of these adapters have",
+    )
+    add("--start", type=Path, metavar="ADAPTER", help="go on from this adapter, not from nothing")
+    add(
         "--times",
         nargs="+",
         default=[],
         metavar="KIND=N",
-        help="examples of this kind N times an epoch",
+        help="show the examples of this kind N times an epoch; default: once",
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: the fetched base")
-    parser.add_argument("--template", choices=sorted(TEMPLATES), default="chatml")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="state; default: in the cache")
-    parser.add_argument("--restart", action="store_true", help="forget the state of an earlier run")
-    parser.add_argument(
+    add("--checkpoint", type=Path, metavar="DIR", help="base model; default: the fetched base")
+    add(
+        "--template",
+        choices=sorted(TEMPLATES),
+        default="chatml",
+        help="chat template of the base; default: chatml",
+    )
+    add(
+        "--work",
+        type=Path,
+        metavar="DIR",
+        help="where the state of the run is kept; default: in $COMPLLM_HOME/training",
+    )
+    add("--restart", action="store_true", help="forget the state of an earlier run")
+    add(
         "--threads",
         type=int,
         default=0,
-        help="of the CPU; two runs of one thread each beat one of two",
+        metavar="N",
+        help="threads of the CPU, 0 for all; two runs of one thread each beat one of two; "
+        "default: 0",
     )
     defaults = {field.name: field.default for field in fields(TrainSettings)}
     for option, name in _OPTIONS.items():
         default = defaults[name]
-        parser.add_argument(
-            f"--{option}", dest=name, type=type(default), default=default, help=f"default {default}"
+        kind = type(default)
+        add(
+            f"--{option}",
+            dest=name,
+            type=kind,
+            default=default,
+            metavar="N" if kind is int else "X",
+            help=f"{_HELP[option]}; default: {default:g}",
         )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     settings = TrainSettings(**{name: getattr(options, name) for name in _OPTIONS.values()})
 

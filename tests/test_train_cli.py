@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from compllm.build_scripts import train_gate, train_lora, train_router
 from compllm.cli import run
 
 
@@ -26,6 +28,15 @@ def test_a_first_word_names_what_is_trained(
     out = capsys.readouterr().out
     assert out.startswith(f"usage: compllm train {name} [-h]")
     assert option in out
+
+
+@pytest.mark.parametrize("script", [train_lora, train_router, train_gate])
+def test_every_option_says_what_it_is_and_its_default(script: Any) -> None:
+    for action in script._parser(None)._actions:
+        assert len(action.help or "") > 12, action.option_strings
+        has_default = action.default not in (None, False, [], "==SUPPRESS==")
+        if has_default and not isinstance(action.default, Path):
+            assert "default: " in action.help, action.option_strings
 
 
 def test_options_behind_the_first_word_reach_its_script(

@@ -96,8 +96,11 @@ def write_adapter(
     factors: Mapping[str, Tensor],
     checkpoint: Path,
     record: Mapping[str, Any],
+    *,
+    name: str = "",
 ) -> dict[str, Any]:
-    """Replace `out` by the adapter and its manifest; returns the manifest.
+    """Replace `out` by the adapter and its manifest; returns the manifest. `name`: of the adapter,
+    where it is not the folder's.
 
     It is read back as an engine build reads it, so what is written can be served.
     """
@@ -117,10 +120,10 @@ def write_adapter(
         with saving("writing the adapter", partial):
             save_file(tensors, str(partial / "adapter_model.safetensors"), {"format": "pt"})
         (partial / "adapter_model.safetensors").chmod(0o644)
-        adapter = read_peft(partial, shape, out.name)
+        adapter = read_peft(partial, shape, name or out.name)
         manifest = {
             "format": _FORMAT,
-            "name": out.name,
+            "name": adapter.name,
             "lora_task_id": adapter.task_id,
             "sha256": adapter.sha256,
             "base": {"name": shape.name, "sha256": weights_sha256(checkpoint)},

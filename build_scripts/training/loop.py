@@ -30,6 +30,7 @@ from compllm.errors import ConfigError
 _LOG_EVERY_S = 15.0
 _SAVE_EVERY_S = 60.0
 _LONGEST_STEP_S = 60.0  # more is a process that stood still: not counted
+_LONGEST_EVALUATION_S = 1800.0  # likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +87,9 @@ def learning_rate(settings: TrainSettings, step: int, done: float) -> float:
 def _share_done(run: Run, state: State, num_steps: int) -> float:
     """In [0, 1]: by steps or, where there is a limit, by time; whichever ends first."""
     budget_s = 60 * run.settings.max_minutes
-    by_time = _spent_s(run, state) / budget_s if budget_s else 0.0
+    # By the clock, since the first start: a run that was stopped keeps the time that it has spent.
+    by_time = state.seconds / budget_s if budget_s else 0.0
     return min(1.0, max(state.step / num_steps, by_time))
-
-
-def _spent_s(run: Run, state: State) -> float:
-    """What counts against `max_minutes`. On a CPU the time of the processor: a neighbour that takes
-    half of it must not halve the training."""
-    if run.device.type != "cpu":
-        return state.seconds
-    return state.cpu_seconds / torch.get_num_threads()
 
 
 def _step(
@@ -139,7 +133,7 @@ def _evaluate(run: Run, state: State, examples: Sequence[Example]) -> None:
     if is_best:
         state.best_place = len(state.curve) - 1
         state.best = _copies(run)
-    clock.stop(state)
+    clock.stop(state, _LONGEST_EVALUATION_S)
     weak = sorted(result.by_kind.items(), key=lambda item: item[1])[:3]
     say(
         f"validation at step {state.step}: exact {result.exact:.1%}, loss {result.loss:.4f}"
@@ -190,8 +184,8 @@ class _Clock:
     def __init__(self) -> None:
         self._start_s, self._cpu_start_s = time.monotonic(), time.process_time()
 
-    def stop(self, state: State) -> None:
-        state.seconds += min(time.monotonic() - self._start_s, _LONGEST_STEP_S)
+    def stop(self, state: State, longest_s: float = _LONGEST_STEP_S) -> None:
+        state.seconds += min(time.monotonic() - self._start_s, longest_s)
         state.cpu_seconds += time.process_time() - self._cpu_start_s
 
 

@@ -23,7 +23,7 @@ class TrainSettings:
     batch_size: int = 16
     group_size: int = 1  # examples of a batch that begin alike, and share more of their tokens
     epochs: float = 3.0
-    max_minutes: float = 0.0  # of the processor, evaluations included; 0 is unlimited
+    max_minutes: float = 0.0  # by the clock, evaluations included; 0 is unlimited
     warmup_steps: int = 10
     weight_decay: float = 0.0
     max_norm: float = 1.0  # gradients are clipped to it
