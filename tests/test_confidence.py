@@ -150,7 +150,7 @@ def test_a_damaged_calibration_is_one_clear_error(
     path = tmp_path / "confidence.json"
     save_calibration(path, WORST)
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
-    with pytest.raises(ConfigError, match=r"train_confidence\.py") as error:
+    with pytest.raises(ConfigError, match=r"train_confidence") as error:
         load_calibration(path)
     assert said in str(error.value)
 

@@ -129,3 +129,13 @@ def test_every_requirement_is_pinned() -> None:
     pinned = {canonicalize_name(each.partition("==")[0]) for each in lines if "==" in each}
     wanted = {name for extra in ("", *EXTRAS) if extra != "trtllm" for name in names(extra)}
     assert wanted <= pinned
+
+
+def test_remedies_name_commands_that_an_installed_package_has() -> None:
+    """No script of a checkout: its folder is not where the package was installed."""
+    for path in (ROOT / "runtime" / "compllm").rglob("*.py"):
+        if "build_scripts" in path.parts:
+            continue
+        for line in path.read_text(encoding="utf-8").splitlines():
+            is_named = "python build_scripts/" in line or "python -m build_scripts" in line
+            assert not is_named, f"{path.name}: {line.strip()}"

@@ -217,7 +217,7 @@ def test_end_of_each_request_is_reported_without_its_question() -> None:
         face.model.start(tensors, {}, FakeSender(), "mine\n")
         refused = face.ends.get(timeout=WAIT_S)
     assert (done.status, done.num_nodes, len(done.id)) == ("stop", 1, 32)
-    assert re.fullmatch(r'query "[0-9a-f]{32}" stop \d+ ms nodes 1', str(done))
+    assert re.fullmatch(r"query [0-9a-f]{32} stop \d+ ms nodes 1", str(done))
     assert re.fullmatch(r'query "mine\\n" INVALID_ARG 0 ms nodes -', str(refused))
 
 

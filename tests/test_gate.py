@@ -160,7 +160,7 @@ def test_a_damaged_file_never_decides(
     gate_file: Path, changes: dict[str, object], said: str
 ) -> None:
     _rewritten(gate_file, **changes)
-    with pytest.raises(ConfigError, match=r"cannot read the gate in .*train_gate\.py") as caught:
+    with pytest.raises(ConfigError, match=r"read the gate in .*`compllm train gate`") as caught:
         load_gate(gate_file)
     assert said in str(caught.value)
 

@@ -222,7 +222,8 @@ def load_calibration(path: Path) -> Calibration:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
             f"cannot read the confidence calibration in {path}: {reason}: make it with "
-            "'python build_scripts/train_confidence.py', or remove [confidence] from the catalogue"
+            "'python -m compllm.build_scripts.train_confidence', or remove [confidence] from the "
+            "catalogue"
         ) from error
 
 

@@ -23,9 +23,7 @@ def draw_png(graph: QueryGraph, experts: Mapping[int, str] | None = None) -> byt
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError(
-            f"drawing needs matplotlib: {extras.hint(error)} ({error})"
-        ) from error
+        raise ConfigError(f"drawing needs matplotlib: {extras.hint(error)} ({error})") from error
     levels = graph.levels
     width = max(len(level) for level in levels)
     place = {

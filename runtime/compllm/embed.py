@@ -88,9 +88,7 @@ class SentenceEncoder:
     @classmethod
     def _load(cls, path: Path) -> SentenceEncoder:
         if not (path / "modules.json").is_file():
-            raise ConfigError(
-                f"no sentence encoder in {path}: fetch it with 'python -m build_scripts.fetch_base'"
-            )
+            raise ConfigError(f"no sentence encoder in {path}: `compllm up` fetches it")
         try:
             source = encoder_id(path)
             ir = find_ir(path, source) if importlib.util.find_spec("openvino") else None

@@ -82,7 +82,7 @@ async def open_gate(settings: GateConfig, encoder: Encoder) -> GateKeeper | None
             return None
         raise RouteError(
             f"the gate in {path} was made for encoder {gate.encoder!r}, not {encoder.id!r}: make "
-            "one with 'python build_scripts/train_gate.py', or set gate.mode to off"
+            "one with `compllm train gate`, or set gate.mode to off"
         )
     floor = LIKELY if settings.mode == "on" else gate.floor(settings.risk)
     return None if floor is None else GateKeeper(gate, encoder, floor)
@@ -108,7 +108,7 @@ def save_gate(path: Path, gate: Gate) -> None:
 
 def load_gate(path: Path) -> Gate:
     """Read and check a gate. Raises ConfigError."""
-    with told_as("gate", path, "train_gate.py"):
+    with told_as("gate", path, "gate"):
         about, arrays = read_archive(path, FORMAT, _MAX_BYTES)
         if not isinstance(about["encoder"], str):
             raise ValueError("its encoder is not a name")

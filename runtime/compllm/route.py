@@ -92,7 +92,7 @@ class Router:
         if artefact.encoder != encoder.id:
             raise RouteError(
                 f"the router in {path} was fitted on vectors of encoder {artefact.encoder!r}, not "
-                f"{encoder.id!r}: fit it again with 'python build_scripts/train_router.py'"
+                f"{encoder.id!r}: fit it again with `compllm train router`"
             )
         names = tuple(expert.name for expert in catalogue.experts)
         if set(names) != set(artefact.head.experts):

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -320,6 +321,46 @@ async def test_deadline_ends_a_question(face: ServerInfo, client: Any) -> None:
     with pytest.raises(InferenceServerException, match=r"the deadline of 0\.001 s is over"):
         await _stream(client, deadline_ms=1)
     await _until_idle(face)
+
+
+def _post(face: ServerInfo, body: str, kind: str = "generate") -> tuple[int, str]:
+    """Status and body of an HTTP request to the model."""
+    connection = http.client.HTTPConnection("127.0.0.1", face.http_port, timeout=WAIT_S)
+    with contextlib.closing(connection):
+        connection.request("POST", f"/v2/models/{MODEL}/{kind}", body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+@pytest.mark.parametrize("kind", ["generate", "generate_stream"])
+def test_http_error_names_its_situation_in_the_text(face: ServerInfo, kind: str) -> None:
+    """Triton 24.10 answers 400 to every error of a model, whatever its code: a client reads in the
+    text whether the same request may be sent again."""
+    status, body = _post(face, json.dumps({"text_input": QUESTION, "deadline_ms": 1}), kind)
+    assert status == 400
+    assert '"error":"DEADLINE_EXCEEDED: the deadline of 0.001 s is over' in body
+
+
+@pytest.mark.parametrize("body", ['{"text_input": ', "[1]", '{"text_input": 3}'])
+def test_broken_json_is_answered_by_triton_itself(face: ServerInfo, body: str) -> None:
+    """With 500 and not 400: its HTTP front end reads the JSON, the model never sees it."""
+    assert _post(face, body)[0] == 500
+
+
+def test_log_has_a_line_for_each_query_and_no_question(face: ServerInfo) -> None:
+    log = Path(face.log)
+    more: tuple[dict[str, Any], ...] = ({}, {"deadline_ms": 1}, {"temperature": -1.0})
+    for number, each in enumerate(more):
+        _post(face, json.dumps({"id": f"logged-{number}", "text_input": QUESTION} | each))
+    deadline_s = time.monotonic() + WAIT_S
+    while "query logged-2 " not in log.read_text() and time.monotonic() < deadline_s:
+        time.sleep(0.02)  # the line goes through two other processes
+    text = log.read_text()
+    assert re.search(r'^I.*"query logged-0 (stop|length) \d+ ms nodes \d+"$', text, re.MULTILINE)
+    assert re.search(r'"query logged-1 DEADLINE_EXCEEDED \d+ ms nodes -"$', text, re.MULTILINE)
+    assert re.search(r'"query logged-2 INVALID_ARG \d+ ms nodes -"$', text, re.MULTILINE)
+    assert "atomic number" not in text
+    assert not re.search("^E", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,7 @@ def draw_gantt(report: Report, format: Format = "png") -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
     except ImportError as error:
-        raise ConfigError(
-            f"drawing needs matplotlib: {extras.hint(error)} ({error})"
-        ) from error
+        raise ConfigError(f"drawing needs matplotlib: {extras.hint(error)} ({error})") from error
     rows = _rows(report)
     height = min(_MAX_INCHES, 1.6 + _ROW_INCHES * len(rows))
     figure = Figure(figsize=(10, height), layout="constrained")

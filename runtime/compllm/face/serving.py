@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 import sys
 import threading
 import time
@@ -52,6 +53,7 @@ ErrorCode = Literal["INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"]
 # deadline, and its HTTP front end answers 400 to every error of a model.
 Situation = ErrorCode | Literal["DEADLINE_EXCEEDED"]
 
+_PLAIN_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _CHECK_PERIOD_S = 0.02
 _LOADS_PERIOD_S = 0.25
 _CHECK_ALL_S = 0.2  # within which each live request is asked whether its client is gone
@@ -97,7 +99,8 @@ class QueryEnd:
 
     def __str__(self) -> str:
         nodes = "-" if self.num_nodes is None else self.num_nodes
-        name = json.dumps(self.id)  # a client's id may hold anything, line ends too
+        # A client's id may hold anything, line ends too.
+        name = self.id if _PLAIN_ID.fullmatch(self.id) else json.dumps(self.id)
         return f"query {name} {self.status} {self.seconds * 1000:.0f} ms nodes {nodes}"
 
 

@@ -45,7 +45,7 @@ def read_archive(
 
 
 @contextmanager
-def told_as(what: str, path: Path, script: str) -> Iterator[None]:
+def told_as(what: str, path: Path, trained: str) -> Iterator[None]:
     """Whatever is wrong with a file, told as one ConfigError that names it and the remedy."""
     try:
         yield
@@ -55,5 +55,5 @@ def told_as(what: str, path: Path, script: str) -> Iterator[None]:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
             f"cannot read the {what} in {path}: {reason}: make it anew with "
-            f"'python build_scripts/{script}'"
+            f"`compllm train {trained}`"
         ) from error

@@ -74,7 +74,7 @@ def save(path: Path, artefact: Artefact) -> None:
 
 def load(path: Path) -> Artefact:
     """Read and check a router. Raises ConfigError."""
-    with told_as("router", path, "train_router.py"):
+    with told_as("router", path, "router"):
         about, arrays = read_archive(path, FORMAT, _MAX_BYTES)
         experts, encoder, floor = tuple(about["experts"]), about["encoder"], about["floor"]
         if not (experts and all(isinstance(name, str) for name in (*experts, encoder))):
