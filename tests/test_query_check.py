@@ -1,14 +1,17 @@
 """A caller's query: every value of a wrong type or size is refused by its name."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from path_parts import make_llm, node_reply
 
-from compllm.config import LimitsConfig
-from compllm.errors import PlanError, QueryError
-from compllm.plan import direct_plan
+from compllm.catalogue import load_catalogue
+from compllm.config import LimitsConfig, load_config
+from compllm.errors import ConfigError, PlanError, QueryError
+from compllm.pipeline import CompLLM
+from compllm.plan import direct_plan, parse_plan
 from compllm.query_check import checked
 from compllm.testing import ScriptedBackend
 from compllm.types import Plan, Query, SamplingParams, SubQuery
@@ -108,6 +111,25 @@ async def test_a_plan_of_other_types_is_a_plan_error(plan: Any, says: str) -> No
         with pytest.raises(PlanError, match=says):
             await llm.ask("why?", plan=plan)
     assert not backend.requests
+
+
+@pytest.mark.parametrize("text", [None, b"1 | a?"])
+def test_a_plan_text_of_another_type_is_a_plan_error(text: Any) -> None:
+    with pytest.raises(PlanError, match=r"the plan is a \w+, expected text"):
+        parse_plan(text)
+
+
+async def test_settings_of_another_type_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"config is a str: see compllm\.load_config"):
+        await CompLLM.connect("127.0.0.1:8001")  # type: ignore[arg-type]
+
+
+def test_files_are_named_by_text_as_well_as_by_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[limits]\nmax_nodes = 3\n")
+    assert load_config(str(file), environ={}).limits.max_nodes == 3
+    shipped = load_catalogue()
+    assert load_catalogue(str(shipped.path)) == shipped
 
 
 async def test_a_question_may_be_sent_whole_whatever_its_form() -> None:

@@ -100,9 +100,9 @@ def default_catalogue_path() -> Path:
     return resource_dir("engines") / "experts.toml"
 
 
-def load_catalogue(path: Path | None = None) -> Catalogue:
+def load_catalogue(path: str | Path | None = None) -> Catalogue:
     """Read and check a catalogue; None is the one shipped. Raises ConfigError."""
-    path = path or default_catalogue_path()
+    path = Path(path or default_catalogue_path())
     top = _Table(path, "", read_toml(path))
     base = _Table(path, "base", top.take("base", dict))
     adapters = _adapters(path, top.take("adapters", dict, {}))

@@ -166,7 +166,7 @@ class Config:
 
 
 def load_config(
-    path: Path | None = None,
+    path: str | Path | None = None,
     overrides: Mapping[str, object] | None = None,
     environ: Mapping[str, str] | None = None,
     *,
@@ -188,7 +188,8 @@ def load_config(
         if key in _fields()
     }
     if path is not None:
-        values |= {key: (value, f"in {path}") for key, value in _flat(read_toml(path)).items()}
+        table = read_toml(Path(path))
+        values |= {key: (value, f"in {path}") for key, value in _flat(table).items()}
     values |= _from_environment(environ)
     for key, value in (overrides or {}).items():
         if value is not None:

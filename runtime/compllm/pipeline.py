@@ -22,7 +22,7 @@ from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
 from compllm.decompose import decompose
 from compllm.embed import Array, Encoder, SentenceEncoder
-from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
+from compllm.errors import BackendError, ConfigError, DeadlineExceeded, PlanError, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
@@ -95,7 +95,9 @@ class CompLLM:
         """
         from compllm import backends
 
-        config = config or load_client_config()
+        config = load_client_config() if config is None else config
+        if not isinstance(config, Config):
+            raise ConfigError(f"config is a {type(config).__name__}: see compllm.load_config")
         catalogue = catalogue_of(config)
         url = config.server.url or await asyncio.to_thread(_local_url)
         backend = await backends.connect_as_set(url, config.server, catalogue)

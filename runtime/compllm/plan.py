@@ -101,6 +101,8 @@ def parse_plan(text: str, limits: PlanLimits | None = None) -> Plan:
     ["...", "..."], "parents": [[], [0]]}`, whose parents count from 0.
     """
     limits = limits or PlanLimits()
+    if not isinstance(text, str):
+        raise PlanError(f"the plan is a {type(text).__name__}, expected text (str)")
     if len(text) > limits.max_plan_chars:
         raise PlanError(
             f"the plan has {len(text)} characters, at most {limits.max_plan_chars} are allowed"

@@ -27,7 +27,7 @@ _SHOWN = 8  # experts that a warning names
 
 
 def load_client_config(
-    path: Path | None = None, overrides: Mapping[str, object] | None = None
+    path: str | Path | None = None, overrides: Mapping[str, object] | None = None
 ) -> Config:
     """`load_config` for a client: what no file, variable or option says is as the user's running
     server has it. Raises ConfigError."""
@@ -130,7 +130,7 @@ async def _summary_at(url: str) -> dict[str, Any] | None:
 
 def catalogue_of(config: Config) -> Catalogue:
     """The catalogue that the settings name. Raises ConfigError."""
-    return load_catalogue(Path(config.catalogue) if config.catalogue else None)
+    return load_catalogue(config.catalogue or None)
 
 
 def _absolute(path: str) -> str:

@@ -18,10 +18,10 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opt
 _SCRIPTS = {"lora": "train_lora", "router": "train_router", "gate": "train_gate"}
 _HELP = """\
 usage: compllm train [lora] ...   a LoRA adapter: an expert, the generator or the aggregator
-       compllm train router ...   the router: who answers, and when nobody is near
+       compllm train router ...   the router: which expert answers, and when none is near
        compllm train gate ...     the gate: which questions need no plan
 
-Each tells its options: compllm train router --help. Those of the first:
+Each prints its options: compllm train router --help. Those of the first:
 """
 
 
@@ -38,6 +38,6 @@ def train(context: typer.Context) -> None:
     script = importlib.import_module(f"compllm.build_scripts.{_SCRIPTS[name]}")
     try:
         status: int = script.main(arguments, prog=prog)
-    except SystemExit as end:  # argparse has told why, or printed the help
+    except SystemExit as end:  # argparse has said why, or printed the help
         status = int(end.code or 0)
     raise typer.Exit(status)
