@@ -29,6 +29,7 @@ from compllm.embed import SentenceEncoder
 from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError, EngineError
 from compllm.route import Router
+from compllm.served import difference_from
 
 ADAPTERS = (AdapterEntry("chemistry", 11, 8, "a"), AdapterEntry("biology", 12, 16, "b"))
 
@@ -89,6 +90,17 @@ def test_shared_base_is_one_core_model_and_the_face(
     assert (out / "models" / "tensorrt_llm" / "1").is_dir()
     assert (out / "models" / "comp_llm" / "1" / "model.py").is_file()
     assert not [path for path in out.rglob("*") if path.is_file() and "${" in _plain(path)]
+
+
+def test_the_face_says_which_catalogue_it_serves(
+    inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    """A client with another catalogue warns by it."""
+    out = make_repository(inputs, tmp_path / "out")
+    summary = json.loads(_parameters(out, "comp_llm")["catalogue"])
+    catalogue = load_catalogue(out / "experts.toml")
+    assert summary["experts"] == {each.name: each.adapter_id for each in catalogue.experts}
+    assert difference_from(summary, catalogue) is None
 
 
 def _plain(path: Path) -> str:
