@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from compllm import cli, paths
-from compllm.embedded import tritonfiles, tritonserver, tritonstate
+from compllm.embedded import tritonfiles, tritonprocess, tritonserver, tritonstate
 from compllm.embedded.contract import INPUTS
 from compllm.errors import ServerError
 
@@ -170,6 +170,19 @@ def test_up_at_a_taken_port_is_refused_before_anything_is_built(
         assert cli.run(["up", "--http-port", str(port)]) == 1
     assert f"HTTP port {port} cannot be used" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_start_clears_all_but_the_logs_of_earlier_ones(tmp_path: Path) -> None:
+    """Each start wiped the log of the one that had failed."""
+    directory = tmp_path / "server"
+    tritonprocess._clear(directory)
+    (directory / "models" / "m").mkdir(parents=True)
+    for name in ("server.log", "server.log.1", "server.log.old", "other"):
+        (directory / name).touch()
+    (directory / "link").symlink_to(tmp_path)
+    tritonprocess._clear(directory)
+    assert {each.name for each in directory.iterdir()} == {"server.log", "server.log.1"}
+    assert tmp_path.is_dir()
 
 
 def test_impossible_port_is_named(tmp_path: Path) -> None:
