@@ -1,4 +1,4 @@
-"""`compllm train lora | router | gate`: the training scripts under the command's name.
+"""`compllm train lora | router | gate | confidence`: the training scripts under the command's name.
 
 Options and output are the scripts', described by `compllm train NAME --help`. Without a name it is
 `lora`, build_scripts/train_lora.py.
@@ -15,11 +15,17 @@ from compllm.errors import ConfigError
 # Everything is the script's, --help as well.
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-_SCRIPTS = {"lora": "train_lora", "router": "train_router", "gate": "train_gate"}
+_SCRIPTS = {
+    "lora": "train_lora",
+    "router": "train_router",
+    "gate": "train_gate",
+    "confidence": "train_confidence",
+}
 _HELP = """\
 usage: compllm train [lora] ...   a LoRA adapter: an expert, the generator or the aggregator
        compllm train router ...   the router: which expert answers, and when none is near
        compllm train gate ...     the gate: which questions need no plan
+       compllm train confidence ...   how sure an answer is, from its tokens' log-probabilities
 
 Each prints its options: compllm train router --help. Those of the first:
 """
