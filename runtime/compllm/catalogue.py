@@ -164,7 +164,17 @@ def _expert(entry: _Table, model: str, adapters: dict[str, Adapter]) -> Expert:
         entry.take("model", str, model),
         adapter or None,
         adapters[adapter].id if adapter else None,
+        _pattern(entry, "spell"),
     )
+
+
+def _pattern(entry: _Table, key: str) -> str:
+    text: str = entry.take(key, str, "")
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise entry.error(key, text, f"a regular expression ({error})") from None
+    return text
 
 
 def _adapters(path: Path, tables: dict[str, Any]) -> dict[str, Adapter]:

@@ -22,6 +22,7 @@ from compllm.loops import cut_loop
 from compllm.prewarm import MakePrompt, Prewarmer, Warming, known_prefix
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
 from compllm.single_flight import SingleFlight
+from compllm.spelling import spelled
 from compllm.types import (
     Bound,
     Event,
@@ -312,6 +313,7 @@ class Execution:
         text, usage = outcome.text.strip(), outcome.last.usage or Usage()
         if engine.nodes.cuts_loops:
             text = cut_loop(text) or text
+        text = spelled(expert, graph[node_id].text).back(text)
         if not text:
             raise BackendError("the response is empty", query_id=live.id, node_id=node_id)
         if not outcome.is_shared:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from compllm.backend import Prompt, Segment
+from compllm.spelling import spelled, spelled_pairs
 from compllm.types import Expert
 
 MISSING = "(not known)"  # stands for the response of a parent that failed
@@ -105,6 +106,7 @@ def node_prompt(
 ) -> Prompt:
     """What an expert reads for one sub-query. `parents`: (question, response); None is a missing
     response."""
+    sub_query, parents = spelled(expert, sub_query).text, spelled_pairs(expert, parents)
     user = _with_facts(sub_query, parents) if parents else sub_query
     return chat(template, [("system", expert.system), ("user", user)])
 

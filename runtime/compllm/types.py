@@ -57,6 +57,7 @@ class Expert:
     model: str = "tensorrt_llm"  # Triton model that serves it
     adapter: str | None = None  # adapter name in the engine; None is the bare base
     adapter_id: int | None = None  # lora_task_id on the wire; None is the bare base
+    spell: str = ""  # a pattern of words that it reads letter by letter (spelling.py)
 
 
 @dataclass(frozen=True, slots=True)
