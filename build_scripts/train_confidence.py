@@ -5,7 +5,8 @@
 Asks the running server (`compllm up`) every question of the files, withholds nothing, and fits how
 often answers with such log-probabilities are right: for the experts' answers and for the base's.
 The threshold below which an expert's answer becomes "I do not know" is the lowest that keeps --risk
-on questions that the fit has not seen. Run it after the adapters, the router and the gate: it
+on questions that the fit has not seen; the one below which the base's answer is marked is the
+lowest that marks --marked of its errors. Run it after the adapters, the router and the gate: it
 belongs to them. The questions must not be those that a result is reported on.
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from compllm.build_scripts.calibration.examples import Example, collect
-from compllm.build_scripts.calibration.fit import choose_threshold, figures, fit
+from compllm.build_scripts.calibration.fit import choose_mark, choose_threshold, figures, fit
 from compllm.build_scripts.calibration.questions import Known, read_known
 from compllm.build_scripts.staging import run_script, say
 from compllm.confidence import Calibration, save_calibration
@@ -45,7 +46,9 @@ async def ask(questions: Sequence[Known], num_at_once: int) -> list[Example]:
         return await collect(llm, questions, num_at_once=num_at_once, progress=progress)
 
 
-def make(examples: Sequence[Example], risk: float, seed: int) -> tuple[Calibration, dict[str, Any]]:
+def make(
+    examples: Sequence[Example], risk: float, marked: float, seed: int
+) -> tuple[Calibration, dict[str, Any]]:
     """Raises ConfigError where there are too few examples of experts or of the base."""
     experts = [example for example in examples if example.source == "expert"]
     base = [example for example in examples if example.source == "base"]
@@ -55,8 +58,12 @@ def make(examples: Sequence[Example], risk: float, seed: int) -> tuple[Calibrati
     record = {"expert": figures(sure, right), "base": figures(base_sure, base_right)}
     given = sure >= threshold
     record["expert"]["coverage"] = round(float(given.mean()), 4)
-    record["base"]["below_threshold"] = round(float((base_sure < threshold).mean()), 4)
-    return Calibration(expert, of_base, threshold), record
+    mark = choose_mark(base_sure, base_right, marked)
+    is_marked = base_sure < mark
+    record["base"]["marked"] = round(float(is_marked.mean()), 4)
+    record["base"]["wrong_marked"] = round(float(is_marked[~base_right].mean()), 4)
+    record["base"]["right_marked"] = round(float(is_marked[base_right].mean()), 4)
+    return Calibration(expert, of_base, threshold, mark), record
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -65,9 +72,10 @@ def run(arguments: argparse.Namespace) -> None:
     examples = asyncio.run(ask(questions, arguments.at_once))
     if arguments.examples:
         _write_examples(arguments.examples, examples)
-    calibration, record = make(examples, arguments.risk, arguments.seed)
+    calibration, record = make(examples, arguments.risk, arguments.marked, arguments.seed)
     record |= {
-        "risk": arguments.risk,
+        "risk_wanted": arguments.risk,
+        "marked_wanted": arguments.marked,
         "questions": dict(sorted(Counter(known.kind for known in questions).items())),
         "data": {
             f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
@@ -95,6 +103,9 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
         "expert's set of make_datasets.py")  # fmt: skip
     add("--risk", type=float, default=0.04, metavar="SHARE",
         help="wanted share of wrong ones among the experts' answers that are given "
+        "(default: %(default)s)")  # fmt: skip
+    add("--marked", type=float, default=0.85, metavar="SHARE",
+        help="wanted share of the base's wrong answers that are marked low in confidence "
         "(default: %(default)s)")  # fmt: skip
     add("--at-once", type=int, default=8, metavar="N",
         help="questions asked at the same time (default: %(default)s)")  # fmt: skip

@@ -30,7 +30,7 @@ LINES = (SubQuery(1, "What is A?"), SubQuery(2, "What is B?"), SubQuery(3, "Is #
 ROUTE = Route("chemistry", 0.9, is_fallback=False)
 # As sure as the least likely token, for experts and for the base alike.
 WORST = Calibration(
-    Scale((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), 3.0), Scale((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), 3.0), 0.5
+    Scale((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), 3.0), Scale((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), 3.0), 0.5, 0.5
 )
 
 
@@ -110,6 +110,12 @@ def test_the_setting_stands_before_the_calibrations_threshold() -> None:
     assert verdict([node(1, -0.01)], min_confidence=0.99).is_low
 
 
+def test_the_base_has_a_threshold_of_its_own() -> None:
+    strict = replace(WORST, base_min_confidence=0.99)
+    assert verdict([node(1, -0.01, expert="base")], strict).is_low
+    assert not verdict([node(1, -0.01)], strict).is_low
+
+
 def test_a_plan_that_no_model_wrote_is_sure() -> None:
     features = expert_features(Plan(LINES), [(node(1, -0.5, -1.5), ROUTE)])
     assert features == (-2.0, -1.5, 0.0, 0.0, 0.9, 1.0)
@@ -131,7 +137,7 @@ def test_a_calibration_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "confidence.json"
     save_calibration(path, WORST)
     assert load_calibration(path) == WORST
-    assert open_judge(path, AnswerConfig(), "base").min_confidence == 0.5
+    assert open_judge(path, AnswerConfig(), "base").calibration == WORST
 
 
 @pytest.mark.parametrize(

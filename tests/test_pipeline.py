@@ -477,7 +477,7 @@ async def test_a_looping_response_is_cut() -> None:
 async def test_an_unsure_answer_becomes_i_do_not_know(tmp_path: Path) -> None:
     path = tmp_path / "confidence.json"
     scale = Scale((0.0, 1.0, 0.0, 0.0, 0.0, 0.0), 3.0)
-    save_calibration(path, Calibration(scale, scale, 0.5))
+    save_calibration(path, Calibration(scale, scale, 0.5, 0.5))
     backend = ScriptedBackend(plan_reply(f"1 | {IRON}"), node_reply(IRON, "24", log_probs=(-6.0,)))
     catalogue = replace(CATALOGUE, confidence=path)
     async with CompLLM(backend, HashingEncoder(), catalogue, settings()) as llm:

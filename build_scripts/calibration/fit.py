@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,6 +63,13 @@ def choose_threshold(probabilities: Probabilities, right: Labels, risk: float) -
         if (~right[given]).mean() <= risk:
             return round(float(threshold), 4)
     return 1.0
+
+
+def choose_mark(probabilities: Probabilities, right: Labels, share: float) -> float:
+    """The lowest threshold below which at least `share` of the wrong ones lie."""
+    wrong = np.sort(probabilities[~right])
+    place = min(math.ceil(share * len(wrong)), len(wrong)) - 1
+    return round(float(math.floor((wrong[place] + _STEP) / _STEP) * _STEP), 4)
 
 
 def figures(probabilities: Probabilities, right: Labels) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class Calibration:
 
     expert: Scale  # of EXPERT_FEATURES, over all experts' nodes that a leaf rests on
     base: Scale  # of BASE_FEATURES, of one node of the base
-    min_confidence: float  # chosen by a risk-coverage curve
+    min_confidence: float  # of what experts had a part in; chosen by a risk-coverage curve
+    base_min_confidence: float  # of the base alone; chosen so that most of its errors are below
     record: Mapping[str, Any] = field(default_factory=dict)  # how it was made; not read here
 
     def confidence(
@@ -88,12 +89,11 @@ class Judge:
     settings: AnswerConfig
     base: str  # name of the base among the experts
 
-    @property
-    def min_confidence(self) -> float:
-        chosen = self.settings.min_confidence
-        if chosen >= 0 or self.calibration is None:
-            return chosen
-        return self.calibration.min_confidence
+    def threshold(self, calibration: Calibration, *, is_base: bool) -> float:
+        """The setting's, or the calibration's own."""
+        if self.settings.min_confidence >= 0:
+            return self.settings.min_confidence
+        return calibration.base_min_confidence if is_base else calibration.min_confidence
 
     def judge(
         self,
@@ -120,9 +120,9 @@ class Judge:
             confidence = calibration.confidence(plan, below, self.base)
             if confidence is None:
                 return Verdict(tuple(pairs))
-            is_leaf_low = confidence < self.min_confidence
-            is_low |= is_leaf_low
             is_base = all(node.expert == self.base for node, _ in below)
+            is_leaf_low = confidence < self.threshold(calibration, is_base=is_base)
+            is_low |= is_leaf_low
             if is_leaf_low and response is not None and self._abstains(is_base):
                 withheld.append(confidence)
                 response = UNKNOWN
@@ -192,6 +192,7 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
     table = {
         "format": FORMAT,
         "min_confidence": calibration.min_confidence,
+        "base_min_confidence": calibration.base_min_confidence,
         "expert": _table(EXPERT_FEATURES, calibration.expert),
         "base": _table(BASE_FEATURES, calibration.base),
         "record": dict(calibration.record),
@@ -209,13 +210,11 @@ def load_calibration(path: Path) -> Calibration:
         table = json.loads(path.read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
             raise ValueError(f"its format is {table['format']!r}, this version reads {FORMAT}")
-        least = _finite(table["min_confidence"])
-        if not 0 <= least <= 1:
-            raise ValueError(f"its min_confidence is {least}, expected a number from 0 to 1")
         return Calibration(
             _scale(table["expert"], EXPERT_FEATURES),
             _scale(table["base"], BASE_FEATURES),
-            least,
+            _threshold(table, "min_confidence"),
+            _threshold(table, "base_min_confidence"),
             table["record"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -236,6 +235,13 @@ def _scale(table: Mapping[str, Any], names: Sequence[str]) -> Scale:
     if set(weights) != set(names):
         raise ValueError(f"its features are {', '.join(weights)}, expected {', '.join(names)}")
     return Scale(tuple(_finite(weights[name]) for name in names), _finite(table["bias"]))
+
+
+def _threshold(table: Mapping[str, Any], name: str) -> float:
+    value = _finite(table[name])
+    if not 0 <= value <= 1:
+        raise ValueError(f"its {name} is {value}, expected a number from 0 to 1")
+    return value
 
 
 def _finite(value: object) -> float:

@@ -139,8 +139,8 @@ class GateConfig:
 class AnswerConfig:
     """When an answer is not given; `confidence.py` says how sure it is."""
 
-    # Below this probability of being right an answer is low in confidence. -1: the value that the
-    # catalogue's calibration chose.
+    # Below this probability of being right an answer is low in confidence. -1: the values that the
+    # catalogue's calibration chose, one for experts and one for the base.
     min_confidence: float = _number(-1.0, -1.0, 1.0)
     # What becomes "I do not know" then: what an expert had a part in ("experts"), everything
     # ("always"), nothing ("never"). The rest is given and marked. The base alone is marked by

@@ -123,11 +123,12 @@ def test_the_threshold_is_the_lowest_that_keeps_the_risk() -> None:
 
 
 def test_a_calibration_is_made_and_read_back(tmp_path: Path) -> None:
-    calibration, record = make([*examples("expert"), *examples("base")], 0.05, 0)
+    calibration, record = make([*examples("expert"), *examples("base")], 0.05, 0.85, 0)
     path = tmp_path / "confidence.json"
     save_calibration(path, replace(calibration, record=record))
     assert load_calibration(path) == replace(calibration, record=record)
     assert 0 < record["expert"]["coverage"] < 1
+    assert record["base"]["wrong_marked"] >= 0.85 > record["base"]["right_marked"]
 
 
 def test_too_few_examples_are_refused() -> None:
