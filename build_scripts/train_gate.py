@@ -2,8 +2,9 @@
 
     python build_scripts/train_gate.py [--requests FILE]
 
-Learns from the generator's set that make_datasets.py wrote, and from a file of requests of people
-(`request`, `parallel`) where one is given. Writes engines/gate.npz: weights fitted on the training
+Learns from the generator's sets that make_datasets.py wrote (`generator`, and of `generator-more`
+the everyday questions), and from a file of requests of people (`request`, `parallel`) where one is
+given. Writes engines/gate.npz: weights fitted on the training
 parts, floors for wanted risks from the validation parts. After fetch_base.py and
 convert_encoder.py, which `compllm up` runs.
 """
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from compllm.build_scripts.gating.fit import SHARE_DIRECT, choose_floors, fit
-from compllm.build_scripts.gating.questions import Labelled, read_part
+from compllm.build_scripts.gating.questions import Labelled, more_of, read_part
 from compllm.build_scripts.staging import run_script, say
 from compllm.embed import Encoder, SentenceEncoder, encode_kept
 from compllm.errors import ConfigError
@@ -75,11 +76,14 @@ def _counts(questions: Sequence[Labelled]) -> dict[str, int]:
 
 
 def _hashes(arguments: argparse.Namespace) -> dict[str, str]:
-    paths = [arguments.generator / f"{part}.jsonl" for part in ("train", "validation")]
+    folders = (arguments.generator, more_of(arguments.generator))
+    parts = ("train", "validation")
+    paths = [folder / f"{part}.jsonl" for folder in folders for part in parts]
     paths += [arguments.requests] if arguments.requests else []
     return {
         f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
+        if path.is_file()
     }
 
 
@@ -91,7 +95,8 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=Path,
         default=home_dir() / "datasets" / "generator",
         metavar="DIR",
-        help="the data set generator of make_datasets.py; default: in $COMPLLM_HOME/datasets",
+        help="the data set generator of make_datasets.py, with generator-more next to it where it "
+        "is there; default: in $COMPLLM_HOME/datasets",
     )
     add(
         "--requests",

@@ -26,9 +26,11 @@ import numpy as np
 
 from compllm.build_scripts.routing.fit import FITS, out_of_fold
 from compllm.build_scripts.routing.questions import (
+    MORE,
     Question,
     catalogue_questions,
     read_datasets,
+    read_ordinary,
     read_questions,
     read_subjects,
     thin_out,
@@ -44,6 +46,7 @@ from compllm.plural import counted
 from compllm.routers.artefact import Artefact, save
 
 SHIPPED = ("logistic", "similarity")
+_MAX_ORDINARY = 900  # generated questions for no expert
 _MIN_EACH = 10  # questions of an expert, and for none: fewer prove nothing
 
 
@@ -58,6 +61,8 @@ def gather(arguments: argparse.Namespace, catalogue: Catalogue) -> list[Question
     if arguments.datasets is not None:
         drawn = read_datasets(arguments.datasets, experts, "train")
         found += thin_out(drawn, arguments.max_each, arguments.seed)
+        ordinary = read_ordinary(arguments.datasets, "train")
+        found += thin_out(ordinary, _MAX_ORDINARY, arguments.seed)
     strangers = {question.expert for question in found} - {*experts, None}
     if strangers:
         raise ConfigError(
@@ -118,7 +123,8 @@ def run(arguments: argparse.Namespace) -> None:
 def _hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, str]:
     paths = [*arguments.subjects, *arguments.questions]
     if arguments.datasets is not None:
-        paths += [arguments.datasets / name / "train.jsonl" for name in experts]
+        sets = (*experts, *(f"{name}{MORE}" for name in experts), "ordinary")
+        paths += [arguments.datasets / name / "train.jsonl" for name in sets]
     return {
         f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
         for path in paths
@@ -151,15 +157,16 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=Path,
         default=default if default.is_dir() else None,
         metavar="DIR",
-        help="the experts' data sets of make_datasets.py; default: in $COMPLLM_HOME, where there "
-        "are any",
+        help="the experts' data sets of make_datasets.py, and its ordinary questions for no "
+        "expert; default: in $COMPLLM_HOME, where there are any",
     )
     add(
         "--max-each",
         type=int,
         default=400,
         metavar="N",
-        help="questions of a data set at most; default: 400",
+        help=f"questions of an expert's data set at most ({_MAX_ORDINARY} of the ordinary ones); "
+        "default: 400",
     )
     add(
         "--routers",

@@ -1,9 +1,9 @@
 """Questions with the label that the gate learns: does this need a plan, or will one expert do?
 
-Of the generator's set a question needs none when its plan is one line (the singles, a few of the
-human decompositions); the set's own parts are the split, with other wordings in each. A file of
-requests (`request`, `parallel`, `source`) says itself whether answering in parallel parts is worth
-it; it is split by hash.
+Of the generator's sets a question needs none when its plan is one line (the singles, ordinary
+questions, a few of the human decompositions); the sets' own parts are the split, with other
+wordings in each. A file of requests (`request`, `parallel`, `source`) says itself whether answering
+in parallel parts is worth it; it is split by hash.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from compllm.build_scripts.routing.questions import MORE
 from compllm.errors import ConfigError
 
 Part = Literal["train", "validation", "test"]
 SINGLE = "single"  # the generator's questions of one step
+EVERYDAY = "everyday"  # its questions as people ask them, of the folder for further training
 REQUESTS = "requests"  # the labelled requests of people
 _MAX_EACH: dict[Part, int] = {"train": 500, "validation": 200, "test": 200}
 _PART_OF_TEN: tuple[Part, ...] = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
@@ -37,24 +39,47 @@ class Labelled:
 def read_part(
     generator: Path, requests: Path | None, part: Part, seed: int = 0
 ) -> tuple[Labelled, ...]:
-    """All singles and requests of a part, a sample of each other source; no text twice. Raises
-    ConfigError naming file and line."""
+    """All singles, everyday questions without a plan and requests of a part, a sample of each other
+    source; no text twice. Everyday questions come from the folder `generator`-more, where it is
+    there. Raises ConfigError naming file and line."""
     by_source: dict[str, list[Labelled]] = {}
-    for question in (*_generated(generator, part), *_requested(requests, part)):
+    generated = (*_generated(generator, part), *_everyday(generator, part))
+    for question in (*generated, *_requested(requests, part)):
         by_source.setdefault(question.source, []).append(question)
     rng = random.Random(seed)
     found: dict[str, Labelled] = {}
-    for source, questions in sorted(by_source.items()):
-        if source not in (SINGLE, REQUESTS) and len(questions) > _MAX_EACH[part]:
-            questions = rng.sample(questions, _MAX_EACH[part])
-        found |= {question.text: question for question in questions}
+    for source in sorted(by_source):
+        questions = by_source[source]
+        kept = [each for each in questions if _is_kept(each)]
+        others = [each for each in questions if not _is_kept(each)]
+        if len(others) > _MAX_EACH[part]:
+            others = rng.sample(others, _MAX_EACH[part])
+        found |= {question.text: question for question in (*kept, *others)}
     return tuple(found.values())
+
+
+def _is_kept(question: Labelled) -> bool:
+    is_ordinary = question.source == EVERYDAY and question.is_direct
+    return is_ordinary or question.source in (SINGLE, REQUESTS)
+
+
+def more_of(generator: Path) -> Path:
+    """The folder of the generator's further training."""
+    folder = generator.absolute()  # "." has no name
+    return folder.with_name(f"{folder.name}{MORE}")
 
 
 def _generated(folder: Path, part: Part) -> Iterator[Labelled]:
     for record in _records(folder / f"{part}.jsonl", ("question", "plan", "source")):
         is_direct = len(record["plan"].splitlines()) == 1
         yield Labelled(record["question"], is_direct, record["source"])
+
+
+def _everyday(folder: Path, part: Part) -> Iterator[Labelled]:
+    """Of the further training alone what the set itself does not have."""
+    more = more_of(folder)
+    if (more / f"{part}.jsonl").is_file():
+        yield from (each for each in _generated(more, part) if each.source == EVERYDAY)
 
 
 def _requested(path: Path | None, part: Part) -> Iterator[Labelled]:

@@ -62,6 +62,9 @@ NEAR_SUBJECTS = frozenset(
 
 
 GENERATED = "set-"  # what topics of generated questions begin with
+ORDINARY = f"{GENERATED}ordinary"  # topic of the generated questions for no expert
+UNKNOWN_KIND = "unknown"  # kind of a question to which the expert answers "I do not know"
+MORE = "-more"  # end of the folder of a set's further training
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +98,22 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
 
 def read_datasets(folder: Path, experts: Sequence[str], split: str) -> tuple[Question, ...]:
-    """The one-step questions of every expert that the folder has a set for. Raises ConfigError."""
+    """The one-step questions of every expert that the folder has sets for: NAME and NAME-more,
+    without those that the expert does not know. Raises ConfigError."""
     return tuple(
-        Question(record["question"], name, f"{GENERATED}{name}")
+        Question(record["question"], name, f"{GENERATED}{name}{more}")
         for name in experts
-        if (path := folder / name / f"{split}.jsonl").is_file()
+        for more in ("", MORE)
+        if (path := folder / f"{name}{more}" / f"{split}.jsonl").is_file()
         for record in _records(path, ("question",))
+        if record.get("kind") != UNKNOWN_KIND
     )
+
+
+def read_ordinary(folder: Path, split: str) -> tuple[Question, ...]:
+    """The generated questions for no expert, where the folder has them. Raises ConfigError."""
+    path = folder / "ordinary" / f"{split}.jsonl"
+    return read_questions(path) if path.is_file() else ()
 
 
 def read_composites(folder: Path, split: str, sets: Sequence[str]) -> tuple[Question, ...]:

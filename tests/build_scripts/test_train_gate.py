@@ -68,6 +68,27 @@ def test_large_sources_are_thinned_and_singles_are_not(tmp_path: Path) -> None:
     assert found == read_part(tmp_path, None, "train")
 
 
+def test_everyday_questions_join_from_the_folder_for_further_training(tmp_path: Path) -> None:
+    """The gate knew no ordinary question and no short form: its sets had none."""
+    write(tmp_path / "generator" / "train.jsonl", row("s0", 1, "single"))
+    rows = [row(f"d{number}", 1, "everyday") for number in range(600)]
+    rows += [row(f"e{number}", 2, "everyday") for number in range(600)]
+    write(tmp_path / "generator-more" / "train.jsonl", *rows, row("p0", 2, "p"))
+    found = read_part(tmp_path / "generator", None, "train")
+    everyday = [each.is_direct for each in found if each.source == "everyday"]
+    assert (sum(everyday), len(everyday)) == (600, 1100)
+    assert {each.source for each in found} == {"single", "everyday"}
+
+
+def test_the_record_names_every_file_that_was_read(tmp_path: Path) -> None:
+    generator, _ = data(tmp_path)
+    arguments = train_gate._parser().parse_args(["--generator", str(generator)])
+    parts = ("train.jsonl", "validation.jsonl")
+    assert list(train_gate._hashes(arguments)) == [f"generator/{part}" for part in parts]
+    write(tmp_path / "generator-more" / "train.jsonl", row("a?", 1, "everyday"))
+    assert "generator-more/train.jsonl" in train_gate._hashes(arguments)
+
+
 @pytest.mark.parametrize(
     ("line", "said"), [("{", "line 2 is not JSON"), ("{}", "line 2 has no 'question'")]
 )

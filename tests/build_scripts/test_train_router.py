@@ -11,17 +11,20 @@ from compllm.build_scripts import train_router
 from compllm.build_scripts.routing.fit import FITS, PLAIN, out_of_fold
 from compllm.build_scripts.routing.questions import (
     GENERATED,
+    ORDINARY,
     Question,
     first_of_each,
     halves,
     read_composites,
     read_datasets,
+    read_ordinary,
     read_questions,
     read_subjects,
     thin_out,
 )
 from compllm.build_scripts.routing.thresholds import at_floor, choose_floor, risk_coverage
 from compllm.build_scripts.routing.vectors import Space, base_spaces, kept_vectors
+from compllm.catalogue import load_catalogue
 from compllm.embed import Array
 from compllm.errors import ConfigError
 from compllm.routers.artefact import load
@@ -157,6 +160,43 @@ def test_data_sets_are_read_as_far_as_they_are_there(tmp_path: Path) -> None:
     )
     found = read_composites(tmp_path, "test", ("p", "all"))
     assert [(question.text, question.expert) for question in found] == [("x", "a"), ("y", "b")]
+
+
+def test_further_training_joins_without_what_the_expert_does_not_know(tmp_path: Path) -> None:
+    write(tmp_path / "chemistry" / "train.jsonl", [{"question": "x", "kind": "symbol"}])
+    write(
+        tmp_path / "chemistry-more" / "train.jsonl",
+        [{"question": "y", "kind": "fact"}, {"question": "z", "kind": "unknown"}],
+    )
+    assert read_datasets(tmp_path, ("chemistry",), "train") == (
+        Question("x", "chemistry", "set-chemistry"),
+        Question("y", "chemistry", "set-chemistry-more"),
+    )
+
+
+def test_ordinary_questions_are_for_no_expert_and_may_be_missing(tmp_path: Path) -> None:
+    assert read_ordinary(tmp_path, "train") == ()
+    row = {"question": "????", "expert": None, "topic": ORDINARY}
+    write(tmp_path / "ordinary" / "train.jsonl", [row])
+    assert read_ordinary(tmp_path, "train") == (Question("????", None, ORDINARY),)
+
+
+def test_gathering_takes_the_sets_and_thins_ordinary_questions_by_their_own_limit(
+    tmp_path: Path,
+) -> None:
+    ordinary = [{"question": f"q{n}", "expert": None, "topic": ORDINARY} for n in range(1000)]
+    write(tmp_path / "ordinary" / "train.jsonl", ordinary)
+    for name in ("biology", "biology-more"):
+        rows = [{"question": f"{name} {n}", "kind": "fact"} for n in range(30)]
+        write(tmp_path / name / "train.jsonl", rows)
+    arguments = train_router._parser().parse_args(["--datasets", str(tmp_path), "--max-each", "20"])
+    topics = [question.topic for question in train_router.gather(arguments, load_catalogue(None))]
+    assert topics.count(ORDINARY) == 900
+    assert topics.count("set-biology") == topics.count("set-biology-more") == 20
+    hashed = train_router._hashes(arguments, ("biology",))
+    assert list(hashed) == [
+        f"{name}/train.jsonl" for name in ("biology", "biology-more", "ordinary")
+    ]
 
 
 @pytest.mark.parametrize(
