@@ -1,12 +1,16 @@
-"""Make the training and test sets: domain experts, generator, aggregator, -P and -All.
+"""Make the training and test sets: experts, generator, aggregator, router, -P and -All.
 
     python build_scripts/make_datasets.py
-    python build_scripts/make_datasets.py --strategyqa FILE --break FILE --out DIR
+    python build_scripts/make_datasets.py --strategyqa FILE --break FILE --subjects FILE --out DIR
 
 Writes JSON Lines under OUT (default: $COMPLLM_HOME/datasets) and a manifest with counts and hashes.
-The same arguments and package versions give the same bytes. Facts and answers come from mendeleev,
-Biopython and SymPy. MultiExpertQA, the data set of the paper, is not public: -P and -All are a
-reconstruction. First step of training, before train_lora.py.
+The same arguments and package versions give the same bytes. `NAME-more` is further training on top
+of `NAME`: everyday wordings, single facts, what an expert does not know, questions as people ask
+them with their plans. `ordinary` has questions for no expert; router and gate learn from them.
+
+Facts and answers come from mendeleev, Biopython and SymPy; single facts, compounds and ordinary
+questions from datasets/wordings. MultiExpertQA, the data set of the paper, is not public: -P and
+-All are a reconstruction. First step of training, before train_lora.py.
 """
 
 from __future__ import annotations
@@ -50,6 +54,8 @@ class Sizes:
     singles: tuple[int, int, int] = (1300, 120, 200)
     aggregator: tuple[int, int, int] = (2000, 200, 400)
     per_kind: tuple[int, int] = (10, 40)  # expert examples of a kind in validation and test
+    everyday: tuple[int, int, int] = (5200, 250, 400)  # the generator's questions as people ask
+    ordinary: tuple[int, int, int] = (900, 120, 120)  # questions for no expert
     break_train: int = 3100  # of the file's 3,863, about all that validation and test leave
 
 
@@ -60,6 +66,7 @@ class Settings:
     sizes: Sizes = Sizes()
     strategyqa: Path | None = None
     break_qdmr: Path | None = None
+    subjects: Path | None = None  # questions with their subjects: what an expert does not know
 
 
 def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
@@ -67,6 +74,7 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
     from compllm.build_scripts.datasets.aggregators import aggregator_set
     from compllm.build_scripts.datasets.bank import DOMAINS, read_bank
     from compllm.build_scripts.datasets.composites import Composer
+    from compllm.build_scripts.datasets.everyday import more_plans
     from compllm.build_scripts.datasets.experts import ExpertSets
     from compllm.build_scripts.datasets.generators import (
         from_composites,
@@ -75,7 +83,17 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
     )
     from compllm.build_scripts.datasets.human import read_human
     from compllm.build_scripts.datasets.kinds import SPLITS
+    from compllm.build_scripts.datasets.leaves import Leaves
+    from compllm.build_scripts.datasets.ordinary import (
+        Ordinary,
+        ordinary_rows,
+        ordinary_texts,
+        read_strange,
+    )
+    from compllm.build_scripts.datasets.refresh import refreshed
 
+    strange = read_strange(settings.subjects)
+    people = ordinary_texts(settings.subjects)
     bank = read_bank(settings.num_elements)
     sizes = settings.sizes
     human = {
@@ -88,6 +106,7 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
     }
     files: dict[str, Rows] = {}
     taken: set[str] = set()  # compositions of the splits before
+    asked: set[str] = set()  # ordinary texts of the splits before
     for place, split in enumerate(SPLITS):
 
         def rng(part: str, split: str = split) -> random.Random:
@@ -98,6 +117,9 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
             per_kind = None if split == "train" else sizes.per_kind[place - 1]
             drawn = ExpertSets(bank, split, rng(domain)).domain(domain, per_kind)
             files[f"{domain}/{split}.jsonl"] = drawn
+            files[f"{domain}-more/{split}.jsonl"] = refreshed(
+                bank, domain, split, rng(f"{domain} more"), drawn, strange(domain, split)
+            )
         count = sizes.composites[place]
         parallel = Composer(bank, split, rng("p"), taken=taken).parallel(count)
         is_hard = split == "train"  # a plan of five sub-queries is not learned from one of three
@@ -119,6 +141,14 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
         plans += [row for each in human.values() for row in each.splits[split]]
         rng("order").shuffle(plans)
         files[f"generator/{split}.jsonl"] = plans
+        files[f"generator-more/{split}.jsonl"] = more_plans(
+            bank, split, rng("everyday"), sizes.everyday[place], plans, people[split]
+        )
+        plain_rng = rng("ordinary")
+        plain = Ordinary(Leaves(bank, split, plain_rng), people[split])
+        files[f"ordinary/{split}.jsonl"] = ordinary_rows(
+            plain, plain_rng, sizes.ordinary[place], asked
+        )
         files[f"aggregator/{split}.jsonl"] = aggregator_set(
             bank, split, rng("aggregator"), sizes.aggregator[place], [*p, *everything]
         )
@@ -147,7 +177,7 @@ def write_sets(
             path.write_text(text, encoding="utf-8")
             described[name] = {
                 "rows": len(rows),
-                "tokens": counter.total(rows) if counter else None,
+                "tokens": _tokens(counter, rows),
                 "sha256": hashlib.sha256(text.encode()).hexdigest(),
                 **_breakdown(rows),
             }
@@ -163,6 +193,12 @@ def write_sets(
         text = json.dumps(manifest, indent=2) + "\n"
         (partial / "manifest.json").write_text(text, encoding="utf-8")
     return manifest
+
+
+def _tokens(counter: Any, rows: Rows) -> int | None:
+    """None without a tokenizer, and for questions that no model learns to answer."""
+    has_answers = all("answer" in row or "plan" in row for row in rows)
+    return counter.total(rows) if counter and has_answers else None
 
 
 def _breakdown(rows: Rows) -> dict[str, dict[str, int]]:
@@ -194,8 +230,8 @@ def _summary(manifest: dict[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     sizes = Sizes()
     parser = argparse.ArgumentParser(
-        description="Make the training and test sets. No network; a minute. The same arguments "
-        "give the same bytes."
+        description="Make the training and test sets of experts, generator, aggregator and router. "
+        "No network; a minute. The same arguments give the same bytes."
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: $COMPLLM_HOME/datasets")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -232,6 +268,16 @@ def _parser() -> argparse.ArgumentParser:
         help="expert questions of each kind, fewer where a kind has no more (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--everyday", type=int, nargs=3, default=sizes.everyday,
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="the generator's questions as people ask them (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ordinary", type=int, nargs=3, default=sizes.ordinary,
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="questions, tasks and other texts for no expert (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--strategyqa", type=Path, metavar="FILE",
         help="human decompositions of StrategyQA, JSON Lines of id, question, steps, parents",
     )  # fmt: skip
@@ -243,6 +289,11 @@ def _parser() -> argparse.ArgumentParser:
         "--break-train", type=int, default=sizes.break_train, metavar="N",
         help="at most N of Break's in training (default: %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--subjects", type=Path, metavar="FILE",
+        help="people's questions with their subjects, JSON Lines of question, subject: those of an "
+        "expert's subjects are what it does not know, the others are ordinary questions",
+    )  # fmt: skip
     return parser
 
 
@@ -253,12 +304,19 @@ def _settings(options: argparse.Namespace) -> Settings:
     sizes = Sizes(
         tuple(options.composites), tuple(options.generator), options.invented,
         tuple(options.singles), tuple(options.aggregator), tuple(options.per_kind),
-        options.break_train,
+        tuple(options.everyday), tuple(options.ordinary), options.break_train,
     )  # fmt: skip
     for name, value in asdict(sizes).items():
         if min(value if isinstance(value, tuple) else (value,)) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: give no negative number")
-    return Settings(options.seed, options.elements, sizes, options.strategyqa, options.break_qdmr)
+    return Settings(
+        options.seed,
+        options.elements,
+        sizes,
+        options.strategyqa,
+        options.break_qdmr,
+        options.subjects,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from compllm.build_scripts.datasets.kinds import Kind, Operands
 from compllm.build_scripts.datasets.wordings import read_wordings
 
+_BANK_ELEMENTS = 36  # of the shipped sets
 MAX_ELEMENTS = 56  # the lanthanides after them have no group
 _ROOM_K = 298.15
 _METALLOIDS = ("Metalloids",)
@@ -24,7 +25,7 @@ class Element:
     name: str
     symbol: str
     period: int
-    group: int
+    group: int | None  # of lanthanides and actinides none
     block: str
     mass: int  # atomic mass, rounded
     family: str  # metal, nonmetal or metalloid
@@ -32,9 +33,18 @@ class Element:
     valence: int | None  # of main-group elements
 
 
-@cache
 def read_elements(count: int) -> tuple[Element, ...]:
     """The first `count` elements of the periodic table."""
+    return _read_table()[:count]
+
+
+def read_heavy() -> tuple[Element, ...]:
+    """The elements beyond those of the shipped sets."""
+    return _read_table()[_BANK_ELEMENTS:]
+
+
+@cache
+def _read_table() -> tuple[Element, ...]:
     # Three tables at once: its objects load an element with all it has, half a second each.
     from mendeleev.fetch import fetch_table
 
@@ -44,8 +54,7 @@ def read_elements(count: int) -> tuple[Element, ...]:
         phases[phase["atomic_number"]].append(phase)
     rows = sorted(_rows(fetch_table("elements")), key=lambda row: int(row["atomic_number"]))
     return tuple(
-        _element(row, series[row["series_id"]], phases[row["atomic_number"]])
-        for row in rows[:count]
+        _element(row, series[row["series_id"]], phases[row["atomic_number"]]) for row in rows
     )
 
 
@@ -107,7 +116,7 @@ def _element(row: dict[str, Any], series: str, phases: list[dict[str, Any]]) -> 
         name=row["name"].lower(),
         symbol=row["symbol"],
         period=period,
-        group=int(row["group_id"]),
+        group=int(group) if (group := row["group_id"]) > 0 else None,  # NaN is not
         block=block,
         mass=round(row["atomic_weight"]),
         family=_family(series),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from compllm.build_scripts.datasets.expressions import leaves
 from compllm.build_scripts.datasets.kinds import SPLITS
-from compllm.build_scripts.make_datasets import Settings, Sizes, make_sets
+from compllm.build_scripts.make_datasets import Settings, Sizes, make_sets, write_sets
 
 PAIRS = list(combinations(SPLITS, 2))
 SIZES = Sizes(
@@ -19,12 +20,17 @@ SIZES = Sizes(
     singles=(10, 5, 5),
     aggregator=(10, 5, 5),
     per_kind=(1, 1),
+    everyday=(30, 10, 10),
+    ordinary=(30, 10, 10),
 )
+
+
+SETTINGS = Settings(num_elements=18, sizes=SIZES)
 
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, list[dict[str, Any]]]:
-    return make_sets(Settings(num_elements=18, sizes=SIZES))[0]
+    return make_sets(SETTINGS)[0]
 
 
 @pytest.mark.parametrize("name", ["p", "all"])
@@ -50,6 +56,23 @@ def test_no_split_has_a_wording_or_a_question_of_another(
     assert not {row["question"] for row in ones} & {row["question"] for row in twos}
     wordings = [{each for row in rows for each in row["wordings"]} for rows in (ones, twos)]
     assert not wordings[0] & wordings[1]
+
+
+def test_every_set_has_further_training_and_the_router_questions_for_no_expert(
+    files: dict[str, list[dict[str, Any]]],
+) -> None:
+    more = {name.partition("/")[0] for name in files if "-more/" in name}
+    assert more == {f"{name}-more" for name in ("chemistry", "biology", "mathematics", "generator")}
+    assert [len(files[f"ordinary/{split}.jsonl"]) for split in SPLITS] == [30, 10, 10]
+    assert all(files[f"{name}/train.jsonl"] for name in more)
+
+
+def test_questions_without_an_answer_have_no_count_of_tokens(
+    files: dict[str, list[dict[str, Any]]], tmp_path: Path, base_dir: Path
+) -> None:
+    manifest = write_sets(tmp_path / "out", files, SETTINGS, {}, base_dir)
+    assert manifest["files"]["ordinary/train.jsonl"]["tokens"] is None
+    assert manifest["files"]["generator-more/train.jsonl"]["tokens"] > 0
 
 
 def _shape(row: dict[str, Any]) -> str:

@@ -1,0 +1,248 @@
+"""Further training sets of the experts, on top of `experts.py`: what people ask beyond the bank.
+
+Single facts and compounds, well-known elements beyond the bank's, codons and strands written
+together, operations as signs and as commands (sums.py), everyday wordings, and questions to which
+the right response is "I do not know". A share of the bank's own examples keeps what was learned
+before. The bank, -P and -All stay as they are.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from compllm.build_scripts.datasets.bank import Bank
+from compllm.build_scripts.datasets.chemistry import read_heavy
+from compllm.build_scripts.datasets.forms import forms, read_facts
+from compllm.build_scripts.datasets.invented import invent_name
+from compllm.build_scripts.datasets.kinds import Kind, Operands, Split
+from compllm.build_scripts.datasets.rows import Row, expert_row
+from compllm.build_scripts.datasets.spoken import (
+    maybe_spoken,
+    possessive,
+    respelled,
+    spoken_noun,
+    spoken_question,
+)
+from compllm.build_scripts.datasets.sums import more_sums
+from compllm.build_scripts.datasets.wordings import read_wordings
+from compllm.build_scripts.routing.questions import UNKNOWN_KIND
+from compllm.prompts import UNKNOWN
+
+SHARE_KEPT = 0.15  # of the bank's own examples
+_SHARE_SPOKEN = 0.08  # of the bank's examples, once more in everyday wordings
+_FACT_EXPOSURES = 14
+_NUM_COMPARED = {"train": 420, "validation": 12, "test": 12}
+_SECOND_NAMES = ("table salt", "baking soda", "hydrochloric acid")  # no answers
+# Kind -> examples of each well-known element beyond the bank's.
+_HEAVY = {
+    "atomic_number": 10, "symbol": 10, "from_symbol": 9, "from_number": 7, "protons": 4,
+    "electrons": 3, "period": 4, "state": 5, "class": 5,
+}  # fmt: skip
+# Kind -> examples of each item whose bases are written together.
+_TOGETHER = {
+    "codon_amino": 26, "stop_codon": 3, "anticodon": 10, "complement": 1.2, "transcribe": 0.9,
+    "gc_count": 0.6, "length": 0.7,
+}  # fmt: skip
+_GIVE_BASES = ("dna", "rna", "anticodon")
+# How a question about one of two begins -> its kind.
+_MEASURES = {
+    "How many protons": "protons", "What is the atomic number": "atomic_number",
+    "What is the rounded": "mass", "How many valence": "valence",
+    "How many codons": "num_codons", "How many electrons": "electrons",
+}  # fmt: skip
+_UNKNOWN_OF = {
+    "chemistry": ("atomic_number", "symbol", "protons", "electrons", "mass", "group", "valence"),
+    "biology": ("num_codons", "one_letter", "three_letter", "charge", "weight"),
+}
+
+
+def refreshed(
+    bank: Bank,
+    domain: str,
+    split: Split,
+    rng: random.Random,
+    known: Sequence[Row],
+    strange: Sequence[str] = (),
+) -> list[Row]:
+    """All rows of a domain and a split, shuffled.
+
+    known: the bank's examples of this split, of which a share is kept. strange: questions of the
+    domain that the expert does not know.
+    """
+    makers = {"chemistry": _chemistry, "biology": _together, "mathematics": more_sums}
+    rows = [*_facts(domain, split, rng), *makers[domain](bank, split, rng)]
+    rows += _compared(bank, domain, split, rng)
+    rows += _spoken(bank, domain, split, rng, round(_SHARE_SPOKEN * len(known)))
+    unknown = [*_unknown(bank, domain, split, rng), *strange]
+    rows += [expert_row(domain, UNKNOWN_KIND, each, UNKNOWN) for each in unknown]
+    rows += rng.sample(list(known), round(SHARE_KEPT * len(known)))
+    rng.shuffle(rows)
+    return [{**row, "id": f"{domain}-more-{split}-{index:05d}"} for index, row in enumerate(rows)]
+
+
+def _facts(domain: str, split: Split, rng: random.Random) -> Iterator[Row]:
+    """Single facts; the last of three wordings or more is for validation and test."""
+    for answer, *questions in read_facts()[domain]:
+        if split != "train":
+            yield expert_row(domain, "fact", questions[-1], answer)
+            continue
+        asked = questions[:-1] if len(questions) > 2 else questions
+        for index in range(max(_FACT_EXPOSURES, 5 * len(asked))):
+            question = asked[index % len(asked)]
+            if index >= len(asked) and rng.random() < 0.5:
+                question = spoken_question(rng, question, split)
+            yield expert_row(domain, "fact", question, answer)
+
+
+def _chemistry(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
+    compounds = read_facts()["compounds"]
+    rows = [row for name, formula in compounds for row in _compound(name, formula, split, rng)]
+    for kind in heavy_kinds(bank):
+        for operands in kind.items:
+            count = _HEAVY[kind.name] if split == "train" else int(rng.random() < 0.4)
+            for _ in range(count):
+                rows.append(_asked(kind, operands, split, rng, f"heavy_{kind.name}"))
+    return rows
+
+
+def _compound(name: str, formula: str, split: Split, rng: random.Random) -> Iterator[Row]:
+    """The formula of a compound, and the compound of a formula."""
+    ways = [("formula", formula, 12)]
+    if name not in _SECOND_NAMES:
+        ways.append(("of_formula", name, 6))
+    for kind, answer, count in ways:
+        *wordings, held = read_facts()["formula_of" if kind == "formula" else kind]
+        for _ in range(count if split == "train" else 1):
+            text = rng.choice(wordings) if split == "train" else held
+            question = maybe_spoken(rng, text.format(x=name, y=formula), split)
+            yield expert_row("chemistry", kind, question, answer)
+
+
+def heavy_kinds(bank: Bank) -> list[Kind]:
+    """The bank's kinds over the well-known elements beyond its own."""
+    elements = [each for each in read_heavy() if each.name in read_facts()["heavy"]]
+    pairs: dict[str, list[tuple[str | int, str | int]]] = {
+        "atomic_number": [(e.name, e.number) for e in elements],
+        "symbol": [(e.name, e.symbol) for e in elements],
+        "from_symbol": [(e.symbol, e.name) for e in elements],
+        "from_number": [(e.number, e.name) for e in elements],
+        "protons": [(e.name, e.number) for e in elements],
+        "electrons": [(e.name, e.number) for e in elements],
+        "period": [(e.name, e.period) for e in elements],
+        "state": [(e.name, e.state) for e in elements],
+        "class": [(e.name, e.family) for e in elements],
+    }
+    kinds = []
+    for kind in bank.of("chemistry"):
+        if kind.name in pairs:
+            table = {str(asked): str(answer) for asked, answer in pairs[kind.name]}
+            items = tuple((asked,) for asked in table)
+            kinds.append(replace(kind, items=items, solve=table.__getitem__))
+    return kinds
+
+
+def _together(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
+    """Codons and strands written together; a strand is answered as it is asked."""
+    rows = []
+    for kind in bank.of("biology"):
+        if kind.name not in _TOGETHER:
+            continue
+        items = [item for item in kind.items if kind.belongs(item, split)]
+        count = round(_TOGETHER[kind.name] * len(items)) if split == "train" else 12
+        order: list[Operands] = []
+        for _ in range(count):
+            order = order or rng.sample(items, len(items))
+            rows.append(_as_written(kind, order.pop(), split, rng))
+    return rows
+
+
+def _as_written(kind: Kind, operands: Operands, split: Split, rng: random.Random) -> Row:
+    (bases,) = operands
+    row = _asked(kind, operands, split, rng, f"{kind.name}_together")
+    weights = (4.0, 1.5, 1.5) if kind.takes[0] == "codon" else (4.0, 1.0, 1.0)
+    written = respelled(rng, bases, weights)
+    row["question"] = row["question"].replace(bases, written)
+    if kind.gives in _GIVE_BASES:
+        row["answer"] = _like(written, row["answer"])
+    return row
+
+
+def _like(written: str, answer: str) -> str:
+    """The bases of the answer as those of the question are written."""
+    together = answer.replace(" ", "")
+    if "-" in written:
+        return "-".join(together)
+    return together.lower() if written.islower() else together
+
+
+def _compared(bank: Bank, domain: str, split: Split, rng: random.Random) -> list[Row]:
+    """Which of two has more, both numbers given; some things and numbers are made up."""
+    kinds = {kind.name: kind for kind in bank.of(domain)}
+    table = [each for each in forms("compared") if _measure(each[1]) in kinds]
+    rows: list[Row] = []
+    while table and len(rows) < _NUM_COMPARED[split]:
+        text, asked, _ = rng.choice(table)
+        kind = kinds[_measure(asked)]
+        values = {name: kind.answer((name,)) for (name,) in rng.sample(kind.items, 2)}
+        if rng.random() < 0.35:
+            values = {invent_name(rng, split): str(rng.randint(1, 90)) for _ in range(2)}
+        if len(set(values.values())) < 2:
+            continue
+        wanted = min if "fewer" in text or "smaller" in text else max
+        answer = wanted(values, key=lambda name: int(values[name]))
+        parents = [{"question": asked.format(x=each), "response": values[each]} for each in values]
+        question = text.format(**dict(zip("xy", values, strict=True)))
+        rows.append(expert_row(domain, "compared", question, answer, parents))
+    return rows
+
+
+def _measure(asked: str) -> str:
+    return next(name for start, name in _MEASURES.items() if asked.startswith(start))
+
+
+def _spoken(bank: Bank, domain: str, split: Split, rng: random.Random, count: int) -> Iterator[Row]:
+    """The bank's questions in everyday wordings."""
+    kinds = bank.of(domain)
+    for _ in range(count):
+        kind = rng.choice(kinds)
+        operands = rng.choice(kind.items_of(split))
+        yield _asked(kind, operands, split, rng, kind.name, share_spoken=1.0)
+
+
+def _asked(
+    kind: Kind,
+    operands: Operands,
+    split: Split,
+    rng: random.Random,
+    label: str,
+    share_spoken: float = 0.35,
+) -> Row:
+    """An item in a wording of the bank, or as people say it."""
+    wording = rng.choice(kind.in_split(split))
+    question = wording.question(operands)
+    if rng.random() < share_spoken:
+        if wording.is_noun:
+            question = spoken_noun(rng, possessive(rng, wording.fill(operands), operands), split)
+        else:
+            question = spoken_question(rng, question, split)
+    return expert_row(kind.domain, label, question, kind.answer(operands))
+
+
+def _unknown(bank: Bank, domain: str, split: Split, rng: random.Random) -> Iterator[str]:
+    """Questions about elements that are not taught, and about things that do not exist."""
+    count = 120 if split == "train" else 12
+    taught = {name for kind in bank.of("chemistry") for (name,) in kind.items}
+    taught |= set(read_facts()["heavy"])
+    names = [each.name for each in read_heavy() if each.name not in taught]
+    names = [name for index, name in enumerate(names) if (index % 4 == 0) == (split != "train")]
+    for index in range(2 * count if domain == "chemistry" else count):
+        if domain == "mathematics":
+            yield rng.choice(forms("nonsense")).format(e=invent_name(rng, split))
+            continue
+        is_real = domain == "chemistry" and index % 2 == 0
+        name = rng.choice(names) if is_real else invent_name(rng, split).lower()
+        wordings = read_wordings(domain)[rng.choice(_UNKNOWN_OF[domain])]
+        wording = rng.choice([each for each in wordings if each.split == split])
+        yield wording.question((name,))
