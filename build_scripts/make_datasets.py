@@ -53,6 +53,7 @@ class Sizes:
     invented: int = 1700  # made-up -P, thrice as many made-up -All: for the generator alone
     singles: tuple[int, int, int] = (1300, 120, 200)
     aggregator: tuple[int, int, int] = (2000, 200, 400)
+    aggregator_more: tuple[int, int, int] = (1300, 70, 120)
     per_kind: tuple[int, int] = (10, 40)  # expert examples of a kind in validation and test
     everyday: tuple[int, int, int] = (5200, 250, 400)  # the generator's questions as people ask
     ordinary: tuple[int, int, int] = (900, 120, 120)  # questions for no expert
@@ -71,7 +72,7 @@ class Settings:
 
 def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
     """File name -> its rows, and what the manifest says of the human decompositions."""
-    from compllm.build_scripts.datasets.aggregators import aggregator_set
+    from compllm.build_scripts.datasets.aggregators import aggregator_set, more_aggregations
     from compllm.build_scripts.datasets.bank import DOMAINS, read_bank
     from compllm.build_scripts.datasets.composites import Composer
     from compllm.build_scripts.datasets.everyday import more_plans
@@ -149,8 +150,17 @@ def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
         files[f"ordinary/{split}.jsonl"] = ordinary_rows(
             plain, plain_rng, sizes.ordinary[place], asked
         )
-        files[f"aggregator/{split}.jsonl"] = aggregator_set(
+        aggregations = aggregator_set(
             bank, split, rng("aggregator"), sizes.aggregator[place], [*p, *everything]
+        )
+        files[f"aggregator/{split}.jsonl"] = aggregations
+        files[f"aggregator-more/{split}.jsonl"] = more_aggregations(
+            bank,
+            split,
+            rng("aggregator more"),
+            sizes.aggregator_more[place],
+            aggregations,
+            people[split],
         )
     notes = {
         source: {
@@ -264,6 +274,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("TRAIN", "VALIDATION", "TEST"), help="(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--aggregator-more", type=int, nargs=3, default=sizes.aggregator_more,
+        metavar=("TRAIN", "VALIDATION", "TEST"),
+        help="the aggregator's everyday questions of several leaves (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--per-kind", type=int, nargs=2, default=sizes.per_kind, metavar=("VALIDATION", "TEST"),
         help="expert questions of each kind, fewer where a kind has no more (default: %(default)s)",
     )  # fmt: skip
@@ -303,7 +318,8 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise ConfigError(f"--elements {options.elements}: give {_MIN_ELEMENTS} to {MAX_ELEMENTS}")
     sizes = Sizes(
         tuple(options.composites), tuple(options.generator), options.invented,
-        tuple(options.singles), tuple(options.aggregator), tuple(options.per_kind),
+        tuple(options.singles), tuple(options.aggregator), tuple(options.aggregator_more),
+        tuple(options.per_kind),
         tuple(options.everyday), tuple(options.ordinary), options.break_train,
     )  # fmt: skip
     for name, value in asdict(sizes).items():

@@ -19,6 +19,7 @@ SIZES = Sizes(
     invented=4,
     singles=(10, 5, 5),
     aggregator=(10, 5, 5),
+    aggregator_more=(8, 4, 4),
     per_kind=(1, 1),
     everyday=(30, 10, 10),
     ordinary=(30, 10, 10),
