@@ -25,8 +25,8 @@ IN_OTHER_WORDS = {
     "Which group of the periodic table does chlorine belong to?": ("group", "chlorine"),
     "What is the one-letter code of the amino acid glycine?": ("one_letter", "glycine"),
 }
-# Examples beyond the items of their kind (mass, subtraction): no set has them yet.
-NOT_TAUGHT = {"What is the atomic mass of gold?", "What is 45 minus 18?"}
+# Beyond the items of its kind (subtraction): no set has it yet.
+NOT_TAUGHT = {"What is 45 minus 18?"}
 
 
 @pytest.fixture(scope="module")
