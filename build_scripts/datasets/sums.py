@@ -21,7 +21,15 @@ _Parents = list[dict[str, str]]
 _FACTORS = (
     (12, 18), (8, 12), (10, 15), (6, 9), (20, 30), (14, 21), (4, 6), (16, 24), (9, 12), (5, 7),
 )  # fmt: skip
-_REFERRED = ("root", "division", "prime")  # tables that are asked of a line before, too
+_REFERRED = (
+    "root",
+    "division",
+    "prime",
+    "odd",
+    "triple",
+    "equal",
+    "difference",
+)  # tables that are asked of a line before, too
 _SHARE_HELD = 0.15  # of a table's items, in validation and test
 
 
@@ -72,7 +80,24 @@ def small_tables() -> tuple[Table, ...]:
         Table("prime", [(x,) for x in range(2, 61)], lambda x: "yes" if isprime(x) else "no", 6),
         Table("factor", _FACTORS, lambda x, y: str(math.gcd(x, y)), 8),
         Table("remainder_small", remainders, lambda x, y: str(x % y), 3),
+        Table("odd", [(x,) for x in range(1, 101)], lambda x: "yes" if x % 2 else "no", 4),
+        Table("triple", [(x,) for x in range(1, 21)], lambda x: str(3 * x), 8),
+        Table("equal", _equal_or_not(), lambda x, y: "yes" if x == y else "no", 4),
+        Table("difference", _apart(), lambda x, y: str(abs(x - y)), 2),
     )
+
+
+def _equal_or_not() -> list[tuple[int, int]]:
+    """Half of them equal."""
+    rng = random.Random("equal")
+    pairs = [(x, x) for x in range(1, 41)]
+    return [*pairs, *((x, rng.choice([y for y in range(1, 41) if y != x])) for x, _ in pairs)]
+
+
+def _apart() -> list[tuple[int, int]]:
+    """Small numbers, the smaller one first as often as not."""
+    rng = random.Random("apart")
+    return [tuple(rng.sample(range(1, 41), 2)) for _ in range(260)]  # type: ignore[misc]
 
 
 def _of_table(table: Table, split: Split, rng: random.Random) -> Iterator[Row]:

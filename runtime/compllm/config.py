@@ -128,8 +128,8 @@ class SharingConfig:
 class GateConfig:
     """Whether a question that needs no plan goes straight to one expert; `gate.py` tells how."""
 
-    mode: Literal["off", "on", "auto"] = "off"
-    risk: float = _number(0.05, 0, 1)  # of `auto`: wrong ones among those sent straight on, at most
+    mode: Literal["off", "on", "auto"] = "auto"
+    risk: float = _number(0.03, 0, 1)  # of `auto`: wrong ones among those sent straight on, at most
     file: str = ""  # of train_gate.py; empty: the shipped one
     # A plan of which no expert owns a part becomes the whole question to the base.
     whole_to_base: bool = True
