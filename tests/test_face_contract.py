@@ -212,7 +212,8 @@ async def test_without_stream_everything_comes_in_one_response() -> None:
     assert (response.text, response.is_final) == ("Fe and Ne", True)
     assert response.plan is not None
     assert response.stats is not None
-    assert set(response.stats) == {"nodes", "timings", "bound", "usage"}
+    sure = {"confidence", "is_low_confidence"}
+    assert set(response.stats) == {"nodes", "timings", "bound", "usage"} | sure
 
 
 async def test_finish_reason_is_the_answers() -> None:

@@ -42,7 +42,7 @@ async def gate_file(tmp_path: Path) -> Path:
 
 async def test_a_question_that_needs_no_plan_goes_straight_to_its_expert(gate_file: Path) -> None:
     backend = ScriptedBackend(node_reply(IRON, "26"))
-    async with make_llm(backend, gate__mode="auto", gate__file=str(gate_file)) as llm:
+    async with make_llm(backend, gate__risk=0.05, gate__file=str(gate_file)) as llm:
         answer = await llm.ask(IRON)
     assert (answer.text, answer.plan) == ("26", Plan((SubQuery(1, IRON),), is_direct=True))
     assert [route.expert for route in answer.routes] == ["chemistry"]
@@ -52,7 +52,7 @@ async def test_a_question_that_needs_no_plan_goes_straight_to_its_expert(gate_fi
 
 async def test_a_question_that_needs_a_plan_gets_one(gate_file: Path) -> None:
     backend = ScriptedBackend(plan_reply(f"1 | {IRON}"), node_reply(IRON, "26"))
-    async with make_llm(backend, gate__mode="auto", gate__file=str(gate_file)) as llm:
+    async with make_llm(backend, gate__risk=0.05, gate__file=str(gate_file)) as llm:
         answer = await llm.ask(BOTH)
     assert not answer.plan.is_direct
     assert "is_direct" not in answer_to_dict(answer)["plan"]
@@ -62,7 +62,7 @@ async def test_a_question_that_needs_a_plan_gets_one(gate_file: Path) -> None:
 async def test_the_plan_that_is_shown_is_the_plan_that_runs(gate_file: Path) -> None:
     """`CompLLM.plan` obeys the gate as `stream` does."""
     backend = ScriptedBackend(plan_reply(f"1 | {IRON}"))
-    async with make_llm(backend, gate__mode="auto", gate__file=str(gate_file)) as llm:
+    async with make_llm(backend, gate__risk=0.05, gate__file=str(gate_file)) as llm:
         plan, routes = await llm.plan(IRON)
         assert plan == Plan((SubQuery(1, IRON),), is_direct=True)
         assert [route.expert for route in routes] == ["chemistry"]

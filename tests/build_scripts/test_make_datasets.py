@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from compllm.build_scripts.datasets.bank import DOMAINS
 from compllm.build_scripts.datasets.expressions import leaves
 from compllm.build_scripts.datasets.kinds import SPLITS
 from compllm.build_scripts.make_datasets import Settings, Sizes, make_sets, write_sets
@@ -63,7 +64,7 @@ def test_every_set_has_further_training_and_the_router_questions_for_no_expert(
     files: dict[str, list[dict[str, Any]]],
 ) -> None:
     more = {name.partition("/")[0] for name in files if "-more/" in name}
-    assert more == {f"{name}-more" for name in ("chemistry", "biology", "mathematics", "generator")}
+    assert more == {f"{name}-more" for name in (*DOMAINS, "generator", "aggregator")}
     assert [len(files[f"ordinary/{split}.jsonl"]) for split in SPLITS] == [30, 10, 10]
     assert all(files[f"{name}/train.jsonl"] for name in more)
 
