@@ -33,6 +33,7 @@ from compllm.types import (
     Plan,
     PlanFinished,
     Query,
+    SamplingParams,
     SubQuery,
     SubQueryPlanned,
 )
@@ -485,3 +486,11 @@ async def test_an_unsure_answer_becomes_i_do_not_know(tmp_path: Path) -> None:
     assert answer.text == UNKNOWN
     assert answer.is_low_confidence
     assert answer.confidence == pytest.approx(0.047, abs=0.001)
+
+
+async def test_a_direct_answer_is_drawn_as_the_query_asks() -> None:
+    backend = ScriptedBackend(plan_reply(f"1 | {SLEEP}"), node_reply(SLEEP, "On the ground"))
+    query = Query(SLEEP, sampling=SamplingParams(max_tokens=7, temperature=0.5, seed=3))
+    async with make_llm(backend) as llm:
+        await llm.ask(query)
+    assert backend.requests[-1].request.sampling == query.sampling

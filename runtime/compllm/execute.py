@@ -113,6 +113,7 @@ class Execution:
         self._slots: dict[int, Slot] = {}  # of nodes that are not at the engine yet
         self._errors: list[BackendError] = []
         self._reserve: KnownPairs = ()  # what a plan that was replaced had found out
+        self._sampling = engine.nodes.sampling
 
     async def __aenter__(self) -> Execution:
         await self._group.__aenter__()
@@ -138,6 +139,12 @@ class Execution:
         else:
             self._move_up_above(sub_query.id)
             self._prewarm(sub_query.id)
+
+    def draw_as(self, sampling: SamplingParams) -> None:
+        """Draw the nodes added from here on as a query asks for its answer, within their limit of
+        tokens: of a direct plan the one response is the answer."""
+        most = self._engine.nodes.sampling.max_tokens
+        self._sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
 
     def expect_answer(
         self, make_prompt: MakePrompt, model: str, adapter_id: int | None = None
@@ -284,7 +291,7 @@ class Execution:
         request = GenerateRequest(
             f"{live.id}-{node_id}-{attempt}",
             self._prompt(expert, graph[node_id].text, parents),
-            engine.nodes.sampling,
+            self._sampling,
             expert.model,
             expert.adapter_id,
             wants_log_probs=True,

@@ -46,6 +46,9 @@ class Run:
     texts: list[str] = field(default_factory=list)
 
     def finish_plan(self, plan: Plan) -> None:
+        """The plan is whole. Of a direct one the node answers the query: it is drawn as asked."""
+        if plan.is_direct:
+            self.execution.draw_as(self.query.sampling)
         self.plan, self.plan_s = plan, self.live.elapsed_s()
         self.live.emit(PlanFinished(plan))
 

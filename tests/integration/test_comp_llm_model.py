@@ -323,7 +323,7 @@ async def test_deadline_ends_a_question(face: ServerInfo, client: Any) -> None:
     await _until_idle(face)
 
 
-def _post(face: ServerInfo, body: str, kind: str = "generate") -> tuple[int, str]:
+def _status_and_body(face: ServerInfo, body: str, kind: str = "generate") -> tuple[int, str]:
     """Status and body of an HTTP request to the model."""
     connection = http.client.HTTPConnection("127.0.0.1", face.http_port, timeout=WAIT_S)
     with contextlib.closing(connection):
@@ -336,7 +336,9 @@ def _post(face: ServerInfo, body: str, kind: str = "generate") -> tuple[int, str
 def test_http_error_names_its_situation_in_the_text(face: ServerInfo, kind: str) -> None:
     """Triton 24.10 answers 400 to every error of a model, whatever its code: a client reads in the
     text whether the same request may be sent again."""
-    status, body = _post(face, json.dumps({"text_input": QUESTION, "deadline_ms": 1}), kind)
+    status, body = _status_and_body(
+        face, json.dumps({"text_input": QUESTION, "deadline_ms": 1}), kind
+    )
     assert status == 400
     assert '"error":"DEADLINE_EXCEEDED: the deadline of 0.001 s is over' in body
 
@@ -344,14 +346,16 @@ def test_http_error_names_its_situation_in_the_text(face: ServerInfo, kind: str)
 @pytest.mark.parametrize("body", ['{"text_input": ', "[1]", '{"text_input": 3}'])
 def test_broken_json_is_answered_by_triton_itself(face: ServerInfo, body: str) -> None:
     """With 500 and not 400: its HTTP front end reads the JSON, the model never sees it."""
-    assert _post(face, body)[0] == 500
+    assert _status_and_body(face, body)[0] == 500
 
 
 def test_log_has_a_line_for_each_query_and_no_question(face: ServerInfo) -> None:
     log = Path(face.log)
     more: tuple[dict[str, Any], ...] = ({}, {"deadline_ms": 1}, {"temperature": -1.0})
     for number, each in enumerate(more):
-        _post(face, json.dumps({"id": f"logged-{number}", "text_input": QUESTION} | each))
+        _status_and_body(
+            face, json.dumps({"id": f"logged-{number}", "text_input": QUESTION} | each)
+        )
     deadline_s = time.monotonic() + WAIT_S
     while "query logged-2 " not in log.read_text() and time.monotonic() < deadline_s:
         time.sleep(0.02)  # the line goes through two other processes
