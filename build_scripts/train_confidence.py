@@ -4,10 +4,12 @@
 
 Asks the running server (`compllm up`) every question of the files, withholds nothing, and fits how
 often answers with such log-probabilities are right: for the experts' answers and for the base's.
-The threshold below which an expert's answer becomes "I do not know" is the lowest that keeps --risk
-on questions that the fit has not seen; the one below which the base's answer is marked is the
-lowest that marks --marked of its errors. Run it after the adapters, the router and the gate: it
-belongs to them. The questions must not be those that a result is reported on.
+
+Two thresholds are chosen on questions that the fit has not seen. Below the first an expert's answer
+becomes "I do not know": the lowest that keeps --risk of whole answers, in each large set and over
+all. Below the second the base's answer is marked: the lowest that marks --marked of its errors.
+Run it after the adapters, the router and the gate: it belongs to them. The questions must not be
+those that a result is reported on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from compllm.build_scripts.calibration.examples import Example, collect
-from compllm.build_scripts.calibration.fit import choose_mark, choose_threshold, figures, fit
+from compllm.build_scripts.calibration.fit import choose_mark, figures, fit, threshold_of_answers
 from compllm.build_scripts.calibration.questions import Known, read_known
 from compllm.build_scripts.staging import run_script, say
 from compllm.confidence import Calibration, save_calibration
@@ -54,7 +56,7 @@ def make(
     base = [example for example in examples if example.source == "base"]
     expert, sure, right = fit(experts, seed)
     of_base, base_sure, base_right = fit(base, seed)
-    threshold = choose_threshold(sure, right, risk)
+    threshold = threshold_of_answers(experts, sure, risk)
     record = {"expert": figures(sure, right), "base": figures(base_sure, base_right)}
     given = sure >= threshold
     record["expert"]["coverage"] = round(float(given.mean()), 4)

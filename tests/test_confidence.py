@@ -110,6 +110,12 @@ def test_the_setting_stands_before_the_calibrations_threshold() -> None:
     assert verdict([node(1, -0.01)], min_confidence=0.99).is_low
 
 
+def test_leaves_that_are_sure_enough_each_may_be_low_together() -> None:
+    found = verdict([node(1, -2.5), node(2, -2.5)])
+    assert found.leaves == (("What is A?", "26"), ("What is B?", "26"))
+    assert found.is_low
+
+
 def test_the_base_has_a_threshold_of_its_own() -> None:
     strict = replace(WORST, base_min_confidence=0.99)
     assert verdict([node(1, -0.01, expert="base")], strict).is_low

@@ -23,6 +23,7 @@ class Example:
     source: Source  # base: one node of the base; expert: everything it rests on is an expert's
     features: tuple[float, ...]
     is_right: bool
+    is_answer_right: bool  # of the whole question: every part stands in some leaf
     kind: str
     question: str
     response: str
@@ -61,8 +62,8 @@ async def collect(
 
 
 def examples_of(answer: Answer, known: Known, base: str) -> list[Example]:
-    """One for each leaf. With more or fewer leaves than the question has parts, each is wrong that
-    answers none of them."""
+    """One for each leaf. With more or fewer leaves than the question has parts, each is as right as
+    the whole answer: the plan is then in question, too."""
     lines = answer.plan.sub_queries
     above = {parent for line in lines for parent in line.parents}
     leaves = [line.id for line in lines if line.id not in above]
@@ -71,17 +72,15 @@ def examples_of(answer: Answer, known: Known, base: str) -> list[Example]:
         for line, node, route in zip(lines, answer.nodes, answer.routes, strict=False)
     }
     is_matched = len(leaves) == len(known.parts)
+    said = [nodes[leaf][0].response for leaf in leaves if leaf in nodes]
+    all_right = all(any(is_right(each, part) for each in said) for part in known.parts)
     found = []
     for place, leaf in enumerate(leaves):
         below = [nodes[each] for each in closure(lines, leaf) if each in nodes]
         if any(is_unknown(node.response) or not node.log_probs for node, _ in below):
             continue
         response = nodes[leaf][0].response
-        wanted = known.parts[place : place + 1] if is_matched else known.parts
-        if len(leaves) == 1 < len(known.parts):  # one response for everything
-            right = all(is_right(response, part) for part in known.parts)
-        else:
-            right = any(is_right(response, part) for part in wanted)
+        right = is_right(response, known.parts[place]) if is_matched else all_right
         source: Source
         if all(node.expert != base for node, _ in below):
             source, features = "expert", expert_features(answer.plan, below)
@@ -89,5 +88,5 @@ def examples_of(answer: Answer, known: Known, base: str) -> list[Example]:
             source, features = "base", base_features(*below[0])
         else:
             continue
-        found.append(Example(source, features, right, known.kind, known.text, response))
+        found.append(Example(source, features, right, all_right, known.kind, known.text, response))
     return found

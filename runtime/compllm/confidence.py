@@ -77,7 +77,7 @@ class Verdict:
 
     leaves: tuple[tuple[str, str | None], ...]  # (question, response); UNKNOWN where not sure
     confidence: float | None = None  # that all that is stated is right
-    is_low: bool = False  # a leaf is below the threshold
+    is_low: bool = False  # a leaf, or all that is stated together, is below the threshold
     is_withheld: bool = False  # nothing is stated
 
 
@@ -130,6 +130,9 @@ class Judge:
                 stated.append(confidence)
             said.append((question, response))
         sure = math.prod(stated) if stated else max(withheld, default=0.0)
+        # Of several leaves, each sure enough, one may still be wrong.
+        is_base = all(result.expert == self.base for result in results)
+        is_low |= sure < self.threshold(calibration, is_base=is_base)
         return Verdict(tuple(said), sure, is_low, is_withheld=not stated)
 
     def _abstains(self, is_base: bool) -> bool:

@@ -7,11 +7,17 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from path_parts import CATALOGUE, make_llm, node_reply, plan_reply
 
 from compllm.build_scripts.calibration.examples import Example, collect
-from compllm.build_scripts.calibration.fit import choose_threshold, figures, fit
+from compllm.build_scripts.calibration.fit import (
+    choose_threshold,
+    figures,
+    fit,
+    threshold_of_answers,
+)
 from compllm.build_scripts.calibration.questions import Known, is_right, read_known
 from compllm.build_scripts.train_confidence import make
 from compllm.confidence import load_calibration, save_calibration
@@ -102,7 +108,7 @@ def examples(source: str, count: int = 200) -> list[Example]:
         score = rng.uniform(-6, 0)
         right = rng.random() < 1 / (1 + pow(2.718, -(score + 3) * 2))
         features = (score, score / 2, 0.0, 0.0, rng.random(), 1.0)
-        made.append(Example(source, features, right, "all", f"q{index}", ""))  # type: ignore[arg-type]
+        made.append(Example(source, features, right, right, "all", f"q{index}", ""))  # type: ignore[arg-type]
     return made
 
 
@@ -120,6 +126,18 @@ def test_the_threshold_is_the_lowest_that_keeps_the_risk() -> None:
     threshold = choose_threshold(sure, right, 0.05)
     assert (~right[sure >= threshold]).mean() <= 0.05
     assert (~right[sure >= threshold - 0.005]).mean() > 0.05
+
+
+def test_an_answer_is_as_sure_as_its_leaves_together() -> None:
+    def leaf(question: str, right: bool) -> Example:
+        return Example("expert", (), True, right, "p", question, "")
+
+    # Pairs of leaves: 0.9 each where the answer is right, 0.8 each where it is wrong.
+    pairs = [(f"q{i}", i >= 20) for i in range(200)]
+    found = [leaf(*pair) for pair in pairs for _ in range(2)]
+    sure = np.array([0.9 if right else 0.8 for _, right in pairs for _ in range(2)])
+    assert 0.64 < threshold_of_answers(found, sure, 0.04) <= 0.81
+    assert threshold_of_answers(found, sure, 0.2) == 0
 
 
 def test_a_calibration_is_made_and_read_back(tmp_path: Path) -> None:
