@@ -6,10 +6,10 @@ Asks the running server (`compllm up`) every question of the files, withholds no
 often answers with such log-probabilities are right: for the experts' answers and for the base's.
 
 Two thresholds are chosen on questions that the fit has not seen. Below the first an expert's answer
-becomes "I do not know": the lowest that keeps --risk of whole answers, in each large set and over
-all. Below the second the base's answer is marked: the lowest that marks --marked of its errors.
-Run it after the adapters, the router and the gate: it belongs to them. The questions must not be
-those that a result is reported on.
+becomes "I do not know": it is the lowest that keeps --risk of whole answers. Below the second the
+base's answer is marked: it is the lowest that marks --marked of its errors. Run it after the
+adapters, the router and the gate: it belongs to them. The questions must not be those that a result
+is reported on.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
     add("--questions", type=Path, nargs="+", required=True, metavar="FILE",
         help="questions with answers, JSON Lines: question and accept; or a composite's or an "
         "expert's set of make_datasets.py")  # fmt: skip
-    add("--risk", type=float, default=0.04, metavar="SHARE",
+    add("--risk", type=float, default=0.05, metavar="SHARE",
         help="wanted share of wrong ones among the experts' answers that are given "
         "(default: %(default)s)")  # fmt: skip
     add("--marked", type=float, default=0.85, metavar="SHARE",

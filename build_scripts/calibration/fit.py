@@ -14,7 +14,6 @@ from compllm.confidence import Scale
 from compllm.errors import ConfigError
 
 MIN_EXAMPLES = 60
-MIN_QUESTIONS = 150  # of a kind whose own risk is kept
 _MIN_EACH = 8  # right and wrong ones: with fewer there is nothing to tell apart
 _FOLDS = 5
 _STEP = 0.005  # between thresholds
@@ -69,28 +68,14 @@ def choose_threshold(probabilities: Probabilities, right: Labels, risk: float) -
 def threshold_of_answers(
     examples: Sequence[Example], probabilities: Probabilities, risk: float
 ) -> float:
-    """The lowest threshold that keeps the risk of whole answers, over all questions and in each
-    kind of at least MIN_QUESTIONS.
-
-    An answer is as sure as its leaves together, and given when none of them is below.
-    """
-    answers: dict[str, tuple[float, bool, str]] = {}
+    """The lowest threshold that keeps the risk of whole answers, each as sure as its leaves
+    together."""
+    answers: dict[str, tuple[float, bool]] = {}
     for example, sure in zip(examples, probabilities, strict=True):
-        product, right, kind = answers.get(
-            example.question, (1.0, example.is_answer_right, example.kind)
-        )
-        answers[example.question] = (product * float(sure), right, kind)
-    groups: dict[str, list[tuple[float, bool]]] = {}
-    for product, right, kind in answers.values():
-        groups.setdefault(kind, []).append((product, right))
-    sets = [group for group in groups.values() if len(group) >= MIN_QUESTIONS]
-    sets.append([pair for group in groups.values() for pair in group])
-    return max(
-        choose_threshold(
-            np.array([sure for sure, _ in group]), np.array([r for _, r in group]), risk
-        )
-        for group in sets
-    )
+        product, _ = answers.get(example.question, (1.0, False))
+        answers[example.question] = (product * float(sure), example.is_answer_right)
+    products, right = zip(*answers.values(), strict=True)
+    return choose_threshold(np.array(products), np.array(right), risk)
 
 
 def choose_mark(probabilities: Probabilities, right: Labels, share: float) -> float:
