@@ -141,3 +141,17 @@ async def test_an_answer_that_loops_ends_at_once_and_is_cut() -> None:
     assert "".join(texts) == "the gold symbol"
     assert ends == ["length"]
     assert backend.requests[0].outcome == "cancelled"
+
+
+async def test_a_short_response_that_the_model_left_out_is_put_behind() -> None:
+    leaves = (("How many?", "4"), ("Which metal?", "Pb"), ("What root?", "8"))
+    backend = ScriptedBackend(Reply("4; 8"))
+    texts = [text async for text in compose(QUERY, leaves, backend, Aggregator())]
+    assert "".join(texts) == "4; 8; Pb"
+
+
+async def test_a_sentence_of_the_models_own_is_left() -> None:
+    leaves = (("How many?", "4"), ("Which metal?", "Pb"))
+    backend = ScriptedBackend(Reply("Four of them are made of lead."))
+    texts = [text async for text in compose(QUERY, leaves, backend, Aggregator())]
+    assert "".join(texts) == "Four of them are made of lead."

@@ -494,3 +494,14 @@ async def test_a_direct_answer_is_drawn_as_the_query_asks() -> None:
     async with make_llm(backend) as llm:
         await llm.ask(query)
     assert backend.requests[-1].request.sampling == query.sampling
+
+
+async def test_a_step_that_the_query_asks_for_itself_is_answered_too() -> None:
+    backend = ScriptedBackend(
+        plan_reply(f"1 | {IRON}\n", "2 <1> | What is #1 plus #1?"),
+        node_reply(IRON, "26"),
+        node_reply("What is #1 plus #1?", "52"),
+    )
+    async with make_llm(backend, compose__policy="never") as llm:
+        answer = await llm.ask(f"{IRON} And what is it plus itself?")
+    assert answer.text == f"{IRON} 26\nWhat is #1 plus #1? 52"

@@ -23,6 +23,8 @@ from compllm.types import (
     SubQuery,
 )
 
+JOINT = "; "  # between responses
+_SHORT = 24  # characters of a response that an answer must hold as it is
 OnEnd = Callable[[FinishReason, tuple[float, ...]], None]
 
 
@@ -37,6 +39,7 @@ class Aggregator:
     # Of the answer, unless the query brings its own.
     sampling: SamplingParams = field(default_factory=SamplingParams)
     cuts_loops: bool = True
+    keeps_all: bool = True  # short responses that the model left out are put behind its text
 
     def needs_model(self, leaves: Sequence[tuple[str, str | None]]) -> bool:
         """Whether these leaves go through the model at all."""
@@ -70,6 +73,7 @@ async def compose(
         wants_log_probs=True,
     )
     log_probs: list[float] = []
+    said = ""
     # As many leaves may have the same response: only more copies than that are a loop.
     text = LoopGuard(max(MIN_COPIES, len(leaves) + 1))
     async with open_chunks(backend, request) as chunks:
@@ -79,13 +83,28 @@ async def compose(
             new_text = chunk.text
             if aggregator.cuts_loops:
                 new_text = text.push(chunk.text, is_last=is_last)
+            said += new_text
             if new_text:
                 yield new_text
             if text.is_looping or is_last:
+                if aggregator.keeps_all and (left_out := _left_out(said, leaves)):
+                    yield JOINT + left_out
                 reason = "length" if text.is_looping else chunk.finish_reason
                 on_end(reason or "stop", tuple(log_probs))
                 return
     raise BackendError("the answer broke off before its end")
+
+
+def _left_out(said: str, leaves: Sequence[tuple[str, str | None]]) -> str:
+    """The short responses that do not stand in the text, joined. Empty where none stands in it: then
+    it is a sentence of the model's own. A long response may be paraphrased."""
+    text = said.casefold()
+    short = [response for _, response in leaves if response and len(response) <= _SHORT]
+    stands = [response.rstrip(".").casefold() in text for response in short]
+    if not any(stands):
+        return ""
+    missing = [response for response, is_in in zip(short, stands, strict=True) if not is_in]
+    return JOINT.join(dict.fromkeys(missing))
 
 
 def answer_prompt(

@@ -147,6 +147,7 @@ class AnswerConfig:
     # default: the path is never to know less than its base.
     abstain: Literal["experts", "always", "never"] = "experts"
     cut_loops: bool = True  # text that repeats itself ends after its first copy
+    keep_all: bool = True  # a short response that the aggregator left out is put behind its text
 
 
 @dataclass(frozen=True, slots=True)

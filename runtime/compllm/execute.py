@@ -179,6 +179,10 @@ class Execution:
         times = {r.id: (r.start_s, r.end_s) for r in self.results() if r.end_s > r.start_s}
         return self.graph.bound(times)
 
+    def responses(self, node_ids: Iterable[int]) -> KnownPairs:
+        """(question, response) of these nodes; None where there is no response."""
+        return self._known(node_ids)
+
     def leaves(self) -> KnownPairs:
         """(question, response) of the leaves; None where there is no response."""
         return self._known(self.graph.leaves)

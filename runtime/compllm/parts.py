@@ -83,4 +83,5 @@ def make_aggregator(catalogue: Catalogue, config: Config) -> Aggregator:
         catalogue.template,
         SamplingParams(max_tokens=config.limits.max_answer_tokens),
         config.answer.cut_loops,
+        config.answer.keep_all,
     )

@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 
 from compllm.admission import Admission
+from compllm.asked import asked_ids
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.compose import answer_prompt, compose
@@ -283,15 +284,16 @@ class CompLLM:
             run.execution.expect_answer(make, aggregator.model, aggregator.adapter_id)
 
     def _judge(self, run: Run) -> Verdict:
-        """How sure the leaves are, and which of them may be stated."""
+        """How sure the responses are that the query asks for, and which of them may be stated."""
         execution = run.execution
+        asked = asked_ids(run.query.text, tuple(execution.graph), execution.graph.leaves)
         routed = [(line, execution.routes[line.id]) for line in execution.graph]
         return self._judge_of_answers.judge(
             run.plan or Plan(()),
             routed,
             execution.results(),
-            execution.graph.leaves,
-            execution.leaves(),
+            asked,
+            execution.responses(asked),
         )
 
     async def _compose(self, run: Run, verdict: Verdict) -> AsyncGenerator[str, None]:

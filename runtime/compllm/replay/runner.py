@@ -189,7 +189,7 @@ def replayable(config: Config) -> Config:
     return replace(
         config,
         gate=replace(config.gate, mode="off", whole_to_base=False),
-        answer=replace(config.answer, abstain="never", cut_loops=False),
+        answer=replace(config.answer, abstain="never", cut_loops=False, keep_all=False),
         timeouts=replace(
             config.timeouts, query_s=_PATIENCE_S, plan_s=_PATIENCE_S, node_s=_PATIENCE_S
         ),
