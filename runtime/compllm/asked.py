@@ -1,4 +1,4 @@
-"""Which responses a question asks for: the leaves', and those of steps that it asks in so many words.
+"""Which responses a question asks for: those of the leaves, and of the steps that it asks itself.
 
 The aggregator reads the leaves (the paper's rule). "What is manganese's atomic number, and is that
 number even?" asks for two things, and only the second is a leaf. A step above the leaves counts as

@@ -96,8 +96,8 @@ async def compose(
 
 
 def _left_out(said: str, leaves: Sequence[tuple[str, str | None]]) -> str:
-    """The short responses that do not stand in the text, joined. Empty where none stands in it: then
-    it is a sentence of the model's own. A long response may be paraphrased."""
+    """The short responses that do not stand in the text, joined. Empty where none stands in it: the
+    text is then a sentence of the model's own. A long response may be paraphrased."""
     text = said.casefold()
     short = [response for _, response in leaves if response and len(response) <= _SHORT]
     stands = [response.rstrip(".").casefold() in text for response in short]
