@@ -14,7 +14,7 @@ from compllm.confidence import Scale
 from compllm.errors import ConfigError
 
 MIN_EXAMPLES = 60
-_MIN_EACH = 8  # right and wrong ones: with fewer there is nothing to tell apart
+_MIN_EACH = 8  # right and wrong ones: with fewer there is nothing to separate
 _FOLDS = 5
 _STEP = 0.005  # between thresholds
 
