@@ -24,8 +24,9 @@ def bare_catalogue(directory: Path) -> Path:
     small one."""
     shipped = default_catalogue_path()
     table = read_toml(shipped)
-    for role in ("generator", "aggregator"):
-        table.pop(role, None)
+    # The calibration belongs to the adapters, too.
+    for name in ("generator", "aggregator", "confidence"):
+        table.pop(name, None)
     table["adapters"] = {}
     for expert in table["experts"]:
         expert.pop("adapter", None)

@@ -18,6 +18,7 @@ from compllm.loops import LoopGuard, cut_loop
         ("It is: A b\nC d\nA b\nC d\nA b\nC d\nA b", "It is: A b\nC d"),
         ("x" * 96, "x"),
         ("so ha" + "ha" * 40, "so ha"),
+        ('The answer is "' * 6, "The answer is"),
     ],
 )
 def test_one_copy_of_a_loop_is_kept(text: str, kept: str) -> None:

@@ -56,7 +56,8 @@ async def address() -> AsyncIterator[str]:
 
 
 def opened(backend: ScriptedBackend, address: str) -> CompLLM:
-    config = load_config(overrides={"server.url": address})
+    # Questions that no expert owns: their plans are looked at all the same.
+    config = load_config(overrides={"server.url": address, "gate.whole_to_base": False})
     return CompLLM(backend, HashingEncoder(), load_catalogue(Path(config.catalogue)), config)
 
 

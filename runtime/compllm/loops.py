@@ -14,7 +14,7 @@ MIN_COPIES = 3
 MIN_CHARS = 12  # of all copies together: "ha ha ha" may be meant
 LONG_WORD = 40
 _MAX_PERIOD = 40  # words, or characters of a long word
-_WORD = re.compile(r"\S+")
+_WORD = re.compile(r"\S*\w\S*")  # marks alone are no words
 _CLAUSE_END = re.compile(r"[;.\n]")
 _EDGE = " \t\n;:,"
 

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from compllm.confidence import is_unknown
 from compllm.plural import counted
 from compllm.types import (
     Answer,
@@ -235,10 +236,16 @@ def footer(answer: Answer) -> str:
         f"one after another about {timings.plan_s + work_s + timings.compose_s:.2f}"
     )
     if answer.confidence is not None:
-        line += f"\n{'low ' if answer.is_low_confidence else ''}confidence {answer.confidence:.0%}"
+        line += f"\n{_confidence(answer, answer.confidence)}"
     if answer.is_partial:
         line += f"\npartial answer: {printable(answer.error or 'a node failed')}"
     return line
+
+
+def _confidence(answer: Answer, confidence: float) -> str:
+    if is_unknown(answer.text):
+        return f"the response found is not given: its confidence is {confidence:.0%}"
+    return f"{'low ' if answer.is_low_confidence else ''}confidence {confidence:.0%}"
 
 
 async def show(events: AsyncIterator[Event], console: Console) -> Answer:

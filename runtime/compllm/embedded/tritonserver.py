@@ -216,7 +216,7 @@ def _check_same(
     elif has_face and not info.has_face:
         differs = f"no model {FACE_MODEL}"
     elif config is not None and info.config_file != str(config):
-        differs = f"the settings {info.config_file or 'that nobody named'}"
+        differs = f"the settings {info.config_file}" if info.config_file else "its default settings"
     actual = info.ports.names()
     for name, wanted in ports.names().items():
         if wanted is not None and wanted != actual[name]:
