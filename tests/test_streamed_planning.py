@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from path_parts import make_llm, node_reply, plan_reply
+from path_parts import make_llm as make_any_llm
+from path_parts import node_reply, plan_reply
 
 from compllm.errors import BackendUnavailable
 from compllm.pipeline import CompLLM
@@ -22,6 +23,11 @@ from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Answer, AnswerFinished, Event, NodeFinished, NodeStarted, Query
 
 QUERY = "Iron plus neon?"
+
+
+def make_llm(backend: ScriptedBackend, **overrides: object) -> CompLLM:
+    """Short questions that no expert owns: their plans run all the same."""
+    return make_any_llm(backend, gate__mode="off", gate__whole_to_base=False, **overrides)
 
 
 async def turns(count: int = 30) -> None:
