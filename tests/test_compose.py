@@ -144,10 +144,10 @@ async def test_an_answer_that_loops_ends_at_once_and_is_cut() -> None:
 
 
 async def test_a_short_response_that_the_model_left_out_is_put_behind() -> None:
-    leaves = (("How many?", "4"), ("Which metal?", "Pb"), ("What root?", "8"))
-    backend = ScriptedBackend(Reply("4; 8"))
+    leaves = (("How many?", "5"), ("Which metal?", "Pb"), ("What root?", "15"))
+    backend = ScriptedBackend(Reply("Pb; 15"))
     texts = [text async for text in compose(QUERY, leaves, backend, Aggregator())]
-    assert "".join(texts) == "4; 8; Pb"
+    assert "".join(texts) == "Pb; 15; 5"
 
 
 async def test_a_sentence_of_the_models_own_is_left() -> None:

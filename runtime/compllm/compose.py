@@ -7,6 +7,7 @@ the responses are joined as they are.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -100,7 +101,9 @@ def _left_out(said: str, leaves: Sequence[tuple[str, str | None]]) -> str:
     text is then a sentence of the model's own. A long response may be paraphrased."""
     text = said.casefold()
     short = [response for _, response in leaves if response and len(response) <= _SHORT]
-    stands = [response.rstrip(".").casefold() in text for response in short]
+    # As a whole: 5 does not stand in 15.
+    words = [re.escape(response.rstrip(".").casefold()) for response in short]
+    stands = [bool(re.search(rf"(?<!\w){each}(?!\w)", text)) for each in words]
     if not any(stands):
         return ""
     missing = [response for response, is_in in zip(short, stands, strict=True) if not is_in]
