@@ -95,22 +95,11 @@ async def test_why_the_model_ended_is_told_where_one_wrote(
     backend = ScriptedBackend(Reply("x", finish_reason="length"))
     ends: list[FinishReason] = []
 
-    def ended(reason: FinishReason, log_probs: tuple[float, ...]) -> None:
+    def ended(reason: FinishReason) -> None:
         ends.append(reason)
 
     _ = [each async for each in compose(QUERY, TWO, backend, Aggregator(policy), ended)]
     assert ends == told
-
-
-async def test_the_end_comes_with_the_log_probs_of_the_whole_answer() -> None:
-    backend = ScriptedBackend(Reply(("Because ", "so."), log_probs=(-1, -2)))
-    found: list[tuple[float, ...]] = []
-
-    def ended(reason: FinishReason, log_probs: tuple[float, ...]) -> None:
-        found.append(log_probs)
-
-    _ = [each async for each in compose(QUERY, TWO, backend, Aggregator(), ended)]
-    assert found == [(-1, -2)]
 
 
 def test_joined_answer_is_cut_where_a_leaf_was() -> None:
@@ -133,10 +122,7 @@ async def test_an_answer_that_loops_ends_at_once_and_is_cut() -> None:
     ends: list[str] = []
     leaves = (("What is the symbol of gold?", "Au"), ("What is gold?", "a metal"))
     texts = [
-        text
-        async for text in compose(
-            Query("Gold?"), leaves, backend, Aggregator(), lambda reason, _: ends.append(reason)
-        )
+        text async for text in compose(Query("Gold?"), leaves, backend, Aggregator(), ends.append)
     ]
     assert "".join(texts) == "the gold symbol"
     assert ends == ["length"]

@@ -26,7 +26,7 @@ from compllm.types import (
 
 JOINT = "; "  # between responses
 _SHORT = 24  # characters of a response that an answer must hold as it is
-OnEnd = Callable[[FinishReason, tuple[float, ...]], None]
+OnEnd = Callable[[FinishReason], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,11 @@ async def compose(
     leaves: Sequence[tuple[str, str | None]],
     backend: Backend,
     aggregator: Aggregator,
-    on_end: OnEnd = lambda *_: None,
+    on_end: OnEnd = lambda _: None,
 ) -> AsyncGenerator[str, None]:
     """Yield the answer's text as it is written. `leaves`: (question, response); None: it has none.
 
-    on_end: is called where a model wrote, with the reason of its end and the log-probabilities of
-    its tokens. Raises BackendError.
+    on_end: is called where a model wrote, with the reason of its end. Raises BackendError.
     """
     if not aggregator.needs_model(leaves):
         yield join(leaves)
@@ -71,15 +70,12 @@ async def compose(
         aggregator.model,
         aggregator.adapter_id,
         is_streamed=True,
-        wants_log_probs=True,
     )
-    log_probs: list[float] = []
     said = ""
     # As many leaves may have the same response: only more copies than that are a loop.
     text = LoopGuard(max(MIN_COPIES, len(leaves) + 1))
     async with open_chunks(backend, request) as chunks:
         async for chunk in chunks:
-            log_probs += chunk.log_probs
             is_last = chunk.finish_reason is not None
             new_text = chunk.text
             if aggregator.cuts_loops:
@@ -91,7 +87,7 @@ async def compose(
                 if aggregator.keeps_all and (left_out := _left_out(said, leaves)):
                     yield JOINT + left_out
                 reason = "length" if text.is_looping else chunk.finish_reason
-                on_end(reason or "stop", tuple(log_probs))
+                on_end(reason or "stop")
                 return
     raise BackendError("the answer broke off before its end")
 

@@ -33,13 +33,10 @@ class Run:
     live: LiveQuery
     execution: Execution
     plan: Plan | None = None  # finished
-    proposed: Plan | None = (
-        None  # the generator's, before it is known whether an expert owns a part
-    )
+    proposed: Plan | None = None  # the generator's, until it is known that an expert owns a part
     verdict: Verdict | None = None  # None: cut short before it
     error: CompllmError | None = None
     answer_end: FinishReason | None = None  # None: no model wrote the answer
-    answer_log_probs: tuple[float, ...] = ()  # of the tokens of an answer that a model wrote
     plan_s: float = 0.0
     route_s: float = 0.0
     first_token_s: float = 0.0
@@ -52,8 +49,8 @@ class Run:
         self.plan, self.plan_s = plan, self.live.elapsed_s()
         self.live.emit(PlanFinished(plan))
 
-    def answer_ended(self, reason: FinishReason, log_probs: tuple[float, ...]) -> None:
-        self.answer_end, self.answer_log_probs = reason, log_probs
+    def answer_ended(self, reason: FinishReason) -> None:
+        self.answer_end = reason
 
     def say(self, text: str) -> None:
         if not self.texts:
