@@ -278,6 +278,13 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         metavar="DIR",
         help="where the state of the run is kept; default: in $COMPLLM_HOME/training",
     )
+    add(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the frozen base and of the products on a CPU; auto is bfloat16 where the processor "
+        "has AMX, float32 elsewhere; default: auto",
+    )
     add("--restart", action="store_true", help="forget the state of an earlier run")
     add(
         "--threads",
@@ -311,7 +318,13 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         parser.error("give --out, or --sweep, which writes no adapter")
 
     def work() -> None:
-        chosen = replace(settings, rank=summed_rank(options.like)) if options.like else settings
+        from compllm.build_scripts.training.adapter import fast_precision
+
+        is_auto = options.precision == "auto"
+        precision = fast_precision() if is_auto else options.precision
+        chosen = replace(settings, precision=precision)
+        if options.like:
+            chosen = replace(chosen, rank=summed_rank(options.like))
         datasets = options.union or [options.dataset]
         checkpoint = options.checkpoint or ensure_base()
 

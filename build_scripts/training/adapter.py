@@ -27,6 +27,14 @@ MANIFEST_FILE = "manifest.json"
 _FORMAT = "compllm-lora/1"
 
 
+def fast_precision() -> str:
+    """ "bfloat16" where the processor multiplies it in tiles (AMX), "float32" elsewhere.
+
+    With tiles a product takes a quarter of the time; without, bfloat16 is slower than float32.
+    """
+    return "bfloat16" if torch.cpu._is_amx_tile_supported() else "float32"
+
+
 def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.device) -> Any:
     """The frozen base with fresh factors in float32. Raises EngineError for a checkpoint that no
     engine could serve."""
@@ -37,7 +45,8 @@ def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.devi
     # A log file would hold a line for each of its strokes.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     validate_checkpoint(checkpoint)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    is_half = device.type == "cuda" or settings.precision == "bfloat16"
+    dtype = torch.bfloat16 if is_half else torch.float32
     torch.manual_seed(settings.seed)
     base = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype)
     config = LoraConfig(

@@ -133,9 +133,7 @@ class PackedModel:
         ):
             paths = block.view(rows, length, heads + 2 * kv, dim).transpose(1, 2)
             q, k, v = torch.split(paths, [heads, kv, kv], dim=1)
-            one = functional.scaled_dot_product_attention(
-                q, k, v, is_causal=True, enable_gqa=kv != heads
-            )
+            one = _attention(q, k, v)
             mixed.append(one.transpose(1, 2).reshape(rows * length, heads * dim))
         return torch.cat(mixed)
 
@@ -144,6 +142,25 @@ def _norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     # In float32 whatever the model's type is, as the model itself does it.
     y: Tensor = RmsNorm.apply(x.float(), weight.float(), eps)  # type: ignore[no-untyped-call]
     return y.to(x.dtype)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of q [B, heads, T, D] on k and v [B, kv heads, T, D], in plain products.
+
+    On a CPU the fused function's backward pass took three times as long at these lengths.
+    """
+    if q.is_cuda:
+        is_shared = q.shape[1] != k.shape[1]
+        return functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=is_shared
+        )
+    rows, heads, length, dim = q.shape
+    kv = k.shape[1]
+    later = torch.ones(length, length, dtype=torch.bool).triu_(1)
+    scores = q.reshape(rows, kv, -1, dim) @ (k * dim**-0.5).transpose(-1, -2)
+    scores = scores.view(rows, heads, length, length).masked_fill(later, -torch.inf)
+    weights = scores.softmax(dim=-1).view(rows, kv, -1, length)
+    return (weights @ v).view(rows, heads, length, dim)
 
 
 def _rotate_half(x: Tensor) -> Tensor:
