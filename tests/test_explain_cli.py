@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from explain_data import JOIN
+from rich.console import Console
 
 from compllm.cli import run
+from compllm.explain import explain_run, run_of
 from compllm.explain_cli import print_answer
 from compllm.types import Answer, Bound, NodeResult, Plan, Query, Route, SubQuery, Timings
 
@@ -27,6 +29,25 @@ def test_a_record_is_explained_in_tables(record: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "critical path: plan -> 2 -> 3 -> answer" in out
     assert "whole query: 490.0 ms" in out
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_a_narrow_terminal_shows_all_columns(width: int) -> None:
+    """At 50 columns the names and the times of the nodes were gone."""
+    record = json.loads(json.dumps(JOIN))
+    record["nodes"][2] |= {"expert": "mathematics", "text": "Which is larger, #1 or #2? " * 3}
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(explain_run(run_of(record)))
+    lines = capture.get().splitlines()
+    assert all(len(line) <= width for line in lines)
+    words = " ".join(capture.get().split())
+    for kind in ("host", "queue", "prefill", "decode", "compose", "slack", "share", "saves"):
+        assert kind in words
+    for shown in ("340.0", "150.0", "34.5%", "*3", "mathematics", "2.0", "5.0", "43.0", "100.0"):
+        assert shown in words
+    assert "Which is larger" in words.partition("mathematics")[2]
+    assert "…" not in words.partition("mathematics")[0]
 
 
 def test_json_is_one_object(record: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,17 @@ def test_the_sub_query_is_read_at_any_width(width: int) -> None:
     assert max(line.count("━") for line in lines) == {40: 0, 60: 0, 80: 11, 120: 24}[width]
 
 
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+def test_long_names_and_states_are_shown_whole(width: int) -> None:
+    route = Route("mathematics", 0.5, is_fallback=False)
+    result = NodeResult(1, "mathematics", "cancelled", "26", end_s=1.0)
+    lines = drawn([SubQueryPlanned(IRON, route), NodeFinished(result)], width=width).splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "mathematics" in lines[1]
+    assert "cancelled" in lines[1]
+    assert lines[1].split()[1:3] == ["What", "is"]
+
+
 def test_one_node_is_no_nodes() -> None:
     one = Plan((IRON,))
     result = NodeResult(1, "chemistry", "done", "26")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -15,6 +16,10 @@ from compllm.explain.schedule import ANSWER, CATEGORIES, PLAN, Category, Schedul
 from compllm.view import printable
 
 _WAITING: tuple[Category, ...] = ("queue", "host")  # no work is done in them
+_KINDS: tuple[Category, ...] = ("host", "queue", "prefill", "decode")  # of a node's time
+_LEAST_TEXT = 16  # characters of a sub-query: where fewer are left, the nodes are no table
+_GAP = 2  # between two columns
+_ANY_WIDTH = 10_000  # to measure a table that nothing narrows
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +110,22 @@ class Report:
             ],
         }
 
-    def __rich__(self) -> Group:
-        return Group(*self._lines())
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        def fits(table: Table, num_more: int = 0) -> bool:
+            wide = options.update(width=_ANY_WIDTH)
+            return console.measure(table, options=wide).maximum + num_more <= options.max_width
 
-    def _lines(self) -> Iterator[Table | Text]:
+        yield from self._head()
+        shares = self._shares_table()
+        shares.collapse_padding = not fits(shares)
+        yield shares
+        if fits(self._nodes_table(has_texts=False), _GAP + _LEAST_TEXT):
+            yield self._nodes_table(has_texts=True)
+        else:
+            yield from self._node_lines()
+        yield Text("* critical: no slack", style="dim italic")
+
+    def _head(self) -> Iterator[Text]:
         run = self.run
         yield Text(printable(run.title), style="bold")
         yield Text(self._path_line())
@@ -120,8 +137,6 @@ class Report:
         yield Text(
             f"whole query: {run.total_ms:.1f} ms, {self.no_waiting_ms:.1f} if nothing had waited"
         )
-        yield self._shares_table()
-        yield self._nodes_table()
 
     def _path_line(self) -> str:
         names = {PLAN: "plan", ANSWER: "answer"}
@@ -129,7 +144,7 @@ class Report:
         return "critical path: " + " -> ".join(names.get(str(o), str(o)) for o in owners)
 
     def _shares_table(self) -> Table:
-        table = _table("time", "ms", "share", "without it", "saves")
+        table = _table("time", "ms", "share", "without\nit ms", "saves\nms")
         by_category = {what_if.category: what_if for what_if in self.what_ifs}
         for name in (what_if.category for what_if in self.what_ifs):
             what_if = by_category[name]
@@ -137,29 +152,43 @@ class Report:
                 name,
                 f"{self.shares[name]:.1f}",
                 f"{_ratio(self.shares[name], self.run.total_ms, 0.0):.1%}",
-                f"{what_if.total_ms:.1f} ms",
-                f"{what_if.saved_ms(self.run):.1f} ms",
+                f"{what_if.total_ms:.1f}",
+                f"{what_if.saved_ms(self.run):.1f}",
             )
         return table
 
-    def _nodes_table(self) -> Table:
-        kinds: tuple[Category, ...] = ("host", "queue", "prefill", "decode")
-        table = _table("node", *(f"{kind} ms" for kind in kinds), "slack ms")
-        table.add_column("expert")
-        table.add_column("sub-query", overflow="ellipsis", no_wrap=True, max_width=60)
+    def _nodes_table(self, *, has_texts: bool) -> Table:
+        table = _table("node", *(f"{kind}\nms" for kind in _KINDS), "slack\nms")
+        table.add_column("expert", no_wrap=True)
+        if has_texts:
+            table.add_column("sub-query", max_width=60)  # the one that rich may narrow
         for node in self.run.nodes:
-            is_critical = self.slack_ms[node.id] == 0
             shares = self.node_shares[node.id]
+            text = Text(printable(node.text), no_wrap=True, overflow="ellipsis")
             table.add_row(
-                f"{'*' if is_critical else ''}{node.id}",
-                *(f"{shares[kind]:.1f}" for kind in kinds),
+                self._mark(node.id),
+                *(f"{shares[kind]:.1f}" for kind in _KINDS),
                 f"{self.slack_ms[node.id]:.1f}",
                 Text(printable(node.expert)),
-                Text(printable(node.text)),
-                style="bold" if is_critical else None,
+                *([text] if has_texts else []),
+                style=self._style(node.id),
             )
-        table.caption, table.caption_justify = "* critical: no slack", "left"
         return table
+
+    def _node_lines(self) -> Iterator[Padding | Text]:
+        """The same for a terminal that is too narrow for the table: nothing is shortened."""
+        for node in self.run.nodes:
+            shares = self.node_shares[node.id]
+            times = ", ".join(f"{kind} {shares[kind]:.1f}" for kind in _KINDS)
+            style = self._style(node.id)
+            yield Text(printable(f"{self._mark(node.id)} {node.expert}: {node.text}"), style=style)
+            yield _indented(Text(f"{times}, slack {self.slack_ms[node.id]:.1f} ms", style=style))
+
+    def _mark(self, node_id: int) -> str:
+        return f"{'*' if self.slack_ms[node_id] == 0 else ''}{node_id}"
+
+    def _style(self, node_id: int) -> str:
+        return "bold" if self.slack_ms[node_id] == 0 else ""
 
 
 def explain_run(run: Run) -> Report:
@@ -201,10 +230,14 @@ def explain_run(run: Run) -> Report:
 
 def _table(first: str, *numbers: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 1))
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     for name in numbers:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
+
+
+def _indented(text: Text) -> Padding:
+    return Padding(text, (0, 0, 0, 3))
 
 
 def _ratio(part: float, whole: float, other: float = 1.0) -> float:
