@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from compllm import paths
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.config import Config, GateConfig, load_config
 from compllm.embedded.tritonstate import ServerInfo
+from compllm.errors import ConfigWarning
 from compllm.served import difference_from, load_client_config, settings_of, summary_of
 from compllm.types import Expert
 
@@ -58,13 +60,54 @@ def test_what_is_said_comes_before_the_server(
     file = tmp_path / "own.toml"
     file.write_text('catalogue = "own-experts.toml"\n')
     monkeypatch.setenv("COMPLLM_LIMITS_MAX_DEPTH", "3")
-    found = load_client_config(file, {"gate.mode": "on", "compose.policy": None})
+    with pytest.warns(ConfigWarning):
+        found = load_client_config(file, {"gate.mode": "on", "compose.policy": None})
     assert (found.catalogue, found.limits.max_depth, found.gate.mode) == (
         "own-experts.toml",
         3,
         "on",
     )
     assert (found.limits.max_nodes, found.gate.risk) == (7, 0.2)
+
+
+def test_the_environment_is_warned_of_where_it_differs(
+    served: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """COMPLLM_ANSWER_ABSTAIN gave other answers than the server, without a word."""
+    file = tmp_path / "own.toml"
+    file.write_text("[limits]\nmax_depth = 3\n")
+    monkeypatch.setenv("COMPLLM_CONFIG", str(file))
+    monkeypatch.setenv("COMPLLM_ANSWER_ABSTAIN", "never")
+    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODES", "7")  # as the server has it
+    with pytest.warns(ConfigWarning) as caught:
+        assert load_client_config().answer.abstain == "never"
+    (warning,) = caught
+    assert str(warning.message) == (
+        "your environment has other settings than the running server, and they count here: "
+        "answer.abstain = never (COMPLLM_ANSWER_ABSTAIN; the server has experts), "
+        "limits.max_depth = 3 (COMPLLM_CONFIG; the server has 32)"
+    )
+
+
+def test_what_is_given_explicitly_is_not_warned_of(
+    served: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text("[limits]\nmax_depth = 3\n")
+    monkeypatch.setenv("COMPLLM_SERVER_READY_TIMEOUT_S", "3")
+    with warnings.catch_warnings(action="error"):
+        found = load_client_config(file, {"answer.abstain": "never"})
+    assert (found.limits.max_depth, found.answer.abstain) == (3, "never")
+
+
+def test_a_relative_path_in_the_environment_of_both_is_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMPLLM_GATE_FILE", "gate.npz")
+    pretend_server(settings_of(load_config(), CATALOGUE))
+    with warnings.catch_warnings(action="error"):
+        load_client_config()
 
 
 @pytest.mark.parametrize(

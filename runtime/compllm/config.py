@@ -203,6 +203,11 @@ def flat_values(config: Config) -> dict[str, object]:
     return _flat(dataclasses.asdict(config))
 
 
+def variable_of(key: str) -> str:
+    """The environment variable of a setting."""
+    return "COMPLLM_" + key.replace(".", "_").upper()
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as a dict. Raises ConfigError that names the file."""
     try:
@@ -237,7 +242,7 @@ def _flat(table: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
-    by_variable = {"COMPLLM_" + key.replace(".", "_").upper(): key for key in _fields()}
+    by_variable = {variable_of(key): key for key in _fields()}
     values: dict[str, tuple[object, str]] = {}
     for variable, value in environ.items():
         if not variable.startswith("COMPLLM_") or variable in _OTHER_VARIABLES:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.config import Config, flat_values, load_config
+from compllm.config import Config, flat_values, load_config, variable_of
 from compllm.errors import ConfigWarning, ServerError
 
 MODEL = "comp_llm"
@@ -30,10 +31,22 @@ def load_client_config(
     path: str | Path | None = None, overrides: Mapping[str, object] | None = None
 ) -> Config:
     """`load_config` for a client: what no file, variable or option says is as the user's running
-    server has it. Raises ConfigError."""
+    server has it. Warns (ConfigWarning) where the environment says otherwise than that server: it
+    may have been set for another purpose, or after the start. Raises ConfigError."""
     own = load_config(path, overrides)
     served = _local_settings(own.server.url)
-    return load_config(path, overrides, served=served) if served else own
+    if not served:
+        return own
+    found = load_config(path, overrides, served=served)
+    without = load_config(path, overrides, environ={}, served=served)
+    if differences := list(_differences(found, without, served)):
+        warnings.warn(
+            "your environment has other settings than the running server, and they count here: "
+            f"{_listed(differences)}",
+            ConfigWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def settings_of(config: Config, catalogue: Catalogue) -> str:
@@ -92,6 +105,22 @@ def difference_from(served: Mapping[str, Any], catalogue: Catalogue) -> str | No
     if others:
         return f"has other adapters than {where} for {_listed(others)}"
     return f"differs from {where} in its prompts, examples, roles, models or router"
+
+
+def _differences(found: Config, without: Config, served: Mapping[str, object]) -> Iterator[str]:
+    """The settings that the environment alone makes other than the server's. without: what they
+    were without it. How to reach the server is the client's own; the catalogue is compared when it
+    is connected, by what it holds."""
+    plain = flat_values(without)
+    for key, value in flat_values(found).items():
+        theirs = served.get(key, plain[key])
+        if key == "catalogue" or key.startswith("server.") or value in (plain[key], theirs):
+            continue
+        if key == "gate.file" and _absolute(str(value)) == theirs:
+            continue
+        variable = variable_of(key)
+        origin = variable if variable in os.environ else "COMPLLM_CONFIG"
+        yield f"{key} = {value} ({origin}; the server has {theirs if theirs != '' else 'none'})"
 
 
 def _local_settings(url: str) -> dict[str, object]:
