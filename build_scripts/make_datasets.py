@@ -55,7 +55,7 @@ class Sizes:
     aggregator: tuple[int, int, int] = (2000, 200, 400)
     aggregator_more: tuple[int, int, int] = (1300, 70, 120)
     per_kind: tuple[int, int] = (10, 40)  # expert examples of a kind in validation and test
-    everyday: tuple[int, int, int] = (5200, 250, 400)  # the generator's questions as people ask
+    everyday: tuple[int, int, int] = (12000, 250, 400)  # the generator's questions as people ask
     ordinary: tuple[int, int, int] = (900, 120, 120)  # questions for no expert
     break_train: int = 3100  # of the file's 3,863, about all that validation and test leave
 

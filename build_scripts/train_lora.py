@@ -282,8 +282,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of the frozen base and of the products on a CPU; auto is bfloat16 where the processor "
-        "has AMX, float32 elsewhere; default: auto",
+        help="of the frozen base and of the products on a CPU; auto is bfloat16 where the "
+        "processor has AMX, float32 elsewhere; default: auto",
     )
     add("--restart", action="store_true", help="forget the state of an earlier run")
     add(

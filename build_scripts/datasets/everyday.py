@@ -20,6 +20,7 @@ from compllm.build_scripts.datasets.kinds import Split
 from compllm.build_scripts.datasets.leaves import Asked, Leaves, lower
 from compllm.build_scripts.datasets.ordinary import Ordinary
 from compllm.build_scripts.datasets.several import Several
+from compllm.build_scripts.datasets.templates import Templates
 
 MAX_STEPS = 5
 _MAX_CHARS = 400
@@ -34,8 +35,10 @@ class Everyday:
     ) -> None:
         leaves = Leaves(bank, split, rng)
         chains, several, plain = Chains(leaves), Several(leaves), Ordinary(leaves, people)
+        written = Templates(leaves)
         self._rng = rng
         self._forms: dict[Callable[[], Asked], int] = {  # and how often each is drawn
+            written.drawn: 130,
             chains.single: 10, chains.command: 9, chains.sequence: 14, chains.its: 10,
             chains.its_after: 5, several.listed: 12, several.of_several: 6, several.compared: 5,
             several.total: 5, several.short: 5, several.joined: 9, self._pair: 6,
@@ -44,7 +47,7 @@ class Everyday:
         }  # fmt: skip
         self._paired = (
             chains.single, chains.command, chains.its, chains.its_after, several.compared,
-            chains.sequence,
+            chains.sequence, written.drawn, written.drawn, written.drawn,
         )  # fmt: skip
 
     def many(self, count: int) -> list[Asked]:

@@ -21,6 +21,7 @@ from compllm.build_scripts.datasets.spoken import possessive, respelled
 _HELD = 6  # every sixth wording of a list is for validation and test
 _ATTRIBUTE = re.compile(r"the ([a-z][a-z -]*) of \{x\}")
 _BASES = ("codon", "dna", "triplet")
+_SHARE_NUMBER_FACTS = 0.12  # of the questions whose answer is a number
 _NAMED_BY = {
     "element": "atomic_number", "codon": "codon_amino", "amino": "one_letter",
     "symbol": "from_symbol",
@@ -113,6 +114,19 @@ class Leaves:
         """The kinds of the sciences that take one thing of this type and nothing else."""
         return [kind for kind in self._sciences if kind.takes == (kind_of,)]
 
+    def strand(self) -> str:
+        """A DNA strand, as people write it."""
+        return respelled(self.rng, self._item("complement"))
+
+    def compound(self) -> str:
+        return str(self.rng.choice(read_facts()["compounds"])[0])
+
+    def calculation(self) -> str:
+        """A short calculation as a noun phrase: "6 times 7"."""
+        while not (noun := self.sum().noun):
+            pass
+        return noun
+
     def _item(self, name: str) -> str:
         kind = next(each for each in self._bank.kinds if each.name == name)
         return self.rng.choice(kind.items)[0]
@@ -124,6 +138,8 @@ class Leaves:
         kinds = [kind for kind in self._sciences if gives in (None, kind.gives)]
         if gives is None and not is_noun and self.rng.random() < 0.25:
             return self._fact()
+        if gives == "number" and self.rng.random() < _SHARE_NUMBER_FACTS:
+            return self._number_fact(is_noun=is_noun)
         kind = choose(self.rng, kinds)
         wordings = kind.in_split(self.split, is_noun=True if is_noun else None)
         if not wordings:
@@ -167,6 +183,21 @@ class Leaves:
             noun = question.removeprefix("What is ").removesuffix("?")
         return Leaf(question, noun, "fact")
 
+    def _number_fact(self, *, is_noun: bool) -> Leaf:
+        """A single fact whose answer is a number: legs, chambers, chromosomes."""
+        start = "What is the number " if is_noun else "How many "
+        question = self.rng.choice(
+            [
+                text
+                for domain in DOMAINS
+                for answer, *texts in read_facts()[domain]
+                for text in texts
+                if answer.isdecimal() and text.startswith(start) and text.endswith("?")
+            ]
+        )
+        noun = question.removeprefix("What is ").removesuffix("?") if is_noun else None
+        return Leaf(question, noun, "number")
+
     def _compound(self) -> str:
         facts = read_facts()
         name, formula = self.rng.choice(facts["compounds"])
@@ -194,3 +225,10 @@ def upper(text: str) -> str:
 
 def lower(text: str) -> str:
     return text[0].lower() + text[1:]
+
+
+def plural(attribute: str) -> str:
+    """ "atomic numbers" of "atomic number"; "numbers of codons" of "number of codons"."""
+    head, of, rest = attribute.partition(" of ")
+    head = head.removesuffix("s") + "ses" if head.endswith("ss") else head + "s"
+    return head + of + rest

@@ -17,6 +17,7 @@ from compllm.build_scripts.datasets.chemistry import read_heavy
 from compllm.build_scripts.datasets.forms import forms, read_facts
 from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Kind, Operands, Split
+from compllm.build_scripts.datasets.lines import line_rows
 from compllm.build_scripts.datasets.rows import Row, expert_row
 from compllm.build_scripts.datasets.spoken import (
     maybe_spoken,
@@ -32,6 +33,7 @@ from compllm.prompts import UNKNOWN
 
 SHARE_KEPT = 0.15  # of the bank's own examples
 _SHARE_SPOKEN = 0.08  # of the bank's examples, once more in everyday wordings
+_SHARE_SUMS = 0.35  # of the operations as signs, commands and small tables
 _FACT_EXPOSURES = 14
 _NUM_COMPARED = {"train": 420, "validation": 12, "test": 12}
 _SECOND_NAMES = ("table salt", "baking soda", "hydrochloric acid")  # no answers
@@ -71,7 +73,7 @@ def refreshed(
     known: the bank's examples of this split, of which a share is kept. strange: questions of the
     domain that the expert does not know.
     """
-    makers = {"chemistry": _chemistry, "biology": _together, "mathematics": more_sums}
+    makers = {"chemistry": _chemistry, "biology": _together, "mathematics": _mathematics}
     rows = [*_facts(domain, split, rng), *makers[domain](bank, split, rng)]
     rows += _compared(bank, domain, split, rng)
     rows += _spoken(bank, domain, split, rng, round(_SHARE_SPOKEN * len(known)))
@@ -105,6 +107,13 @@ def _chemistry(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
             for _ in range(count):
                 rows.append(_asked(kind, operands, split, rng, f"heavy_{kind.name}"))
     return rows
+
+
+def _mathematics(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
+    """Lines of plans, and a share of the sums of before."""
+    sums = more_sums(bank, split, rng)
+    kept = rng.sample(sums, round(_SHARE_SUMS * len(sums))) if split == "train" else sums
+    return [*line_rows(bank, split, rng), *kept]
 
 
 def _compound(name: str, formula: str, split: Split, rng: random.Random) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compllm.build_scripts.datasets.forms import forms
-from compllm.build_scripts.datasets.leaves import Asked, Leaves, apart, lower, upper
+from compllm.build_scripts.datasets.leaves import Asked, Leaves, apart, lower, plural, upper
 from compllm.build_scripts.datasets.wordings import read_joiners
 
 _ADDABLE = ("number", "count", "mass", "codons", "period")  # how a property that adds up ends
@@ -24,8 +24,8 @@ class Several:
         attribute = rng.choice(leaves.attributes(kind_of))
         things = leaves.things(kind_of, rng.choices((2, 3, 4, 5), (2, 3, 3, 4))[0])
         listed = leaves.listed(things)
-        plural = {"as": _plural(attribute), "As": upper(_plural(attribute))}
-        text = leaves.form("lists").format(a=attribute, l=listed, L=upper(listed), **plural)
+        many = {"as": plural(attribute), "As": upper(plural(attribute))}
+        text = leaves.form("lists").format(a=attribute, l=listed, L=upper(listed), **many)
         return apart(text, [f"What is the {attribute} of {each}?" for each in things])
 
     def of_several(self) -> Asked:
@@ -39,13 +39,16 @@ class Several:
         return apart(text, [line.format(x=each) for each in things])
 
     def compared(self) -> Asked:
+        """Which of two things has more, and how much more; the last line names the answers."""
         leaves = self._leaves
         is_difference = self._rng.random() < 0.45
         text, line, kind_of = leaves.form("more_than" if is_difference else "compared")
         x, y = leaves.things(kind_of, 2)
-        asked = text.format(x=x, y=y)
-        last = "What is #1 minus #2?" if is_difference else asked
-        return Asked(asked, (line.format(x=x), line.format(x=y), last), ((), (), (0, 1)))
+        last = text.format(x=f"{x} with #1", y=f"{y} with #2")
+        if is_difference:
+            last = "What is #1 minus #2?"
+        steps = (line.format(x=x), line.format(x=y), last)
+        return Asked(text.format(x=x, y=y), steps, ((), (), (0, 1)))
 
     def total(self) -> Asked:
         """The sum or the product of a property of two or three things."""
@@ -55,7 +58,7 @@ class Several:
         attribute = rng.choice([each for each in names if each.split()[-1] in _ADDABLE])
         things = leaves.things(kind_of, rng.choice((2, 2, 3)))
         template = leaves.form("totals")
-        text = template.format(l=leaves.listed(things), **{"as": _plural(attribute)})
+        text = template.format(l=leaves.listed(things), **{"as": plural(attribute)})
         is_product = "ultipl" in template or "product" in template
         verb = "Multiply" if is_product else "Add"
         steps = [f"What is the {attribute} of {each}?" for each in things]
@@ -84,10 +87,3 @@ class Several:
         questions = [self._leaves.leaf_or_sum().question for _ in range(count)]
         joiner = read_joiners(self._split).draw(rng, are_nouns=False)
         return apart(joiner.join(questions, are_nouns=False), questions)
-
-
-def _plural(attribute: str) -> str:
-    """ "atomic numbers" of "atomic number"; "numbers of codons" of "number of codons"."""
-    head, of, rest = attribute.partition(" of ")
-    head = head.removesuffix("s") + "ses" if head.endswith("ss") else head + "s"
-    return head + of + rest
