@@ -132,12 +132,12 @@ def test_repository_declares_every_input_of_the_contract() -> None:
     assert sorted(each.name for each in declared) == sorted(INPUTS)
 
 
-def _live_state(process: subprocess.Popen[bytes], config: str = "") -> tritonstate.ServerInfo:
-    """What `up` leaves of a server of the default engine, with this process in its place."""
-    started = psutil.Process(process.pid).create_time()
+def _live_state(supervisor: int, server: int, config: str = "") -> tritonstate.ServerInfo:
+    """What `up` leaves of a server of the default engine, with these processes in its place."""
+    started = psutil.Process(supervisor).create_time()
     engine = str(paths.engine_dir().resolve())
     info = tritonstate.ServerInfo(
-        process.pid, started, process.pid, "an-id", 1, 2, 3, "a.log", engine, has_face=True
+        supervisor, started, server, "an-id", 1, 2, 3, "a.log", engine, has_face=True
     )
     info = replace(info, config_file=config)
     paths.run_dir().mkdir(parents=True)
@@ -148,16 +148,19 @@ def _live_state(process: subprocess.Popen[bytes], config: str = "") -> tritonsta
 def test_up_with_other_settings_is_refused_before_anything_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It built the other catalogue's engine into the folder of the live server first."""
+    """It built the other catalogue's engine into the folder of the live server first. The process
+    it names is the one that `compllm status` names, not the supervisor."""
     other = tmp_path / "other.toml"
     other.write_text("[limits]\nmax_nodes = 9\n")
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
-        info = _live_state(process, "/mine.toml")
+    sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(sleeps) as supervisor, subprocess.Popen(sleeps) as server:
+        info = _live_state(supervisor.pid, server.pid, "/mine.toml")
         assert tritonserver.check_up(has_face=True) == info
         assert cli.run(["up", "--config", str(other)]) == 1
-        process.kill()
+        supervisor.kill()
+        server.kill()
     said = capsys.readouterr().err
-    assert said.startswith(f"error: a server (process {process.pid}) is already running with the")
+    assert said.startswith(f"error: a server (process {server.pid}) is already running with")
     assert "settings /mine.toml" in said
     assert {each.name for each in tmp_path.iterdir()} == {"run", "other.toml"}
 

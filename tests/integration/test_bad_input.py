@@ -255,7 +255,7 @@ def test_server_killed_while_nodes_run_is_one_error_line(
     assert last.startswith("error: no answer from the server")
     assert run(["status"]) == 1
     line = only_error(capsys)
-    assert f"(process {own_server.pid}) died; log:" in line
+    assert f"(process {own_server.server_pid}) died; log:" in line
 
 
 def test_server_killed_after_a_node_leaves_a_partial_answer(

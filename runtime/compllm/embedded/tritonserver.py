@@ -116,7 +116,7 @@ def status() -> ServerInfo | None:
         return None
     if not is_alive(info) or not _answers(info):
         raise ServerError(
-            f"the server (process {info.pid}) died{reason_in(Path(info.log))}; log: "
+            f"the server (process {info.server_pid}) died{reason_in(Path(info.log))}; log: "
             f"{info.log}. `compllm up` starts it again"
         )
     return info
@@ -223,8 +223,8 @@ def _check_same(
             differs = f"the {name} port {actual[name]}"
     if differs is not None:
         raise ServerError(
-            f"a server (process {info.pid}) is already running with {differs}: `compllm down` "
-            "stops it"
+            f"a server (process {info.server_pid}) is already running with {differs}: "
+            "`compllm down` stops it"
         )
 
 

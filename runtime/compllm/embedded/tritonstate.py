@@ -116,8 +116,8 @@ def check_answers(info: ServerInfo) -> None:
         status_code = _ask(info, "/v2/health/ready")[0]
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(
-            f"the server (process {info.pid}) does not answer at {info.http_url} ({error}); log: "
-            f"{info.log}. `compllm down`, then `compllm up`"
+            f"the server (process {info.server_pid}) does not answer at {info.http_url} "
+            f"({error}); log: {info.log}. `compllm down`, then `compllm up`"
         ) from error
     if name != info.id:
         raise ServerError(
@@ -125,6 +125,6 @@ def check_answers(info: ServerInfo) -> None:
         )
     if status_code != 200:
         raise ServerError(
-            f"the server (process {info.pid}) is not ready{reason_in(Path(info.log))}; its log is "
-            f"{info.log}. `compllm down`, then `compllm up`"
+            f"the server (process {info.server_pid}) is not ready{reason_in(Path(info.log))}; "
+            f"its log is {info.log}. `compllm down`, then `compllm up`"
         )
