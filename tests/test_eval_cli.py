@@ -35,10 +35,12 @@ def test_an_installed_package_says_where_the_scripts_are(
     monkeypatch.setattr(eval_cli, "resource_dir", missing)
     assert run(["eval", "plans"]) == 2
     assert "source checkout" in capsys.readouterr().err
-    assert run(["eval", "plans", "--help"]) == 0
-    out = capsys.readouterr().out
-    assert out.startswith("compllm eval plans: Are the generator's plans right?")
-    assert "pip install -e '.[train]'" in out
+    for name in ("accuracy", "plans", "router"):
+        assert run(["eval", name, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"compllm eval {name}: ")
+        assert f"What is missing: the folder benchmarks/ with the script eval_{name}.py" in out
+        assert "How to get it: run pip install -e '.[train]' in a source checkout." in out
     monkeypatch.setattr(eval_cli, "resource_dir", lambda name: tmp_path)
     assert run(["eval", "router"]) == 2
     assert "no eval_router.py" in capsys.readouterr().err

@@ -14,14 +14,14 @@ import typer
 from compllm.errors import ConfigError
 from compllm.paths import resource_dir
 
-_NEEDED = (
-    "This needs the folder benchmarks/ of a source checkout, which the installed package does not "
-    "have. In a checkout, run pip install -e '.[train]', then this command again: it prints its "
-    "options with --help."
-)
+_NEEDED = """\
+What is missing: the folder benchmarks/ with the script {script}.py, which holds the options.
+It is part of a source checkout (the folder of pyproject.toml), not of the installed package.
+How to get it: run pip install -e '.[train]' in a source checkout.
+Then {prog} runs in any folder, and --help lists its options."""
 
 app = typer.Typer(
-    help="Measure answers, plans and routes on the test sets.",
+    help="Measure answers, plans and routes on the test sets (needs a source checkout).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -49,13 +49,14 @@ def router(context: typer.Context) -> None:
 
 def _run(name: str, context: typer.Context) -> None:
     prog, script = f"compllm eval {name}", f"eval_{name}"
+    needed = _NEEDED.format(prog=prog, script=script)
     try:
         folder = resource_dir("benchmarks")
     except FileNotFoundError as error:
         if {"--help", "-h"} & set(context.args):
-            print(f"{prog}: {context.command.help}\n\n{_NEEDED}")
+            print(f"{prog}: {context.command.help}\n\n{needed}")
             return
-        raise ConfigError(_NEEDED) from error
+        raise ConfigError(needed) from error
     if not (folder / f"{script}.py").is_file():
         raise ConfigError(f"no {script}.py in {folder}: the checkout is incomplete")
     # First, since the name is a common one for folders that should not have been installed.
