@@ -46,7 +46,7 @@ from compllm.plural import counted
 from compllm.routers.artefact import Artefact, save
 
 SHIPPED = ("logistic", "similarity")
-_MAX_ORDINARY = 900  # generated questions for no expert
+_MAX_ORDINARY = 1300  # generated questions for no expert
 _MIN_EACH = 10  # questions of an expert, and for none: fewer prove nothing
 
 

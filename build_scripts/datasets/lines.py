@@ -175,13 +175,17 @@ def _plain(numbers: _Numbers) -> _Asked:
 
 def _stories(split: Split, rng: random.Random) -> Iterator[Row]:
     """One step about everyday things: "I have 12 apples and eat 5. How many are left?"."""
-    for text, operation in tables_of("lines")["stories"]:
+    steps: dict[str, tuple[Callable[[random.Random], _Numbers], Callable[[int, int], str]]] = {
+        "-": (_subtracted, _minus),
+        "+": (_added, lambda x, y: str(x + y)),
+        "*": (_multiplied, lambda x, y: str(x * y)),
+        "/": (_divided, _over),
+    }
+    for text, sign in tables_of("lines")["stories"]:
+        draw, solve = steps[sign]
         for _ in range(18 if split == "train" else 1):
-            draw = {"-": _subtracted, "+": _added, "*": _multiplied, "/": _divided}[operation]
             x, y = draw(rng)
-            solve = {"-": _minus, "+": lambda a, b: str(a + b), "*": lambda a, b: str(a * b)}
-            answer = solve.get(operation, _over)(x, y)
-            if answer != UNKNOWN:
+            if (answer := solve(x, y)) != UNKNOWN:
                 yield expert_row("mathematics", "story", text.format(x=x, y=y), answer)
 
 
@@ -245,7 +249,7 @@ def _maybe_prime(rng: random.Random) -> _Numbers:
     from sympy import prime
 
     if rng.random() < 0.45:
-        return (int(prime(rng.randint(1, 18))),)  # type: ignore[no-untyped-call]
+        return (int(prime(rng.randint(1, 18))),)
     return (rng.randint(1, 61),)
 
 

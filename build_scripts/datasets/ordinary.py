@@ -22,7 +22,8 @@ from compllm.errors import ConfigError
 
 MAX_CHARS = 110  # longer ones are texts of exams, not what people type
 _SLOT = re.compile(r"\{([a-z]+)\}")
-_SHARES = (12, 5, 2)  # of ordinary, foreign and other texts in the router's set
+_SHARES = (12, 5, 5, 2)  # of ordinary, defining, foreign and other texts in the router's set
+_SHARE_DEFINITIONS = 0.15  # of the generator's ordinary questions
 _MAX_TRIES = 200  # for each text of that set
 _NUM_STRANGE = {"train": 90, "validation": 15, "test": 0}
 
@@ -74,6 +75,8 @@ class Ordinary:
         if self._people and rng.random() < 0.45:
             question = rng.choice(self._people)
             return one(question, question)
+        if rng.random() < _SHARE_DEFINITIONS:
+            return self.definition()
         text = self._of_table("questions" if rng.random() < 0.6 else "tasks")
         if text.endswith("?") and rng.random() < 0.4:
             return one(spoken_question(rng, text, self._split), text)
@@ -100,6 +103,11 @@ class Ordinary:
         joint = rng.choice(forms("joints_ordinary"))
         text = first.removesuffix("?") + joint.format(b=said, B=upper(said))
         return Asked(text, (first, line), ((), (0,)))
+
+    def definition(self) -> Asked:
+        """What a thing or an idea of a science is: no expert was taught it."""
+        text = self._of_table("definitions")
+        return one(text, text)
 
     def foreign(self) -> Asked:
         """A question in another language."""
@@ -131,12 +139,13 @@ class Ordinary:
 def ordinary_rows(
     drawn: Ordinary, rng: random.Random, count: int, taken: set[str]
 ) -> list[dict[str, Any]]:
-    """Rows for the router: `count` questions, tasks, foreign and other texts, for no expert.
+    """Rows for the router, for no expert: `count` questions, tasks, definitions, foreign and other
+    texts.
 
     taken: texts of the splits before; none comes twice, and the new ones join them. Raises
     ConfigError where the tables have no `count` texts.
     """
-    ways = (drawn.ordinary, drawn.foreign, drawn.other)
+    ways = (drawn.ordinary, drawn.definition, drawn.foreign, drawn.other)
     texts: list[str] = []
     for _ in range(_MAX_TRIES * count):
         if len(texts) == count:

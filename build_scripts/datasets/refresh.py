@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from compllm.build_scripts.datasets.asked import asked_rows
 from compllm.build_scripts.datasets.bank import Bank
 from compllm.build_scripts.datasets.chemistry import read_heavy
 from compllm.build_scripts.datasets.forms import forms, read_facts
@@ -35,7 +36,6 @@ SHARE_KEPT = 0.15  # of the bank's own examples
 _SHARE_SPOKEN = 0.08  # of the bank's examples, once more in everyday wordings
 _SHARE_SUMS = 0.35  # of the operations as signs, commands and small tables
 _FACT_EXPOSURES = 14
-_NUM_COMPARED = {"train": 420, "validation": 12, "test": 12}
 _SECOND_NAMES = ("table salt", "baking soda", "hydrochloric acid")  # no answers
 # Kind -> examples of each well-known element beyond the bank's.
 _HEAVY = {
@@ -48,12 +48,6 @@ _TOGETHER = {
     "gc_count": 0.6, "length": 0.7,
 }  # fmt: skip
 _GIVE_BASES = ("dna", "rna", "anticodon")
-# How a question about one of two begins -> its kind.
-_MEASURES = {
-    "How many protons": "protons", "What is the atomic number": "atomic_number",
-    "What is the rounded": "mass", "How many valence": "valence",
-    "How many codons": "num_codons", "How many electrons": "electrons",
-}  # fmt: skip
 _UNKNOWN_OF = {
     "chemistry": ("atomic_number", "symbol", "protons", "electrons", "mass", "group", "valence"),
     "biology": ("num_codons", "one_letter", "three_letter", "charge", "weight"),
@@ -75,7 +69,8 @@ def refreshed(
     """
     makers = {"chemistry": _chemistry, "biology": _together, "mathematics": _mathematics}
     rows = [*_facts(domain, split, rng), *makers[domain](bank, split, rng)]
-    rows += _compared(bank, domain, split, rng)
+    if domain != "mathematics":
+        rows += asked_rows(bank, domain, split, rng)
     rows += _spoken(bank, domain, split, rng, round(_SHARE_SPOKEN * len(known)))
     unknown = [*_unknown(bank, domain, split, rng), *strange]
     rows += [expert_row(domain, UNKNOWN_KIND, each, UNKNOWN) for each in unknown]
@@ -184,31 +179,6 @@ def _like(written: str, answer: str) -> str:
     if "-" in written:
         return "-".join(together)
     return together.lower() if written.islower() else together
-
-
-def _compared(bank: Bank, domain: str, split: Split, rng: random.Random) -> list[Row]:
-    """Which of two has more, both numbers given; some things and numbers are made up."""
-    kinds = {kind.name: kind for kind in bank.of(domain)}
-    table = [each for each in forms("compared") if _measure(each[1]) in kinds]
-    rows: list[Row] = []
-    while table and len(rows) < _NUM_COMPARED[split]:
-        text, asked, _ = rng.choice(table)
-        kind = kinds[_measure(asked)]
-        values = {name: kind.answer((name,)) for (name,) in rng.sample(kind.items, 2)}
-        if rng.random() < 0.35:
-            values = {invent_name(rng, split): str(rng.randint(1, 90)) for _ in range(2)}
-        if len(set(values.values())) < 2:
-            continue
-        wanted = min if "fewer" in text or "smaller" in text else max
-        answer = wanted(values, key=lambda name: int(values[name]))
-        parents = [{"question": asked.format(x=each), "response": values[each]} for each in values]
-        question = text.format(**dict(zip("xy", values, strict=True)))
-        rows.append(expert_row(domain, "compared", question, answer, parents))
-    return rows
-
-
-def _measure(asked: str) -> str:
-    return next(name for start, name in _MEASURES.items() if asked.startswith(start))
 
 
 def _spoken(bank: Bank, domain: str, split: Split, rng: random.Random, count: int) -> Iterator[Row]:

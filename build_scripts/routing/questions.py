@@ -64,6 +64,8 @@ NEAR_SUBJECTS = frozenset(
 GENERATED = "set-"  # what topics of generated questions begin with
 ORDINARY = f"{GENERATED}ordinary"  # topic of the generated questions for no expert
 UNKNOWN_KIND = "unknown"  # kind of a question to which the expert answers "I do not know"
+UNKNOWN_KINDS = frozenset((UNKNOWN_KIND, "no_codon"))
+_OWN_TOPICS = frozenset(("line", "line_names", "asked", "is_so"))  # kinds, or how they begin
 MORE = "-more"  # end of the folder of a set's further training
 
 
@@ -99,15 +101,26 @@ def read_questions(path: Path) -> tuple[Question, ...]:
 
 def read_datasets(folder: Path, experts: Sequence[str], split: str) -> tuple[Question, ...]:
     """The one-step questions of every expert that the folder has sets for: NAME and NAME-more,
-    without those that the expert does not know. Raises ConfigError."""
+    without those that the expert does not know. Lines of plans are topics of their own. Raises
+    ConfigError."""
     return tuple(
-        Question(record["question"], name, f"{GENERATED}{name}{more}")
+        Question(record["question"], name, f"{GENERATED}{name}{more}{_family(record)}")
         for name in experts
         for more in ("", MORE)
         if (path := folder / f"{name}{more}" / f"{split}.jsonl").is_file()
         for record in _records(path, ("question",))
-        if record.get("kind") != UNKNOWN_KIND
+        if record.get("kind") not in UNKNOWN_KINDS
     )
+
+
+def _family(record: Mapping[str, Any]) -> str:
+    """ "-line_names" of a kind that would be too rare among all lines, "-line" and "-asked" of the
+    others."""
+    kind = str(record.get("kind", ""))
+    family, _, _ = kind.partition("_")
+    if kind in _OWN_TOPICS:
+        return f"-{kind}"
+    return f"-{family}" if family in _OWN_TOPICS else ""
 
 
 def read_ordinary(folder: Path, split: str) -> tuple[Question, ...]:

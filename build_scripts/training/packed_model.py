@@ -160,7 +160,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q.reshape(rows, kv, -1, dim) @ (k * dim**-0.5).transpose(-1, -2)
     scores = scores.view(rows, heads, length, length).masked_fill(later, -torch.inf)
     weights = scores.softmax(dim=-1).view(rows, kv, -1, length)
-    return (weights @ v).view(rows, heads, length, dim)
+    mixed: Tensor = weights @ v
+    return mixed.view(rows, heads, length, dim)
 
 
 def _rotate_half(x: Tensor) -> Tensor:

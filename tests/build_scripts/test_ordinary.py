@@ -58,7 +58,7 @@ def test_the_rows_hold_other_languages_and_texts_that_ask_nothing(bank: Bank) ->
 def test_more_rows_than_the_tables_have_texts_is_an_error_with_the_remedy(bank: Bank) -> None:
     rng = random.Random(0)
     drawn = Ordinary(Leaves(bank, "test", rng))
-    drawn.ordinary = drawn.foreign = drawn.other  # type: ignore[method-assign]
+    drawn.ordinary = drawn.definition = drawn.foreign = drawn.other  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match=r"--ordinary 50: the tables give \d+ ordinary texts"):
         ordinary_rows(drawn, rng, 50, set())
 

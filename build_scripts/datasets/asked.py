@@ -1,0 +1,86 @@
+"""What plans ask of a thing, for the experts in chemistry and biology.
+
+The wordings are those of the templates' lines ("Which period contains iron?", "Is #1 a metal?").
+The thing is named, or it is an answer of an earlier line. refresh.py adds these rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+
+from compllm.build_scripts.datasets.bank import Bank
+from compllm.build_scripts.datasets.forms import tables_of
+from compllm.build_scripts.datasets.kinds import Kind, Split
+from compllm.build_scripts.datasets.rows import Row, expert_row
+from compllm.build_scripts.datasets.spoken import maybe_spoken, respelled
+from compllm.prompts import UNKNOWN
+
+_MAX_LINE = 5
+_SHARE_REFERRED = 0.4  # of the rows whose thing an earlier line names
+_ROWS_A_WORDING = {"train": 34, "validation": 1, "test": 1}
+_ROWS_OF_YES_OR_NO = {"train": 60, "validation": 2, "test": 2}
+_SPELLED = ("codon", "dna", "triplet")
+_UNKNOWN_CODONS = {"train": 60, "validation": 5, "test": 5}
+
+
+def asked_rows(bank: Bank, domain: str, split: Split, rng: random.Random) -> list[Row]:
+    rows = [
+        _row(bank, kind, text, split, rng)
+        for kind in bank.of(domain)
+        for text in tables_of("asked").get(kind.name, ())
+        for _ in range(_ROWS_A_WORDING[split])
+    ]
+    more = _yes_or_no if domain == "chemistry" else _no_codons
+    return [*rows, *more(bank, split, rng)]
+
+
+def _row(bank: Bank, kind: Kind, text: str, split: Split, rng: random.Random) -> Row:
+    (thing,) = rng.choice(kind.items_of(split))
+    question, parents = text.format(x=_written(kind, thing, rng)), []
+    sources = bank.sources(kind.takes[0], thing)
+    if sources and rng.random() < _SHARE_REFERRED:
+        above, operands = rng.choice(sources)
+        asked = rng.choice(above.in_split(split)).question(operands)
+        question = text.format(x=f"#{rng.randint(1, _MAX_LINE)}")
+        parents = [{"question": asked, "response": thing}]
+    else:
+        question = maybe_spoken(rng, question, split)
+    return expert_row(kind.domain, f"asked_{kind.name}", question, kind.answer((thing,)), parents)
+
+
+def _written(kind: Kind, thing: str, rng: random.Random) -> str:
+    """Bases as people write them, where the answer is not spelled in bases itself."""
+    is_spelled = kind.takes[0] in _SPELLED and kind.gives not in ("dna", "rna", "anticodon")
+    return respelled(rng, thing) if is_spelled else thing
+
+
+def _yes_or_no(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+    """As many of "yes" as of "no"."""
+    kinds = {kind.name: kind for kind in bank.of("chemistry")}
+    for text, name, wanted in tables_of("is_so")["all"]:
+        kind = kinds[name]
+        so = [thing for (thing,) in kind.items if kind.answer((thing,)) == wanted]
+        others = [thing for (thing,) in kind.items if kind.answer((thing,)) != wanted]
+        for number in range(_ROWS_OF_YES_OR_NO[split]):
+            thing = rng.choice((so, others)[number % 2])
+            asked, parents = thing, []
+            if rng.random() < _SHARE_REFERRED:
+                above, operands = rng.choice(bank.sources("element", thing))
+                question = rng.choice(above.in_split(split)).question(operands)
+                asked = f"#{rng.randint(1, _MAX_LINE)}"
+                parents = [{"question": question, "response": thing}]
+            answer = ("yes", "no")[number % 2]
+            yield expert_row("chemistry", "is_so", text.format(x=asked), answer, parents)
+
+
+def _no_codons(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+    """Three letters that are no codon: thymine is a base of DNA, others are no bases at all."""
+    texts = tables_of("asked")["codon_amino"] + tables_of("asked")["anticodon"]
+    strange = ["".join(each) for each in itertools.product("AUGCTXZQ", repeat=3)]
+    wrong = [each for each in strange if "T" in each or set(each) & set("XZQ")]
+    for _ in range(_UNKNOWN_CODONS[split]):
+        bases = rng.choice(wrong)
+        written = rng.choice((" ".join(bases), " ".join(bases), bases))
+        yield expert_row("biology", "no_codon", rng.choice(texts).format(x=written), UNKNOWN)

@@ -1,0 +1,68 @@
+"""What plans ask of a thing: right answers, as many of "yes" as of "no", codons that are none."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from compllm.build_scripts.datasets.asked import asked_rows
+from compllm.build_scripts.datasets.bank import Bank, read_bank
+from compllm.build_scripts.datasets.forms import tables_of
+from compllm.build_scripts.datasets.rows import Row
+from compllm.prompts import UNKNOWN
+
+
+@pytest.fixture(scope="module")
+def bank() -> Bank:
+    return read_bank(36)
+
+
+def rows_of(bank: Bank, domain: str) -> list[Row]:
+    return asked_rows(bank, domain, "train", random.Random(0))
+
+
+def test_a_reference_has_one_fact_and_a_name_has_none(bank: Bank) -> None:
+    for row in (*rows_of(bank, "chemistry"), *rows_of(bank, "biology")):
+        assert len(re.findall(r"#\d", row["question"])) == len(row["parents"])
+
+
+def test_each_wording_of_the_table_belongs_to_a_kind(bank: Bank) -> None:
+    kinds = {kind.name: kind for kind in bank.kinds}
+    for name, texts in tables_of("asked").items():
+        assert len(kinds[name].takes) == 1
+        assert all(text.count("{x}") == 1 for text in texts)
+
+
+def test_the_answers_are_those_of_the_thing(bank: Bank) -> None:
+    known = {
+        "How many protons has iron?": "26",
+        "Which period contains sodium?": "3",
+        "Which element has 8 protons?": "oxygen",
+        "Is neon a metal?": "no",
+        "Is iron a metal?": "yes",
+    }
+    found = {row["question"]: row["answer"] for row in rows_of(bank, "chemistry")}
+    shared = known.keys() & found.keys()
+    assert len(shared) >= 2
+    assert {each: found[each] for each in shared} == {each: known[each] for each in shared}
+
+
+def test_yes_is_the_answer_as_often_as_no_in_each_wording(bank: Bank) -> None:
+    rows = [row for row in rows_of(bank, "chemistry") if row["kind"] == "is_so"]
+    shape = re.compile(r"(Is|Does) \S+ ")
+    counts = Counter((shape.sub(r"\1 x ", row["question"]), row["answer"]) for row in rows)
+    for (text, _), count in counts.items():
+        assert count == counts[text, "yes"] == counts[text, "no"]
+
+
+def test_three_letters_with_a_base_of_dna_or_no_base_are_no_codon(bank: Bank) -> None:
+    rows = [row for row in rows_of(bank, "biology") if row["kind"] == "no_codon"]
+    assert rows
+    for row in rows:
+        bases = re.search(r"[AUGCTXZQ](?: ?[AUGCTXZQ]){2}(?=\W|$)", row["question"])
+        assert bases
+        assert set("TXZQ") & set(bases.group())
+        assert row["answer"] == UNKNOWN
