@@ -1,5 +1,7 @@
 import asyncio
 
+import pytest
+
 from compllm.decompose import Generator, decompose
 from compllm.errors import BackendUnavailable
 from compllm.plan import PlanLimits
@@ -60,6 +62,25 @@ async def test_a_bad_plan_becomes_the_one_node_plan_with_the_reason() -> None:
 async def test_more_nodes_than_allowed_become_the_one_node_plan() -> None:
     items = await run(Reply("".join(f"{node} | Why {node}?\n" for node in range(1, 9))))
     check_fallback(items, "more than 4 sub-queries")
+
+
+@pytest.mark.parametrize("pieces", [("4 | D?\n5",), ("4 | D?", "\n", "5")])
+async def test_a_line_more_that_is_only_begun_marks_the_plan_as_cut(
+    pieces: tuple[str, ...],
+) -> None:
+    """The rest of a long list was left out without a word."""
+    plan = (await run(Reply(("1 | A?\n2 | B?\n3 | C?\n", *pieces))))[-1]
+    assert isinstance(plan, Plan)
+    assert [line.text for line in plan.sub_queries] == ["A?", "B?", "C?", "D?"]
+    assert plan.is_cut
+    assert not plan.is_fallback
+    assert GENERATOR.limits.max_nodes == 4
+
+
+async def test_a_plan_of_as_many_lines_as_allowed_is_whole() -> None:
+    plan = (await run(Reply("1 | A?\n2 | B?\n3 | C?\n4 | D?")))[-1]
+    assert isinstance(plan, Plan)
+    assert not plan.is_cut
 
 
 async def test_an_empty_plan_becomes_the_one_node_plan() -> None:

@@ -221,6 +221,20 @@ def test_a_trained_generator_may_write_other_lines_than_questions(
     assert bool(re.fullmatch(guide, text)) is is_allowed
 
 
+@pytest.mark.parametrize(
+    ("text", "is_allowed"),
+    [
+        ("1 | a b?\n2 | c d?", True),
+        ("1 | a b?\n2 | c d?\n3", True),
+        ("1 | a b?\n2 | c d?\n", False),
+        ("1 | a b?\n2 | c d?\n3 | e f?", False),
+        ("1 | a b?\n3", False),
+    ],
+)
+def test_the_guide_lets_a_generator_say_that_it_has_more(text: str, is_allowed: bool) -> None:
+    assert bool(re.fullmatch(plan_guide(2, marks_cut=True).text, text)) is is_allowed
+
+
 def test_the_guide_compiles_quickly_where_it_is_used() -> None:
     llguidance = pytest.importorskip("llguidance")
     for max_nodes in (1, 5, 16):

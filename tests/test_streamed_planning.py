@@ -20,7 +20,16 @@ from path_parts import node_reply, plan_reply
 from compllm.errors import BackendUnavailable
 from compllm.pipeline import CompLLM
 from compllm.testing import Reply, ScriptedBackend
-from compllm.types import Answer, AnswerFinished, Event, NodeFinished, NodeStarted, Query
+from compllm.trace import answer_to_dict
+from compllm.types import (
+    Answer,
+    AnswerFinished,
+    Event,
+    NodeFinished,
+    NodeStarted,
+    PlanFinished,
+    Query,
+)
 
 QUERY = "Iron plus neon?"
 
@@ -255,3 +264,18 @@ async def _check(steps: list[str], ending: str, num_lines: int) -> None:
     assert answer.plan.is_fallback == (ending != "well")
     assert backend.num_running == 0
     assert story.llm.admission.is_idle
+
+
+async def test_a_list_longer_than_the_limit_is_answered_and_marked() -> None:
+    backend = ScriptedBackend(
+        plan_reply("1 | iron?\n", "2 | neon?\n", "3"),
+        node_reply("iron?", "26"),
+        node_reply("neon?", "10"),
+    )
+    overrides = {"generator__max_nodes": 2, "compose__policy": "never"}
+    story = Story(make_llm(backend, **overrides))
+    answer = await story.tell()
+    assert answer.text == "iron? 26\nneon? 10"
+    assert answer.plan.is_cut
+    assert any(isinstance(event, PlanFinished) and event.plan.is_cut for event in story.events)
+    assert "generator.max_nodes = 2" in answer_to_dict(answer)["warning"]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 from compllm.plan import parse_plan
 from compllm.trace import answer_to_dict, plan_to_dict
@@ -97,3 +98,13 @@ def test_a_printed_plan_reads_back() -> None:
 
 def test_a_plan_names_its_experts_where_they_are_known() -> None:
     assert plan_to_dict(PLAN, (ROUTE, ROUTE))["experts"] == ["chemistry", "chemistry"]
+
+
+def test_a_plan_that_was_cut_is_warned_of() -> None:
+    cut = replace(PLAN, is_cut=True)
+    said = "the question has more parts than generator.max_nodes = 2; the rest was left out"
+    value = answer_to_dict(replace(ANSWER, plan=cut))
+    assert value["warning"] == said  # it stands in the `stats_json` of comp_llm too
+    assert (value["plan"]["is_cut"], value["plan"]["warning"]) == (True, said)
+    assert "warning" not in answer_to_dict(ANSWER)
+    assert "is_cut" not in plan_to_dict(PLAN)

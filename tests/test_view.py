@@ -203,3 +203,25 @@ def test_footer_says_why_an_answer_is_partial() -> None:
     assert footer(answer(is_partial=True, error="the deadline of 2 s is over")).endswith(
         "partial answer: the deadline of 2 s is over"
     )
+
+
+def test_the_confidence_of_a_withheld_answer_is_named_so() -> None:
+    """'confidence 98%' below 'I do not know' read as if that were sure."""
+    said = footer(answer("I do not know", confidence=0.98, is_low_confidence=True)).splitlines()[-1]
+    assert said == (
+        "an answer was found but withheld: the withheld answer's confidence is 98%, below the "
+        "threshold"
+    )
+    said = footer(answer("I do not know.", confidence=0.0, is_low_confidence=True)).splitlines()[-1]
+    assert said == "no answer was found"
+    assert footer(answer(confidence=0.98)).endswith("\nconfidence 98%")
+
+
+def test_a_plan_that_leaves_parts_out_says_so() -> None:
+    cut = Plan((IRON, HEART, SUM), is_cut=True)
+    warning = "the question has more parts than generator.max_nodes = 3; the rest was left out"
+    assert footer(answer(plan=cut)).endswith(f"\nwarning: {warning}")
+    assert describe(PlanFinished(cut)) == f"plan     3 sub-queries (warning: {warning})"
+    words = drawn([*planned(IRON, HEART, SUM), PlanFinished(cut)]).split()
+    assert warning in " ".join(words)
+    assert "warning" not in footer(answer())

@@ -282,6 +282,7 @@ def make_plan(
     With --plan, check and draw a plan file instead; that needs no server. With --questions, plan a
     file of them: its lines come out with "steps", "parents" (from 0) and "is_fallback".
     """
+    from compllm.plan import cut_warning
     from compllm.types import Query
 
     if format is PlanFormat.png and output is None and sys.stdout.isatty():
@@ -304,6 +305,8 @@ def make_plan(
     write(_render(made, routes, format, settings), output)
     if made.is_fallback:
         say(f"the generator's plan was unusable, this is the fall-back: {made.reason}")
+    if warning := cut_warning(made):
+        say(f"warning: {warning}")
 
 
 async def _plan(query: Query, settings: Config) -> tuple[Plan, tuple[Route, ...]]:

@@ -38,7 +38,7 @@ class Generator:
             SamplingParams(max_tokens=self.max_tokens),
             self.model,
             self.adapter_id,
-            plan_guide(self.limits.max_nodes, is_question_only=not is_trained)
+            plan_guide(self.limits.max_nodes, is_question_only=not is_trained, marks_cut=True)
             if self.is_guided
             else None,
             is_streamed=True,
@@ -65,7 +65,7 @@ async def decompose(
                     break  # small generators loop: a line said again ends the plan
                 sub_queries.append(line)
                 yield line
-        plan = Plan(tuple(sub_queries), log_probs=tuple(log_probs))
+        plan = Plan(tuple(sub_queries), is_cut=parser.is_cut, log_probs=tuple(log_probs))
     except TimeoutError:
         reason = f"the generator did not finish within {generator.timeout_s:g} s"
         plan = fallback_plan(query.text, reason)

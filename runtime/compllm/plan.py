@@ -49,6 +49,7 @@ class PlanParser:
     """
 
     def __init__(self, limits: PlanLimits | None = None) -> None:
+        self.is_cut = False  # after `finish`: a line more was begun than the limits allow
         self._limits = limits or PlanLimits()
         self._rest = ""
         self._depths: dict[int, int] = {}  # id -> nodes on the longest path that ends there
@@ -72,7 +73,9 @@ class PlanParser:
         Raises PlanError when there was none at all.
         """
         line, self._rest = self._rest, ""
-        yield from self._take(line)
+        self.is_cut = line == str(self._limits.max_nodes + 1)
+        if not self.is_cut:
+            yield from self._take(line)
         if not self._sub_queries:
             raise PlanError("the plan is empty: expected lines such as '1 | What is ...?'")
 
@@ -145,6 +148,14 @@ def direct_plan(query: str) -> Plan:
     return Plan((SubQuery(1, query),), is_direct=True)
 
 
+def cut_warning(plan: Plan) -> str | None:
+    """What is to be said of a plan that leaves out parts of its question."""
+    if not plan.is_cut:
+        return None
+    limit = f"generator.max_nodes = {len(plan.sub_queries)}"
+    return f"the question has more parts than {limit}; the rest was left out"
+
+
 def format_line(sub_query: SubQuery) -> str:
     parents = f" <{','.join(map(str, sub_query.parents))}>" if sub_query.parents else ""
     return f"{sub_query.id}{parents} | {sub_query.text}"
@@ -171,7 +182,11 @@ def plan_depth(sub_queries: Iterable[SubQuery]) -> int:
 
 
 def plan_guide(
-    max_nodes: int, *, max_text_chars: int = 160, is_question_only: bool = True
+    max_nodes: int,
+    *,
+    max_text_chars: int = 160,
+    is_question_only: bool = True,
+    marks_cut: bool = False,
 ) -> Guide:
     """A regex that keeps a generator inside the grammar: at most `max_nodes` sub-queries, in order,
     with rising parents. It cannot write a plan that PlanParser refuses, except by depth.
@@ -179,6 +194,9 @@ def plan_guide(
     is_question_only: a text ends at its first question mark, which keeps a model that was only
     shown examples from rambling. A trained one ends its lines itself, and may write commands
     ("return the flights of #1") as human decompositions do.
+
+    marks_cut: a generator that is not done after `max_nodes` lines writes the id of the next one,
+    and nothing after it; PlanParser reads that as `is_cut`.
     """
     body = rf"[^\n?|<>]{{1,{max_text_chars}}}\?"
     first = r"[^\s?|<>]"
@@ -186,7 +204,7 @@ def plan_guide(
         body, first = rf"[^\n|<>]{{0,{max_text_chars}}}", r"[^\s|<>]"
     # Without parents no `#k` either: the model would ask about a response that it is not shown.
     alone, below = rf"\| {first}{body}".replace("<>", "<>#"), rf"\| {first}{body}"
-    guide = ""
+    guide = rf"(\n{max_nodes + 1})?" if marks_cut else ""
     for node_id in range(max_nodes, 0, -1):
         line = f"{node_id} {alone}"
         if node_id > 1:

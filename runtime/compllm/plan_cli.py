@@ -102,6 +102,7 @@ async def _plan(llm: CompLLM, question: Question) -> Record:
         "steps": [sub_query.text for sub_query in plan.sub_queries],
         "parents": [[parent - 1 for parent in s.parents] for s in plan.sub_queries],
         "is_fallback": plan.is_fallback,
+        **({"is_cut": True} if plan.is_cut else {}),
     }
 
 

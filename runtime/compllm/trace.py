@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from compllm.plan import format_line, plan_depth
+from compllm.plan import cut_warning, format_line, plan_depth
 from compllm.types import Answer, NodeResult, Plan, Route, SubQuery
 
 
@@ -19,6 +19,7 @@ def answer_to_dict(answer: Answer) -> dict[str, Any]:
         "finish_reason": answer.finish_reason,
         "confidence": None if answer.confidence is None else round(answer.confidence, 4),
         "is_low_confidence": answer.is_low_confidence,
+        **({"warning": cut_warning(plan)} if plan.is_cut else {}),
         **({"is_partial": True, "error": answer.error} if answer.is_partial else {}),
         "plan": plan_to_dict(plan),
         "nodes": [
@@ -50,6 +51,7 @@ def plan_to_dict(plan: Plan, routes: Sequence[Route] = ()) -> dict[str, Any]:
         "depth": plan_depth(plan.sub_queries),
         "is_fallback": plan.is_fallback,
         **({"fallback_reason": plan.reason} if plan.is_fallback else {}),
+        **({"is_cut": True, "warning": cut_warning(plan)} if plan.is_cut else {}),
         **({"is_direct": True} if plan.is_direct else {}),
         **({"reason": plan.reason} if plan.is_direct and plan.reason else {}),
         "lines": [format_line(sub_query) for sub_query in plan.sub_queries],

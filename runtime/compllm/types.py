@@ -132,6 +132,7 @@ class Plan:
     is_fallback: bool = False  # the generator's plan was unusable: one node, the query itself
     reason: str = ""  # why it fell back
     is_direct: bool = False  # nobody planned: the gate sent the query straight to one expert
+    is_cut: bool = False  # the generator had more to write than generator.max_nodes allows
     # Of the tokens that the generator wrote, as in NodeResult.
     log_probs: tuple[float, ...] = field(default=(), compare=False)
 
@@ -150,8 +151,9 @@ class Answer:
     is_partial: bool = False  # a node failed, or the deadline cut it short
     error: str | None = None
     finish_reason: FinishReason = "stop"  # of the text: 'error' where it is partial
-    # Calibrated probability that what the text states is right (confidence.py); None where the
-    # catalogue has no calibration, or the engine no log-probabilities.
+    # Calibrated probability that what the text states is right (confidence.py); where the text is
+    # "I do not know", that of the withheld answer. None where the catalogue has no calibration, or
+    # the engine no log-probabilities.
     confidence: float | None = None
     is_low_confidence: bool = False  # below answer.min_confidence, or parts were not given
 

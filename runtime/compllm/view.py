@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compllm.confidence import is_unknown
+from compllm.plan import cut_warning
 from compllm.plural import counted
 from compllm.types import (
     Answer,
@@ -104,7 +105,9 @@ class GraphView:
                 for id, sub_query in planned.items():
                     self._rows.setdefault(id, _Row(sub_query))
                     self._mark_ready(id)
-                self._plan_note = f"fall-back: {plan.reason}" if plan.is_fallback else ""
+                self._plan_note = (
+                    f"fall-back: {plan.reason}" if plan.is_fallback else cut_warning(plan) or ""
+                )
             case NodeStarted(id, expert, at_s):
                 if row := self._rows.get(id):
                     row.status, row.expert, row.start_s = "running", expert, at_s
@@ -212,6 +215,7 @@ def describe(event: Event) -> str | None:
             )
         case PlanFinished(plan):
             note = f" (fall-back: {printable(plan.reason)})" if plan.is_fallback else ""
+            note += f" (warning: {warning})" if (warning := cut_warning(plan)) else ""
             return f"plan     {counted(len(plan.sub_queries), 'sub-query')}{note}"
         case NodeStarted(id, expert, at_s):
             return f"started  {id} on {expert} at {at_s:.2f} s"
@@ -237,6 +241,8 @@ def footer(answer: Answer) -> str:
     )
     if answer.confidence is not None:
         line += f"\n{_confidence(answer, answer.confidence)}"
+    if warning := cut_warning(answer.plan):
+        line += f"\nwarning: {warning}"
     if answer.is_partial:
         line += f"\npartial answer: {printable(answer.error or 'a node failed')}"
     return line
@@ -244,7 +250,12 @@ def footer(answer: Answer) -> str:
 
 def _confidence(answer: Answer, confidence: float) -> str:
     if is_unknown(answer.text):
-        return f"the response found is not given: its confidence is {confidence:.0%}"
+        if confidence == 0:  # a model said so itself
+            return "no answer was found"
+        return (
+            "an answer was found but withheld: the withheld answer's confidence is "
+            f"{confidence:.0%}, below the threshold"
+        )
     return f"{'low ' if answer.is_low_confidence else ''}confidence {confidence:.0%}"
 
 
