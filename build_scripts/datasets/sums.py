@@ -1,6 +1,7 @@
 """Further training of the expert in mathematics: operations as signs, as commands, small tables.
 
 Small numbers are asked as people write them ("81 / 9", "sqrt(81)"), some as `#k` with a parent.
+operations.py asks every pair of small numbers and what else lines.py does not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from compllm.build_scripts.datasets.bank import Bank
 from compllm.build_scripts.datasets.forms import forms, tables_of
 from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Kind, Operands, Split
+from compllm.build_scripts.datasets.operations import operation_rows
 from compllm.build_scripts.datasets.rows import Row, expert_row
 from compllm.build_scripts.datasets.spoken import maybe_spoken
 
@@ -30,6 +32,7 @@ _REFERRED = (
     "equal",
     "difference",
 )  # tables that are asked of a line before, too
+_BY_PAIRS = ("addition", "subtraction")  # operations.py asks each pair
 _SHARE_HELD = 0.15  # of a table's items, in validation and test
 
 
@@ -45,9 +48,11 @@ class Table:
 
 def more_sums(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
     kinds = {kind.name: kind for kind in bank.of("mathematics")}
-    rows = []
-    for label, share, fewest in (("signs", 0.3, 220), ("commands", 0.4, 150)):
+    rows = operation_rows(bank, split, rng)
+    for label, share, fewest in (("signs", 0.15, 110), ("commands", 0.1, 60)):
         for name, texts in tables_of(label).items():
+            if name in _BY_PAIRS:
+                continue
             num_items = len(kinds[name].items_of(split))
             count = max(round(share * num_items), fewest) if split == "train" else 4
             rows += [_written(kinds[name], label, texts, split, rng) for _ in range(count)]
@@ -75,15 +80,15 @@ def small_tables() -> tuple[Table, ...]:
     divided = [(x * y, y) for x in range(1, 13) for y in range(2, 13)]
     remainders = [(x, y) for x in range(3, 31) for y in (3, 4, 5)]
     return (
-        Table("division", divided, lambda x, y: str(x // y), 4),
-        Table("root", [(x * x,) for x in range(1, 13)], lambda x: str(math.isqrt(x)), 26),
-        Table("prime", [(x,) for x in range(2, 61)], lambda x: "yes" if isprime(x) else "no", 6),
+        Table("division", divided, lambda x, y: str(x // y), 2),
+        Table("root", [(x * x,) for x in range(1, 13)], lambda x: str(math.isqrt(x)), 8),
+        Table("prime", [(x,) for x in range(2, 61)], lambda x: "yes" if isprime(x) else "no", 2),
         Table("factor", _FACTORS, lambda x, y: str(math.gcd(x, y)), 8),
-        Table("remainder_small", remainders, lambda x, y: str(x % y), 3),
-        Table("odd", [(x,) for x in range(1, 101)], lambda x: "yes" if x % 2 else "no", 4),
-        Table("triple", [(x,) for x in range(1, 21)], lambda x: str(3 * x), 8),
-        Table("equal", _equal_or_not(), lambda x, y: "yes" if x == y else "no", 4),
-        Table("difference", _apart(), lambda x, y: str(abs(x - y)), 2),
+        Table("remainder_small", remainders, lambda x, y: str(x % y), 1),
+        Table("odd", [(x,) for x in range(1, 101)], lambda x: "yes" if x % 2 else "no", 1),
+        Table("triple", [(x,) for x in range(1, 21)], lambda x: str(3 * x), 3),
+        Table("equal", _equal_or_not(), lambda x, y: "yes" if x == y else "no", 1),
+        Table("difference", _apart(), lambda x, y: str(abs(x - y)), 1),
     )
 
 
