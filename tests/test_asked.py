@@ -44,3 +44,34 @@ def test_a_step_that_is_only_named_is_not(query: str) -> None:
 
 def test_leaves_are_asked_whatever_the_query_says() -> None:
     assert ids("Both, please.", NUMBER, SubQuery(2, "What is neon?")) == (1, 2)
+
+
+AMINO = SubQuery(1, "Which amino acid does CGA encode?")
+CODONS = SubQuery(2, "How many codons does #1 have?", (1,))
+MORE = SubQuery(3, "Is #2 greater than 4?", (2,))
+
+
+@pytest.mark.parametrize("it", ["it", "that amino acid", "the amino acid"])
+def test_a_step_about_an_answer_is_asked_where_the_query_has_a_pronoun(it: str) -> None:
+    """ "How many codons does it have" was left out: its line says `#1`."""
+    query = (
+        f"Which amino acid does CGA encode, how many codons does {it} have, and is that above 4?"
+    )
+    assert ids(query, AMINO, CODONS, MORE) == (1, 2, 3)
+
+
+def test_its_property_is_asked_and_a_property_on_the_way_is_not() -> None:
+    symbol = SubQuery(1, "Which element has the symbol Cr?")
+    number = SubQuery(2, "What is the atomic number of #1?", (1,))
+    even = SubQuery(3, "Is #2 even?", (2,))
+    asked = "Which element has the symbol Cr, what's its atomic number, and is that number even?"
+    assert ids(asked, symbol, number, even) == (1, 2, 3)
+    assert ids("Is the atomic number of the element Cr even?", symbol, number, even) == (3,)
+
+
+def test_what_a_query_wants_to_be_told_is_asked() -> None:
+    number = SubQuery(1, "What is the atomic number of iron?")
+    even = SubQuery(2, "Is #1 even?", (1,))
+    told = "Tell me the atomic number of iron and whether it is even."
+    assert ids(told, number, even) == (1, 2)
+    assert ids("Find the atomic number of iron and double it.", number, even) == (2,)

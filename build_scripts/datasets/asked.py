@@ -63,6 +63,8 @@ def _yes_or_no(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
         kind = kinds[name]
         so = [thing for (thing,) in kind.items if kind.answer((thing,)) == wanted]
         others = [thing for (thing,) in kind.items if kind.answer((thing,)) != wanted]
+        if not so or not others:
+            continue  # a small bank: no element of its own is liquid
         for number in range(_ROWS_OF_YES_OR_NO[split]):
             thing = rng.choice((so, others)[number % 2])
             asked, parents = thing, []

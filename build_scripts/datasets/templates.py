@@ -15,7 +15,7 @@ from pathlib import Path
 
 from compllm.build_scripts.datasets.leaves import Asked, Leaves, lower, plural, upper
 
-_TABLES = ("plans_steps", "plans_parts", "plans_relations")
+_TABLES = ("plans_single", "plans_steps", "plans_parts", "plans_relations")
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _REFERENCE = re.compile(r"#(\d+)")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}

@@ -24,6 +24,7 @@ SINGLE = "single"  # the generator's questions of one step
 EVERYDAY = "everyday"  # its questions as people ask them, of the folder for further training
 REQUESTS = "requests"  # the labelled requests of people
 _MAX_EACH: dict[Part, int] = {"train": 500, "validation": 200, "test": 200}
+_MAX_EVERYDAY = 1500  # of its questions with a plan: they have the most wordings
 _PART_OF_TEN: tuple[Part, ...] = ("train",) * 6 + ("validation",) * 2 + ("test",) * 2
 
 
@@ -52,8 +53,9 @@ def read_part(
         questions = by_source[source]
         kept = [each for each in questions if _is_kept(each)]
         others = [each for each in questions if not _is_kept(each)]
-        if len(others) > _MAX_EACH[part]:
-            others = rng.sample(others, _MAX_EACH[part])
+        limit = _MAX_EVERYDAY if source == EVERYDAY else _MAX_EACH[part]
+        if len(others) > limit:
+            others = rng.sample(others, limit)
         found |= {question.text: question for question in (*kept, *others)}
     return tuple(found.values())
 

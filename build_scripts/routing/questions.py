@@ -65,7 +65,9 @@ GENERATED = "set-"  # what topics of generated questions begin with
 ORDINARY = f"{GENERATED}ordinary"  # topic of the generated questions for no expert
 UNKNOWN_KIND = "unknown"  # kind of a question to which the expert answers "I do not know"
 UNKNOWN_KINDS = frozenset((UNKNOWN_KIND, "no_codon"))
-_OWN_TOPICS = frozenset(("line", "line_names", "asked", "is_so"))  # kinds, or how they begin
+_OWN_TOPICS = frozenset(  # kinds, or how they begin
+    ("line", "line_names", "asked", "is_so", "fact", "heavy")
+)
 MORE = "-more"  # end of the folder of a set's further training
 
 

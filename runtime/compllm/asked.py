@@ -3,7 +3,9 @@
 The aggregator reads the leaves (the paper's rule). "What is manganese's atomic number, and is that
 number even?" asks for two things, and only the second is a leaf. A step above the leaves counts as
 asked where its own question stands in the query, with its question word; a step that is only named
-("twice the atomic number of manganese") does not. Used between execute and compose.
+("twice the atomic number of manganese") does not. Where a step has `#k`, the query has a pronoun:
+"how many codons does it have" is "How many codons does #1 have?", "what is its period" is "What is
+the period of #1?". Used between execute and compose.
 """
 
 from __future__ import annotations
@@ -19,6 +21,11 @@ _NOT_TEXT = re.compile(r"[^\w#'| -]")
 _ENDS = (" |", " and ")  # what may follow a question that is asked for itself
 _SHORT = (("what's ", "what is "), ("who's ", "who is "), ("where's ", "where is "))
 _MIN_WORDS = 3  # "What is 9?" would stand in too much
+_REFERENCE = re.compile(r"#\d+")
+_PRONOUN = r"(?:it|they|this|that|(?:that|this|the) (?:number|result|answer|element|amino acid))"
+_PROPERTY = re.compile(r"what is the (.+) of #\d+")
+_NAMED = re.compile(r"what is (the .+)")
+_GIVE = r"(?:tell me|give me|name|state|say)"
 
 
 def asked_ids(
@@ -29,11 +36,24 @@ def asked_ids(
     found = set(leaves)
     for line in sub_queries:
         words = _plain(line.text).rstrip("| ")
-        is_question = line.text.rstrip().endswith("?") and "#" not in line.text
-        stands = any(f" {words}{end}" in text for end in _ENDS)
-        if is_question and stands and len(words.split()) > _MIN_WORDS:
+        is_question = line.text.rstrip().endswith("?") and len(words.split()) > _MIN_WORDS
+        if is_question and any(_stands(shape, text) for shape in _shapes(words)):
             found.add(line.id)
     return tuple(sorted(found))
+
+
+def _shapes(words: str) -> list[str]:
+    """Patterns of what the query may say for a line, whose plain words these are."""
+    shapes = [_PRONOUN.join(map(re.escape, _REFERENCE.split(words)))]
+    if match := _PROPERTY.fullmatch(words):
+        shapes.append(rf"what is (?:its|their) {re.escape(match[1])}")
+    elif match := _NAMED.fullmatch(words):
+        shapes.append(f"{_GIVE} {re.escape(match[1])}")
+    return shapes
+
+
+def _stands(shape: str, text: str) -> bool:
+    return any(re.search(f" {shape}{re.escape(end)}", text) for end in _ENDS)
 
 
 def _plain(text: str) -> str:
