@@ -11,7 +11,8 @@ import random
 from collections.abc import Iterator
 
 from compllm.build_scripts.datasets.bank import Bank
-from compllm.build_scripts.datasets.forms import tables_of
+from compllm.build_scripts.datasets.forms import read_facts, tables_of
+from compllm.build_scripts.datasets.heavy import heavy_kinds
 from compllm.build_scripts.datasets.kinds import Kind, Split
 from compllm.build_scripts.datasets.rows import Row, expert_row
 from compllm.build_scripts.datasets.spoken import maybe_spoken, respelled
@@ -20,7 +21,7 @@ from compllm.prompts import UNKNOWN
 _MAX_LINE = 5
 _SHARE_REFERRED = 0.4  # of the rows whose thing an earlier line names
 _ROWS_A_WORDING = {"train": 34, "validation": 1, "test": 1}
-_ROWS_OF_YES_OR_NO = {"train": 60, "validation": 2, "test": 2}
+_ROWS_OF_YES_OR_NO = {"train": 90, "validation": 2, "test": 2}
 _SPELLED = ("codon", "dna", "triplet")
 _UNKNOWN_CODONS = {"train": 60, "validation": 5, "test": 5}
 
@@ -29,11 +30,15 @@ def asked_rows(bank: Bank, domain: str, split: Split, rng: random.Random) -> lis
     rows = [
         _row(bank, kind, text, split, rng)
         for kind in bank.of(domain)
-        for text in tables_of("asked").get(kind.name, ())
+        for text in _wordings(kind)
         for _ in range(_ROWS_A_WORDING[split])
     ]
     more = _yes_or_no if domain == "chemistry" else _no_codons
     return [*rows, *more(bank, split, rng)]
+
+
+def _wordings(kind: Kind) -> list[str]:
+    return [*tables_of("asked").get(kind.name, ()), *read_facts()["asked"].get(kind.name, ())]
 
 
 def _row(bank: Bank, kind: Kind, text: str, split: Split, rng: random.Random) -> Row:
@@ -57,19 +62,25 @@ def _written(kind: Kind, thing: str, rng: random.Random) -> str:
 
 
 def _yes_or_no(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
-    """As many of "yes" as of "no"."""
-    kinds = {kind.name: kind for kind in bank.of("chemistry")}
-    for text, name, wanted in tables_of("is_so")["all"]:
-        kind = kinds[name]
-        so = [thing for (thing,) in kind.items if kind.answer((thing,)) == wanted]
-        others = [thing for (thing,) in kind.items if kind.answer((thing,)) != wanted]
+    """As many of "yes" as of "no", of the bank's elements and the well-known heavy ones."""
+    kinds = [*bank.of("chemistry"), *heavy_kinds(bank)]
+    for text, name, wanted in (*tables_of("is_so")["all"], *read_facts()["is_so"]):
+        found = {
+            thing: kind.answer((thing,))
+            for kind in kinds
+            if kind.name == name
+            for (thing,) in kind.items
+        }
+        so = [thing for thing, answer in found.items() if answer == wanted]
+        others = [thing for thing, answer in found.items() if answer != wanted]
         if not so or not others:
             continue  # a small bank: no element of its own is liquid
         for number in range(_ROWS_OF_YES_OR_NO[split]):
             thing = rng.choice((so, others)[number % 2])
             asked, parents = thing, []
-            if rng.random() < _SHARE_REFERRED:
-                above, operands = rng.choice(bank.sources("element", thing))
+            sources = bank.sources("element", thing)
+            if sources and rng.random() < _SHARE_REFERRED:
+                above, operands = rng.choice(sources)
                 question = rng.choice(above.in_split(split)).question(operands)
                 asked = f"#{rng.randint(1, _MAX_LINE)}"
                 parents = [{"question": question, "response": thing}]

@@ -22,7 +22,8 @@ from compllm.errors import ConfigError
 
 MAX_CHARS = 110  # longer ones are texts of exams, not what people type
 _SLOT = re.compile(r"\{([a-z]+)\}")
-_SHARES = (12, 5, 5, 2)  # of ordinary, defining, foreign and other texts in the router's set
+# Of one and of two ordinary questions, definitions, foreign and other texts in the router's set.
+_SHARES = (10, 3, 8, 6, 2)
 _SHARE_DEFINITIONS = 0.15  # of the generator's ordinary questions
 _MAX_TRIES = 200  # for each text of that set
 _NUM_STRANGE = {"train": 90, "validation": 15, "test": 0}
@@ -139,27 +140,33 @@ class Ordinary:
 def ordinary_rows(
     drawn: Ordinary, rng: random.Random, count: int, taken: set[str]
 ) -> list[dict[str, Any]]:
-    """Rows for the router, for no expert: `count` questions, tasks, definitions, foreign and other
-    texts.
+    """Rows for the router, for no expert: `count` questions, tasks, two questions in one,
+    definitions, foreign and other texts.
 
-    taken: texts of the splits before; none comes twice, and the new ones join them. Raises
-    ConfigError where the tables have no `count` texts.
+    Definitions and foreign texts are topics of their own: each is a class for the router. taken:
+    texts of the splits before; none comes twice, and the new ones join them. Raises ConfigError
+    where the tables have no `count` texts.
     """
-    ways = (drawn.ordinary, drawn.definition, drawn.foreign, drawn.other)
-    texts: list[str] = []
+    ways = (
+        (drawn.ordinary, ORDINARY), (drawn.two, ORDINARY),
+        (drawn.definition, f"{ORDINARY}-definition"), (drawn.foreign, f"{ORDINARY}-foreign"),
+        (drawn.other, ORDINARY),
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
     for _ in range(_MAX_TRIES * count):
-        if len(texts) == count:
+        if len(rows) == count:
             break
-        text = rng.choices(ways, _SHARES)[0]().text
+        draw, topic = rng.choices(ways, _SHARES)[0]
+        text = draw().text
         if text not in taken:
             taken.add(text)
-            texts.append(text)
-    if len(texts) < count:
+            rows.append({"question": text, "expert": None, "topic": topic})
+    if len(rows) < count:
         raise ConfigError(
-            f"--ordinary {count}: the tables give {len(texts)} ordinary texts for one of the "
+            f"--ordinary {count}: the tables give {len(rows)} ordinary texts for one of the "
             "splits; give a smaller number, or more questions with --subjects"
         )
-    return [{"question": text, "expert": None, "topic": ORDINARY} for text in texts]
+    return rows
 
 
 def _is_short(question: Question) -> bool:

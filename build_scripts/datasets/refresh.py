@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from compllm.build_scripts.datasets.asked import asked_rows
 from compllm.build_scripts.datasets.bank import Bank
 from compllm.build_scripts.datasets.chemistry import read_heavy
 from compllm.build_scripts.datasets.forms import forms, read_facts
+from compllm.build_scripts.datasets.heavy import heavy_kinds
 from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Kind, Operands, Split
 from compllm.build_scripts.datasets.lines import line_rows
@@ -27,6 +27,7 @@ from compllm.build_scripts.datasets.spoken import (
     spoken_noun,
     spoken_question,
 )
+from compllm.build_scripts.datasets.strands import like, reverse_complement_rows
 from compllm.build_scripts.datasets.sums import more_sums
 from compllm.build_scripts.datasets.wordings import read_wordings
 from compllm.build_scripts.routing.questions import UNKNOWN_KIND
@@ -124,29 +125,6 @@ def _compound(name: str, formula: str, split: Split, rng: random.Random) -> Iter
             yield expert_row("chemistry", kind, question, answer)
 
 
-def heavy_kinds(bank: Bank) -> list[Kind]:
-    """The bank's kinds over the well-known elements beyond its own."""
-    elements = [each for each in read_heavy() if each.name in read_facts()["heavy"]]
-    pairs: dict[str, list[tuple[str | int, str | int]]] = {
-        "atomic_number": [(e.name, e.number) for e in elements],
-        "symbol": [(e.name, e.symbol) for e in elements],
-        "from_symbol": [(e.symbol, e.name) for e in elements],
-        "from_number": [(e.number, e.name) for e in elements],
-        "protons": [(e.name, e.number) for e in elements],
-        "electrons": [(e.name, e.number) for e in elements],
-        "period": [(e.name, e.period) for e in elements],
-        "state": [(e.name, e.state) for e in elements],
-        "class": [(e.name, e.family) for e in elements],
-    }
-    kinds = []
-    for kind in bank.of("chemistry"):
-        if kind.name in pairs:
-            table = {str(asked): str(answer) for asked, answer in pairs[kind.name]}
-            items = tuple((asked,) for asked in table)
-            kinds.append(replace(kind, items=items, solve=table.__getitem__))
-    return kinds
-
-
 def _together(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
     """Codons and strands written together; a strand is answered as it is asked."""
     rows = []
@@ -159,7 +137,7 @@ def _together(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
         for _ in range(count):
             order = order or rng.sample(items, len(items))
             rows.append(_as_written(kind, order.pop(), split, rng))
-    return rows
+    return [*rows, *reverse_complement_rows(bank, split, rng)]
 
 
 def _as_written(kind: Kind, operands: Operands, split: Split, rng: random.Random) -> Row:
@@ -169,16 +147,8 @@ def _as_written(kind: Kind, operands: Operands, split: Split, rng: random.Random
     written = respelled(rng, bases, weights)
     row["question"] = row["question"].replace(bases, written)
     if kind.gives in _GIVE_BASES:
-        row["answer"] = _like(written, row["answer"])
+        row["answer"] = like(written, row["answer"])
     return row
-
-
-def _like(written: str, answer: str) -> str:
-    """The bases of the answer as those of the question are written."""
-    together = answer.replace(" ", "")
-    if "-" in written:
-        return "-".join(together)
-    return together.lower() if written.islower() else together
 
 
 def _spoken(bank: Bank, domain: str, split: Split, rng: random.Random, count: int) -> Iterator[Row]:

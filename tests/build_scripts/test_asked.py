@@ -20,8 +20,8 @@ def bank() -> Bank:
     return read_bank(36)
 
 
-def rows_of(bank: Bank, domain: str) -> list[Row]:
-    return asked_rows(bank, domain, "train", random.Random(0))
+def rows_of(bank: Bank, domain: str, seed: int = 0) -> list[Row]:
+    return asked_rows(bank, domain, "train", random.Random(seed))
 
 
 def test_a_reference_has_one_fact_and_a_name_has_none(bank: Bank) -> None:
@@ -44,10 +44,20 @@ def test_the_answers_are_those_of_the_thing(bank: Bank) -> None:
         "Is neon a metal?": "no",
         "Is iron a metal?": "yes",
     }
-    found = {row["question"]: row["answer"] for row in rows_of(bank, "chemistry")}
+    found = {
+        row["question"]: row["answer"]
+        for seed in range(8)
+        for row in rows_of(bank, "chemistry", seed)
+    }
     shared = known.keys() & found.keys()
-    assert len(shared) >= 2
+    assert len(shared) >= 3
     assert {each: found[each] for each in shared} == {each: known[each] for each in shared}
+
+
+def test_yes_and_no_are_asked_of_heavy_elements_too(bank: Bank) -> None:
+    rows = [row for row in rows_of(bank, "chemistry") if row["kind"] == "is_so"]
+    named = {word for row in rows for word in re.findall(r"[a-z]+", row["question"])}
+    assert {"gold", "uranium", "mercury", "neon"} <= named
 
 
 def test_yes_is_the_answer_as_often_as_no_in_each_wording(bank: Bank) -> None:

@@ -44,7 +44,9 @@ def test_the_routers_rows_are_for_no_expert_and_no_text_comes_twice(bank: Bank) 
     taken: set[str] = set()
     drawn = [row for split in SPLITS for row in rows(bank, split, 100, taken)]
     assert len({row["question"] for row in drawn}) == len(drawn) == 300
-    assert {(row["expert"], row["topic"]) for row in drawn} == {(None, ORDINARY)}
+    assert {row["expert"] for row in drawn} == {None}
+    own = {ORDINARY, f"{ORDINARY}-definition", f"{ORDINARY}-foreign"}
+    assert {row["topic"] for row in drawn} == own
     assert rows(bank, "train", 100, set()) == drawn[:100]
 
 
@@ -58,12 +60,13 @@ def test_the_rows_hold_other_languages_and_texts_that_ask_nothing(bank: Bank) ->
 def test_more_rows_than_the_tables_have_texts_is_an_error_with_the_remedy(bank: Bank) -> None:
     rng = random.Random(0)
     drawn = Ordinary(Leaves(bank, "test", rng))
-    drawn.ordinary = drawn.definition = drawn.foreign = drawn.other  # type: ignore[method-assign]
+    for way in ("ordinary", "two", "definition", "foreign"):
+        setattr(drawn, way, drawn.other)
     with pytest.raises(ConfigError, match=r"--ordinary 50: the tables give \d+ ordinary texts"):
         ordinary_rows(drawn, rng, 50, set())
 
 
-@pytest.mark.parametrize("form", ["ordinary", "foreign", "other"])
+@pytest.mark.parametrize("form", ["ordinary", "definition", "foreign", "other"])
 def test_a_question_for_no_expert_stays_one_line(bank: Bank, form: str) -> None:
     drawn = [getattr(ordinary(bank, "train", random.Random(n)), form)() for n in range(100)]
     assert {len(asked.steps) for asked in drawn} == {1}

@@ -170,7 +170,7 @@ def test_further_training_joins_without_what_the_expert_does_not_know(tmp_path: 
     )
     assert read_datasets(tmp_path, ("chemistry",), "train") == (
         Question("x", "chemistry", "set-chemistry"),
-        Question("y", "chemistry", "set-chemistry-more"),
+        Question("y", "chemistry", "set-chemistry-more-fact"),
     )
 
 
@@ -184,14 +184,14 @@ def test_ordinary_questions_are_for_no_expert_and_may_be_missing(tmp_path: Path)
 def test_gathering_takes_the_sets_and_thins_ordinary_questions_by_their_own_limit(
     tmp_path: Path,
 ) -> None:
-    ordinary = [{"question": f"q{n}", "expert": None, "topic": ORDINARY} for n in range(1000)]
+    ordinary = [{"question": f"q{n}", "expert": None, "topic": ORDINARY} for n in range(2000)]
     write(tmp_path / "ordinary" / "train.jsonl", ordinary)
     for name in ("biology", "biology-more"):
-        rows = [{"question": f"{name} {n}", "kind": "fact"} for n in range(30)]
+        rows = [{"question": f"{name} {n}", "kind": "symbol"} for n in range(30)]
         write(tmp_path / name / "train.jsonl", rows)
     arguments = train_router._parser().parse_args(["--datasets", str(tmp_path), "--max-each", "20"])
     topics = [question.topic for question in train_router.gather(arguments, load_catalogue(None))]
-    assert topics.count(ORDINARY) == 900
+    assert topics.count(ORDINARY) == train_router._MAX_ORDINARY
     assert topics.count("set-biology") == topics.count("set-biology-more") == 20
     hashed = train_router._hashes(arguments, ("biology",))
     assert list(hashed) == [
