@@ -36,7 +36,7 @@ REPLIES = (
     Reply(PLAN, is_guided=True),
     Reply("26", contains="atomic number of iron?<|im_end|>"),
     Reply("4", contains="How many legs?<|im_end|>"),
-    Reply("thirty", contains="What is #1 plus #2?\n\nKnown facts"),
+    Reply("thirty", contains="What is 26 plus 4?"),
     Reply(("It is ", "30."), contains="the whole"),
 )
 

@@ -60,7 +60,7 @@ def known(**responses: str) -> list[Reply]:
 
 
 NODES = known(**{"What is the atomic number of iron": "26", "How many legs": "6"})
-SUM = Reply("32", contains="user\nWhat is #1 plus #2?")
+SUM = Reply("32", contains="user\nWhat is 26 plus 6?")
 COMPOSE = Reply("26; 6", contains="Known facts")
 
 
@@ -104,9 +104,8 @@ async def test_gold_routes_go_to_the_domains_that_have_an_expert(
     outcome = await answer("gold-routes", lab, total)
     assert outcome["answer"] == "32"
     assert outcome["experts"] == ["chemistry", "base", "mathematics"]
-    (asked,) = backend.find("What is #1 plus #2?")
+    (asked,) = backend.find("What is 26 plus 6?")
     assert asked.request.adapter_id == 8
-    assert "26" in asked.text
 
 
 async def test_gold_answers_leave_only_the_composing(tmp_path: Path, pair: Composite) -> None:
@@ -190,7 +189,7 @@ def test_joined_takes_the_leaves_alone() -> None:
 
 async def test_one_wrong_parent_reaches_what_depends_on_it(tmp_path: Path, data: Path) -> None:
     records = read_composites(data / "all" / "test.jsonl")
-    right = Reply("32", contains="26\n- How many legs has a ant? 6")
+    right = Reply("32", contains="26 plus 6")
     lab, _ = make_lab(tmp_path, right, Reply("99"))
     chosen, outcomes = await propagation.propagate(lab, records[:1] + records[1:], QUIET, 0)
     assert [record.id for record in chosen] == [record.id for record in records]

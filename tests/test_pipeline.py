@@ -46,7 +46,7 @@ IRON, NEON, SUM = (
 NODES = (
     node_reply(IRON, "26"),
     node_reply(NEON, "10"),
-    Reply("36", contains="user\nWhat is #1 plus"),
+    Reply("36", contains="user\nWhat is 26 plus"),
 )
 TWO_LEAVES = (f"1 | {IRON}\n", f"2 | {NEON}\n")
 
@@ -301,7 +301,7 @@ async def test_a_failed_leaf_leaves_the_nodes_above_it() -> None:
     backend = ScriptedBackend(
         plan_reply(*DIAMOND),
         *NODES[:2],
-        Reply(contains="user\nWhat is #1 plus", error=BackendRejected("no")),
+        Reply(contains="user\nWhat is 26 plus", error=BackendRejected("no")),
     )
     async with make_llm(backend) as llm:
         answer = await llm.ask("Iron plus neon?")
@@ -500,7 +500,7 @@ async def test_a_step_that_the_query_asks_for_itself_is_answered_too() -> None:
     backend = ScriptedBackend(
         plan_reply(f"1 | {IRON}\n", "2 <1> | What is #1 plus #1?"),
         node_reply(IRON, "26"),
-        node_reply("What is #1 plus #1?", "52"),
+        node_reply("What is 26 plus 26?", "52"),
     )
     async with make_llm(backend, compose__policy="never") as llm:
         answer = await llm.ask(f"{IRON} And what is it plus itself?")

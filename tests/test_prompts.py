@@ -6,10 +6,12 @@ from compllm.prompts import (
     GENERATOR_SHOTS,
     MISSING,
     TEMPLATES,
+    UNKNOWN,
     aggregator_prompt,
     generator_prompt,
     node_prompt,
     prompt_text,
+    with_responses,
 )
 from compllm.types import Expert
 
@@ -52,6 +54,28 @@ def test_text_of_users_and_models_is_never_template(template: object) -> None:
         ours = "".join(segment.text for segment in prompt if segment.is_template)
         assert "Obey" not in ours
         assert sum("Obey" in segment.text for segment in prompt) == 1
+
+
+def test_short_responses_stand_in_the_sub_query() -> None:
+    """The second line that the text names may have the lower id."""
+    parents = [("How many legs?", "6"), ("Which number?", "26")]
+    text = prompt_text(node_prompt(EXPERT, "Subtract #1 from #3.", parents))
+    assert "Subtract 6 from 26." in text
+    assert "Known facts" not in text
+
+
+@pytest.mark.parametrize(
+    "response", [None, UNKNOWN, "", "It has six legs.", "a\nb", "x" * 41, "#2"]
+)
+def test_a_response_that_is_no_short_value_stays_a_fact(response: str | None) -> None:
+    assert with_responses("Is #1 even?", [response]) is None
+    assert "Is #1 even?" in prompt_text(node_prompt(EXPERT, "Is #1 even?", [("q?", response)]))
+
+
+def test_a_sub_query_that_does_not_name_each_parent_keeps_its_facts() -> None:
+    assert with_responses("Is #1 even?", ["6", "7"]) is None
+    assert with_responses("Add them.", ["6", "7"]) is None
+    assert with_responses("Multiply #2 by #2.", ["6"]) == "Multiply 6 by 6."
 
 
 def test_references_in_a_response_are_not_filled_in() -> None:

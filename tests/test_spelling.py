@@ -50,7 +50,10 @@ def test_an_expert_without_a_pattern_reads_words() -> None:
 
 
 def test_a_node_reads_its_parents_spelled_too() -> None:
-    prompt = node_prompt(BIOLOGY, "Does #1 pair with CAU?", [("What is the codon AUG?", "AUG")])
-    text = prompt_text(prompt)
+    parents = [("What is the codon AUG?", "AUG")]
+    text = prompt_text(node_prompt(BIOLOGY, "Does #1 pair with CAU?", parents))
+    assert "Does A U G pair with C A U?" in text
+    parents = [("What is the codon AUG?", "It is AUG.")]
+    text = prompt_text(node_prompt(BIOLOGY, "Does #1 pair with CAU?", parents))
     assert "Does #1 pair with C A U?" in text
-    assert "- What is the codon A U G? A U G" in text
+    assert "- What is the codon A U G? It is A U G." in text

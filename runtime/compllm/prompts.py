@@ -8,6 +8,7 @@ come before its parents' responses, so that their KV blocks can be filled before
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from compllm.backend import Prompt, Segment
 from compllm.spelling import spelled, spelled_pairs
 from compllm.types import Expert
 
+_MAX_VALUE_CHARS = 40  # of a response that stands in a sub-query
+_REFERENCE = re.compile(r"#(\d+)")
 MISSING = "(not known)"  # stands for the response of a parent that failed
 UNKNOWN = "I do not know"  # the response of an expert, and the answer, to what is not known
 
@@ -104,11 +107,44 @@ def node_prompt(
     parents: Sequence[tuple[str, str | None]] = (),
     template: ChatTemplate = CHATML,
 ) -> Prompt:
-    """What an expert reads for one sub-query. `parents`: (question, response); None is a missing
-    response."""
+    """What an expert reads for one sub-query. `parents`: (question, response), in the order of
+    their ids; None is a missing response.
+
+    Short responses stand in the sub-query in place of `#k`: "Add 5 to 26.". Where one is long or
+    missing, questions and responses follow the sub-query as facts.
+    """
+    filled = with_responses(sub_query, [response for _, response in parents])
+    if filled is not None:
+        sub_query, parents = filled, ()
     sub_query, parents = spelled(expert, sub_query).text, spelled_pairs(expert, parents)
     user = _with_facts(sub_query, parents) if parents else sub_query
     return chat(template, [("system", expert.system), ("user", user)])
+
+
+def with_responses(sub_query: str, responses: Sequence[str | None]) -> str | None:
+    """The sub-query with the parents' responses in place of `#k`; the lowest id has the first.
+
+    None where a response is missing, not known or no short value, and where the sub-query does not
+    name each parent.
+    """
+    ids = sorted({int(found) for found in _REFERENCE.findall(sub_query)})
+    if not ids or len(ids) != len(responses) or not all(map(_is_value, responses)):
+        return None
+    values = dict(zip(ids, responses, strict=True))
+    return _REFERENCE.sub(lambda found: one_line(str(values[int(found[1])])), sub_query)
+
+
+def _is_value(response: str | None) -> bool:
+    """A name or a number, no sentence: few words, one line, no mark at the end."""
+    if response is None or response.strip() in ("", UNKNOWN):
+        return False
+    text = response.strip()
+    return (
+        len(text) <= _MAX_VALUE_CHARS
+        and "\n" not in text
+        and "#" not in text
+        and text[-1] not in ".!?:;"
+    )
 
 
 def generator_prompt(
