@@ -10,8 +10,9 @@ from tritonclient.grpc import model_config_pb2
 
 from compllm.admission import Admission
 from compllm.embedded.options import ExecutorOptions
-from compllm.engine_limits import EMBEDDED, LimitFinder, batch_size_of
+from compllm.engine_limits import LimitFinder
 from compllm.errors import BackendError, BackendUnavailable, CompllmError
+from compllm.model_limits import EMBEDDED, batch_size_of
 from compllm.testing import Reply, ScriptedBackend
 
 

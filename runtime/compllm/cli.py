@@ -447,7 +447,7 @@ app.add_typer(eval_cli.app, name="eval")
 def _settings(
     path: Path | None, url: str | None = None, overrides: dict[str, object] | None = None
 ) -> Config:
-    from compllm.served import load_client_config
+    from compllm.connect import load_client_config
 
     return load_client_config(path, {"server.url": url, **(overrides or {})})
 

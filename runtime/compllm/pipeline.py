@@ -22,8 +22,8 @@ from compllm.compose import answer_prompt, compose
 from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
 from compllm.decompose import decompose
-from compllm.embed import Array, Encoder, SentenceEncoder
-from compllm.errors import BackendError, ConfigError, DeadlineExceeded, PlanError, QueryError
+from compllm.embed import Array, Encoder
+from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
@@ -36,13 +36,11 @@ from compllm.parts import (
     make_generator,
     make_limit_finder,
 )
-from compllm.paths import encoder_dir
 from compllm.plan import direct_plan, make_plan
 from compllm.prompts import UNKNOWN
 from compllm.query_check import checked
 from compllm.query_run import Run
 from compllm.route import Router
-from compllm.served import catalogue_of, load_client_config, warn_of_another
 from compllm.types import (
     Answer,
     AnswerFinished,
@@ -56,7 +54,6 @@ from compllm.types import (
 
 # Generator and aggregator requests go through admission too: the whole query waits for them.
 _WHOLE_PATH = 1e9
-_DEFAULT_URL = "127.0.0.1:8001"
 _PLAN_NODE, _ANSWER_NODE = 0, -1
 
 
@@ -94,20 +91,9 @@ class CompLLM:
         Warns (ConfigWarning) when the server works with another catalogue. Raises ConfigError,
         RouteError, BackendUnavailable.
         """
-        from compllm import backends
+        from compllm.connect import connect
 
-        config = load_client_config() if config is None else config
-        if not isinstance(config, Config):
-            raise ConfigError(f"config is a {type(config).__name__}: see compllm.load_config")
-        catalogue = catalogue_of(config)
-        url = config.server.url or await asyncio.to_thread(_local_url)
-        backend = await backends.connect_as_set(url, config.server, catalogue)
-        try:
-            await warn_of_another(url, catalogue)
-            return cls(backend, await SentenceEncoder.load(encoder_dir()), catalogue, config)
-        except BaseException:
-            await backend.aclose()
-            raise
+        return await connect(cls, config)
 
     @property
     def admission(self) -> Admission:
@@ -338,16 +324,6 @@ class CompLLM:
     def _new_graph(self) -> QueryGraph:
         limits = self.config.limits
         return QueryGraph(max_nodes=limits.max_nodes, max_depth=limits.max_depth)
-
-
-def _local_url() -> str:
-    """Where the user's embedded server listens, else where Triton does by default."""
-    try:
-        from compllm.embedded import tritonserver
-    except ImportError:  # only the client is installed
-        return _DEFAULT_URL
-    info = tritonserver.status()
-    return info.grpc_url if info else _DEFAULT_URL
 
 
 def ask_sync(

@@ -127,11 +127,11 @@ def replay(
     Every graph is planned, routed, run and answered on the real engine, with a fixed number of
     tokens for each node.
     """
+    from compllm.connect import load_client_config
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.graphs import read_graphs
     from compllm.replay.session import ReplaySession
     from compllm.replay.workload import TokenLengths
-    from compllm.served import load_client_config
 
     if rate is not None and concurrency is not None:
         raise ConfigError("give --rate or --concurrency, not both")

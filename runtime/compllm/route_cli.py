@@ -84,8 +84,9 @@ def route(
 
     With --questions its lines come out with "expert", "similarity" and "is_fallback".
     """
+    from compllm.connect import load_client_config
     from compllm.question_file import appended, check_questions
-    from compllm.served import catalogue_of, load_client_config
+    from compllm.served import catalogue_of
 
     if (question is None) == (questions is None):
         raise ConfigError("give a question, or a file of them with --questions FILE")

@@ -22,9 +22,9 @@ from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
 from compllm.channel import CORE_MODEL, model_config
 from compllm.client_stats import ClientStats, RequestStats
 from compllm.connection import ClientOptions, Connection, OnRequest
-from compllm.engine_limits import batch_size_of
 from compllm.errors import CompllmError, ConfigError
 from compllm.lora_client import AdapterUse, AdapterWeights, LoraClient
+from compllm.model_limits import batch_size_of
 from compllm.stream import AdapterMissing, CacheFull, Exchange
 from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.types import FinishReason, SamplingParams, Usage

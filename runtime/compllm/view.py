@@ -6,7 +6,6 @@ until the answer begins; elsewhere (a log, a pipe) each event becomes a line.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rich.text import Text
 from compllm.confidence import is_unknown
 from compllm.plan import cut_warning
 from compllm.plural import counted
+from compllm.printable import printable
 from compllm.types import (
     Answer,
     AnswerDelta,
@@ -48,13 +48,6 @@ _TEXT_WIDTH = 30  # of the sub-query: below it the time line gets shorter, then 
 _LEAST_TEXT = 16  # ... and below this the router's score goes, then the seconds
 _GAP = 2  # between two columns
 _REFRESH_PER_S = 10
-# A terminal acts on these; a model's or a user's text must not reach it with them.
-_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f]")
-
-
-def printable(text: str) -> str:
-    """The text without control characters other than newline and tab."""
-    return _CONTROL.sub("", text)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from path_parts import BASE, CATALOGUE, CHEMISTRY, settings
 
 from compllm.catalogue import Adapter
 from compllm.embedded.tritonstate import ServerInfo
-from compllm.engine_limits import EMBEDDED
+from compllm.model_limits import EMBEDDED
 from compllm.pipeline import CompLLM
 from compllm.plan import parse_plan
 from compllm.testing import HashingEncoder

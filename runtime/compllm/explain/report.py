@@ -13,7 +13,7 @@ from rich.text import Text
 
 from compllm.explain.record import Run
 from compllm.explain.schedule import ANSWER, CATEGORIES, PLAN, Category, Schedule, Segment, Shares
-from compllm.view import printable
+from compllm.printable import printable
 
 _WAITING: tuple[Category, ...] = ("queue", "host")  # no work is done in them
 _KINDS: tuple[Category, ...] = ("host", "queue", "prefill", "decode")  # of a node's time
