@@ -57,13 +57,13 @@ class Target:
 @contextlib.asynccontextmanager
 async def target(arguments: argparse.Namespace) -> AsyncIterator[Target]:
     """Somebody's server, or one of our own with random adapters in a cache of as many places."""
-    from compllm import backends
+    from compllm.backends import connect
     from compllm.embedded import tritonserver
     from compllm.embedded.lora_tensors import read_base_shape
     from compllm.triton import TritonBackend
 
     if arguments.url:
-        backend = await backends.connect(
+        backend = await connect(
             arguments.url, arguments.tokenizer, adapters_dir=arguments.adapters_dir
         )
         try:

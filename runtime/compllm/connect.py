@@ -34,14 +34,14 @@ async def connect(
     make: Callable[[Backend, Encoder, Catalogue, Config], T], config: Config | None = None
 ) -> T:
     """What `make`, the class of the path, makes of the real parts: see `CompLLM.connect`."""
-    from compllm import backends
+    from compllm.backends import connect_as_set
 
     config = load_client_config() if config is None else config
     if not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}: see compllm.load_config")
     catalogue = catalogue_of(config)
     url = config.server.url or await asyncio.to_thread(_local_url)
-    backend = await backends.connect_as_set(url, config.server, catalogue)
+    backend = await connect_as_set(url, config.server, catalogue)
     try:
         await warn_of_another(url, catalogue)
         return make(backend, await SentenceEncoder.load(encoder_dir()), catalogue, config)
