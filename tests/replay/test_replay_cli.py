@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 from path_parts import CATALOGUE
-from replay_parts import PLAN
-from test_replay_step_times import ClockedBackend
+from replay_parts import PLAN, ClockedBackend
 
 from compllm.backend import Backend
 from compllm.cli import run

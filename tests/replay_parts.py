@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 
 from path_parts import CATALOGUE, settings
 
-from compllm.backend import GenerateRequest
+from compllm.backend import Chunk, GenerateRequest
 from compllm.plan import parse_plan
 from compllm.replay.drive import ReplaySettings, run_graph
 from compllm.replay.graphs import ReplayGraph
@@ -70,3 +71,30 @@ async def answer_of(
 def purposes(backend: ScriptedBackend) -> list[str]:
     """What came to the engine, in order: 'plan', node ids, 'answer'."""
     return [each.request.id.split("-")[1] for each in backend.requests]
+
+
+class ClockedBackend:
+    """Tells what an engine would that prefills at 2 ms a token and 3 ms, and decodes a step of n in
+    8 + 2n ms; it answers when nobody else comes."""
+
+    def __init__(self) -> None:
+        self.requests: list[GenerateRequest] = []
+        self._num_running = 0
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        self.requests.append(request)
+        self._num_running += 1
+        for _ in range(20):  # turns of the loop: all that are sent together have come
+            await asyncio.sleep(0)
+        size = self._num_running
+        for _ in range(20):
+            await asyncio.sleep(0)
+        self._num_running -= 1
+        num_input = len(request.prompt[0].text.split())
+        first_s = (2 * num_input + 3) / 1e3
+        num_output = request.sampling.min_tokens
+        total_s = first_s + (num_output - 1) * (8 + 2 * size) / 1e3
+        usage = Usage(num_input, num_output, 0, 0, 0.0, first_s, total_s)
+        yield Chunk("x", num_output, "length", usage)
+
+    async def aclose(self) -> None: ...
