@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from compllm.backend import Backend, GenerateRequest, Segment, collect
-from compllm.engine_limits import max_batch_size
+from compllm.backend import Backend, GenerateRequest, Segment, collect, max_batch_size
 from compllm.errors import BackendUnavailable
 from compllm.face.late import LateBackend
 from compllm.face.usage import MeteredBackend

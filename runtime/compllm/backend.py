@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from compllm.errors import BackendError
 from compllm.types import FinishReason, SamplingParams, Usage
@@ -105,3 +105,15 @@ async def collect(backend: Backend, request: GenerateRequest) -> tuple[str, Chun
             if chunk.finish_reason is not None:
                 return "".join(pieces), replace(chunk, log_probs=tuple(log_probs))
     raise BackendError(f"the response to request {request.id!r} broke off before its end")
+
+
+@runtime_checkable
+class TellsLimits(Protocol):
+    """A Backend that knows what its engines batch."""
+
+    async def max_batch_size(self, model: str) -> int | None: ...
+
+
+async def max_batch_size(backend: Backend, model: str) -> int | None:
+    """Requests that this engine computes in one step; None where the backend cannot tell."""
+    return await backend.max_batch_size(model) if isinstance(backend, TellsLimits) else None

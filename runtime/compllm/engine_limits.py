@@ -8,25 +8,12 @@ order cannot reach them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from compllm.admission import Admission
-from compllm.backend import Backend
+from compllm.backend import Backend, max_batch_size
 from compllm.errors import BackendUnavailable, CompllmError
 
 UNTOLD = 64  # requests in flight at an engine that does not say how many it batches
-
-
-@runtime_checkable
-class TellsLimits(Protocol):
-    """A Backend that knows what its engines batch."""
-
-    async def max_batch_size(self, model: str) -> int | None: ...
-
-
-async def max_batch_size(backend: Backend, model: str) -> int | None:
-    """Requests that this engine computes in one step; None where the backend cannot tell."""
-    return await backend.max_batch_size(model) if isinstance(backend, TellsLimits) else None
 
 
 @dataclass(slots=True)

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 
-from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
-from compllm.engine_limits import max_batch_size
+from compllm.backend import Backend, Chunk, GenerateRequest, max_batch_size, open_chunks
 from compllm.errors import BackendUnavailable, CompllmError
 
 Connect = Callable[[], Awaitable[Backend]]

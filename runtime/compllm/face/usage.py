@@ -11,8 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
-from compllm.engine_limits import max_batch_size
+from compllm.backend import Backend, Chunk, GenerateRequest, max_batch_size, open_chunks
 
 
 @dataclass(slots=True)

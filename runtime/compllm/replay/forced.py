@@ -12,8 +12,15 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from compllm.backend import Backend, Chunk, GenerateRequest, Guide, Prompt, open_chunks
-from compllm.engine_limits import max_batch_size
+from compllm.backend import (
+    Backend,
+    Chunk,
+    GenerateRequest,
+    Guide,
+    Prompt,
+    max_batch_size,
+    open_chunks,
+)
 from compllm.plan import format_plan
 from compllm.types import Plan, SamplingParams, Usage
 
@@ -73,7 +80,7 @@ class ForcedBackend:
         await self.inner.aclose()
 
     async def max_batch_size(self, model: str) -> int | None:
-        """See `engine_limits.TellsLimits`."""
+        """See `backend.TellsLimits`."""
         return await max_batch_size(self.inner, model)
 
     async def _passed(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
