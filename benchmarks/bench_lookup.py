@@ -234,11 +234,11 @@ class Bench:
 def main(argv: Sequence[str] | None = None) -> int:
     from dataclasses import replace
 
+    from compllm.assembly import make_generator
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
     from compllm.embedded.guide import GuideCompiler
     from compllm.embedded.manifest import Manifest
-    from compllm.parts import make_generator
     from compllm.paths import engine_dir, home_dir
     from compllm.prompts import generator_prompt
     from compllm.simulate.profile import load_profile

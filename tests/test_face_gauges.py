@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from compllm.admission import EngineLoad
+from compllm.assembly import RuntimeStats
 from compllm.face.gauges import FAMILIES, LOAD, PREWARMED, QUEUE, SHARED, values
-from compllm.parts import RuntimeStats
 from compllm.prewarm import PrewarmStats
 from compllm.single_flight import SharingStats
 

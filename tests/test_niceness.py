@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from compllm.embedded.niceness import give_way, session_gives_way
 from compllm.errors import ConfigError
+from compllm.niceness import give_way, session_gives_way
 
 AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 # In a process of its own: nobody but root can take a nice value back.
 TELL_NICENESS = """
 import os, sys, threading
-from compllm.embedded.niceness import give_way
+from compllm.niceness import give_way
 os.setpriority(os.PRIO_PROCESS, 0, int(sys.argv[1]))
 give_way(int(sys.argv[2]))
 def tell():

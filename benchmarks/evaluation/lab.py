@@ -171,7 +171,7 @@ def _sources(router: Path | None) -> str:
     import compllm
 
     package, here = Path(compllm.__file__).parent, Path(__file__).parent
-    path = ("prompts", "decompose", "plan", "route", "execute", "compose", "pipeline", "parts")
+    path = ("prompts", "decompose", "plan", "route", "execute", "compose", "pipeline", "assembly")
     ours = ("contestants", "ladder", "nodes", "propagation")
     files = [package / f"{name}.py" for name in path] + [here / f"{name}.py" for name in ours]
     files.append(package / "routers" / "heads.py")

@@ -13,11 +13,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.evaluation.lab import Lab
+from compllm.assembly import make_aggregator, make_engine
 from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
 from compllm.compose import compose
 from compllm.execute import Execution, LiveQuery
 from compllm.graph import QueryGraph
-from compllm.parts import make_aggregator, make_engine
 from compllm.types import NodeResult, Plan, Query, Route, Usage
 
 _seq = itertools.count()

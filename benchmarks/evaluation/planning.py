@@ -8,8 +8,8 @@ from benchmarks.evaluation.contestants import outcome_of
 from benchmarks.evaluation.lab import Lab
 from benchmarks.evaluation.records import PlanItem
 from benchmarks.evaluation.runner import Outcome
+from compllm.assembly import make_generator
 from compllm.decompose import decompose
-from compllm.parts import make_generator
 from compllm.types import Plan, Query, SubQuery
 
 

@@ -16,6 +16,13 @@ from types import TracebackType
 
 from compllm.admission import Admission
 from compllm.asked import asked_ids
+from compllm.assembly import (
+    RuntimeStats,
+    make_aggregator,
+    make_engine,
+    make_generator,
+    make_limit_finder,
+)
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.compose import answer_prompt, compose
@@ -29,13 +36,6 @@ from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
 from compllm.ownership import REASON as UNOWNED
 from compllm.ownership import Ownership
-from compllm.parts import (
-    RuntimeStats,
-    make_aggregator,
-    make_engine,
-    make_generator,
-    make_limit_finder,
-)
 from compllm.plan import direct_plan, make_plan
 from compllm.prompts import UNKNOWN
 from compllm.query_check import checked

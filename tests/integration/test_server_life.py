@@ -20,9 +20,9 @@ import pytest
 
 from compllm import paths
 from compllm.embedded import tritonserver
-from compllm.embedded.niceness import NICENESS
 from compllm.embedded.tritonstate import HOST, ServerInfo
 from compllm.errors import ConfigError, ServerError
+from compllm.niceness import NICENESS
 
 pytestmark = pytest.mark.triton
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compllm.embedded.niceness import NICENESS
+from compllm.niceness import NICENESS
 
 if TYPE_CHECKING:
     from compllm.embedded.runner import AdapterForm

@@ -24,10 +24,10 @@ import psutil
 from compllm import served
 from compllm.config import load_config
 from compllm.embedded import server_log, supervisor, tritonfiles
-from compllm.embedded.niceness import NICENESS, session_gives_way
 from compllm.embedded.server_log import read_log, reason_in
 from compllm.embedded.tritonstate import HOST, Ports, ServerInfo, is_ready
 from compllm.errors import ServerError
+from compllm.niceness import NICENESS, session_gives_way
 
 _POLL_S = 0.05  # tritonserver tells nobody when it is ready: it must be asked
 _STOP_S = 15.0  # the supervisor's own limit and some more

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from compllm.assembly import RuntimeStats
 from compllm.gauges import COUNTER, GAUGE, MakeMetric, Publisher, Value
-from compllm.parts import RuntimeStats
 
 QUEUE, LOAD = "compllm_queue_requests", "compllm_queue_load"
 SHARED, PREWARMED = "compllm_shared_nodes_total", "compllm_prewarms_total"

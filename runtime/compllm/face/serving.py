@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
+from compllm.assembly import RuntimeStats
 from compllm.backends import connect_as_set
 from compllm.catalogue import load_catalogue
 from compllm.config import LimitsConfig, load_config
@@ -40,7 +41,6 @@ from compllm.errors import (
 from compllm.face.contract import FaceRequest, FaceResponse, Tensors, outputs, parse, respond
 from compllm.face.late import LateBackend
 from compllm.face.usage import MeteredBackend
-from compllm.parts import RuntimeStats
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
 from compllm.types import FinishReason, Query
