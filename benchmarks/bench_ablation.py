@@ -84,9 +84,9 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
     """A runtime for each variant, all on one server and one encoder."""
     from compllm.catalogue import load_catalogue
     from compllm.config import GateConfig, load_config
-    from compllm.embed import SentenceEncoder
     from compllm.heap import settle
     from compllm.replay.runner import ReplayLLM
+    from compllm.routing.embed import SentenceEncoder
     from compllm.triton import TritonBackend
 
     model, source = bench_replay.load_encoder()

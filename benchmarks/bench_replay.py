@@ -113,10 +113,10 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
     """An LLM for each part, on somebody's server or one of our own."""
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
-    from compllm.embed import SentenceEncoder
     from compllm.heap import settle
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.runner import ReplayLLM
+    from compllm.routing.embed import SentenceEncoder
     from compllm.triton import TritonBackend
 
     model, source = load_encoder()
@@ -140,8 +140,8 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
 
 def load_encoder() -> tuple[Any, str]:
     """The encoder's model and id, as `SentenceEncoder.load` finds them."""
-    from compllm.embed import OpenVINOEncoder, encoder_id, find_ir, sentence_transformer
     from compllm.paths import encoder_dir
+    from compllm.routing.embed import OpenVINOEncoder, encoder_id, find_ir, sentence_transformer
 
     path = encoder_dir()
     source = encoder_id(path)

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from compllm.build_scripts.gating.questions import Labelled
-    from compllm.embed import Encoder
-    from compllm.gate import Gate
     from compllm.pipeline import CompLLM
+    from compllm.routing.embed import Encoder
+    from compllm.routing.gate import Gate
 
 DOMAINS = ("chemistry", "biology", "mathematics")
 COMPOSITES = ("p", "all")
@@ -65,7 +65,7 @@ class Asked:
 def label_tables(report: Report, gate: Gate, questions: Sequence[Labelled], scores: Scores) -> None:
     """What the gate decides on the held-out questions."""
     from compllm.build_scripts.gating.fit import share_wrong
-    from compllm.gate import LIKELY
+    from compllm.routing.gate import LIKELY
 
     labels = np.array([question.is_direct for question in questions])
     sources = np.array([question.source for question in questions])
@@ -279,9 +279,9 @@ def _is_terminal() -> bool:
 
 async def _evaluate(arguments: argparse.Namespace) -> None:
     from compllm.build_scripts.gating.questions import read_part
-    from compllm.embed import SentenceEncoder, encode_kept
-    from compllm.gate import default_gate, load_gate
     from compllm.paths import encoder_dir
+    from compllm.routing.embed import SentenceEncoder, encode_kept
+    from compllm.routing.gate import default_gate, load_gate
 
     # Names, not folders of whoever ran it.
     shown = {

@@ -53,8 +53,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from benchmarks.evaluation.tables import write_markdown
     from compllm.build_scripts.routing.questions import read_subjects
     from compllm.catalogue import load_catalogue
-    from compllm.embed import SentenceEncoder
     from compllm.paths import encoder_dir
+    from compllm.routing.embed import SentenceEncoder
 
     # A run of some parts leaves the results of a whole one alone.
     is_whole = set(arguments.parts) == set(WHOLE)

@@ -25,7 +25,9 @@ from compllm.build_scripts.staging import (
     say,
     staged_directory,
 )
-from compllm.embed import (
+from compllm.errors import ConfigError
+from compllm.paths import encoder_dir
+from compllm.routing.embed import (
     IR_FORM,
     IR_INPUTS,
     IR_MODEL,
@@ -36,8 +38,6 @@ from compllm.embed import (
     ir_dir,
     sentence_transformer,
 )
-from compllm.errors import ConfigError
-from compllm.paths import encoder_dir
 
 _EXAMPLES = ["a question", "a question of another length, so that one row is padded"]
 

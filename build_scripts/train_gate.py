@@ -27,11 +27,11 @@ import numpy as np
 from compllm.build_scripts.gating.fit import SHARE_DIRECT, choose_floors, fit
 from compllm.build_scripts.gating.questions import Labelled, more_of, read_part
 from compllm.build_scripts.staging import run_script, say
-from compllm.embed import Encoder, SentenceEncoder, encode_kept
 from compllm.errors import ConfigError
-from compllm.gate import Gate, default_gate, save_gate
 from compllm.paths import encoder_dir, home_dir
 from compllm.plural import counted
+from compllm.routing.embed import Encoder, SentenceEncoder, encode_kept
+from compllm.routing.gate import Gate, default_gate, save_gate
 
 _MIN_EACH = 20  # questions of either label in either part: fewer prove nothing
 

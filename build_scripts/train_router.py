@@ -39,11 +39,11 @@ from compllm.build_scripts.routing.thresholds import choose_floor
 from compllm.build_scripts.routing.vectors import kept_vectors, sentence_space
 from compllm.build_scripts.staging import run_script, say
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.embed import Array, SentenceEncoder
 from compllm.errors import ConfigError
 from compllm.paths import encoder_dir, home_dir, resource_dir
 from compllm.plural import counted
-from compllm.routers.artefact import Artefact, save
+from compllm.routing.artefact import Artefact, save
+from compllm.routing.embed import Array, SentenceEncoder
 
 SHIPPED = ("logistic", "similarity")
 _MAX_ORDINARY = 1300  # generated questions for no expert

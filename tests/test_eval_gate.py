@@ -12,8 +12,8 @@ from benchmarks.report import Report
 from path_parts import make_llm, node_reply, plan_reply
 
 from compllm.build_scripts.gating.questions import Labelled
-from compllm.gate import DIRECT, Gate
-from compllm.routers.heads import Layer, Softmax
+from compllm.routing.gate import DIRECT, Gate
+from compllm.routing.heads import Layer, Softmax
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
 ZERO = Softmax(

@@ -16,7 +16,7 @@ from benchmarks.routing.metrics import auroc, auroc_interval, choice
 from benchmarks.routing.scale import COUNTS, difference, draw_experts, relabel, run_scale
 
 from compllm.build_scripts.routing.questions import SUBJECTS, Question
-from compllm.embed import Array, plain
+from compllm.routing.embed import Array, plain
 
 TOPICS = (*SUBJECTS, *(f"subject_{number:02}" for number in range(40)))
 EXPERTS = ("chemistry", "biology", "mathematics")

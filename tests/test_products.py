@@ -111,7 +111,7 @@ def test_where_nothing_is_gained_the_model_stays(monkeypatch: pytest.MonkeyPatch
 
 def test_every_product_of_the_encoder_is_moved(encoder_dir: Path) -> None:
     from compllm.build_scripts.convert_encoder import ensure_ir
-    from compllm.embed import IR_MODEL
+    from compllm.routing.embed import IR_MODEL
 
     ir = ensure_ir(encoder_dir)
     assert ir is not None

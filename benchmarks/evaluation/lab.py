@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compllm.backend import Backend
     from compllm.catalogue import Adapter, Catalogue
     from compllm.config import Config
-    from compllm.embed import Encoder
+    from compllm.routing.embed import Encoder
 
 _NEVER_S = 86_400.0  # an evaluation on a busy machine must not score a time-out
 
@@ -104,8 +104,8 @@ async def open_lab(arguments: argparse.Namespace) -> AsyncIterator[tuple[Lab, Lo
     """The lab of these arguments, and the engine below its cache. Raises CompllmError."""
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
-    from compllm.embed import SentenceEncoder
     from compllm.paths import encoder_dir, engine_dir, home_dir
+    from compllm.routing.embed import SentenceEncoder
 
     endless = {f"timeouts.{name}_s": _NEVER_S for name in ("query", "plan", "node")}
     config = load_config(arguments.config, endless)
@@ -171,8 +171,17 @@ def _sources(router: Path | None) -> str:
     import compllm
 
     package, here = Path(compllm.__file__).parent, Path(__file__).parent
-    path = ("prompts", "decompose", "plan", "route", "execute", "compose", "pipeline", "assembly")
+    path = (
+        "prompts",
+        "decompose",
+        "plan",
+        "routing/route",
+        "execute",
+        "compose",
+        "pipeline",
+        "assembly",
+    )
     ours = ("contestants", "ladder", "nodes", "propagation")
     files = [package / f"{name}.py" for name in path] + [here / f"{name}.py" for name in ours]
-    files.append(package / "routers" / "heads.py")
+    files.append(package / "routing" / "heads.py")
     return source_hash([*files, router] if router else files)

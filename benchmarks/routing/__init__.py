@@ -7,5 +7,6 @@ scale         3 to 32 experts
 invariance    the same question in other dress
 latency       what embedding and routing one sub-query costs
 asked         the base model asked to choose
+llm_router    a router that asks the base model: text in, no vectors
 pictures      risk over coverage, right choices over experts
 """

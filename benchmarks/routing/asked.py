@@ -10,10 +10,10 @@ from pathlib import Path
 
 from benchmarks.evaluation.engine import open_engine
 from benchmarks.evaluation.store import ResultStore, content_hash
+from benchmarks.routing.llm_router import NONE, LLMRouter
 from compllm.build_scripts.routing.questions import Question
 from compllm.catalogue import Catalogue
 from compllm.prompts import prompt_text
-from compllm.routers.llm import NONE, LLMRouter
 
 _AT_A_TIME = 16
 

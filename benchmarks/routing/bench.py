@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from compllm.build_scripts.routing.questions import Question
     from compllm.build_scripts.routing.vectors import Space
     from compllm.catalogue import Catalogue
-    from compllm.embed import Array, SentenceEncoder
-    from compllm.route import Router
+    from compllm.routing.embed import Array, SentenceEncoder
+    from compllm.routing.route import Router
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Bench:
 def shipped(bench: Bench) -> dict[str, Router]:
     """The routers that a user has, with their floors."""
     from compllm.route_cli import DEFAULT, EXAMPLES, Chooser
-    from compllm.routers.artefact import router_names
+    from compllm.routing.artefact import router_names
 
     found = {}
     for name in (DEFAULT, *router_names(), EXAMPLES):

@@ -13,8 +13,8 @@ import numpy as np
 from benchmarks.routing.metrics import Labels
 from compllm.build_scripts.routing.fit import FITS, Topics
 from compllm.build_scripts.routing.questions import NEAR_SUBJECTS, Question
-from compllm.embed import Array
-from compllm.routers.heads import Head
+from compllm.routing.embed import Array
+from compllm.routing.heads import Head
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.report import Cell, percentiles
-from compllm.embed import SentenceEncoder
-from compllm.route import Router
+from compllm.routing.embed import SentenceEncoder
+from compllm.routing.route import Router
 
 _WARM_UP = 10
 

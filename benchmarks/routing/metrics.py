@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.evaluation.intervals import Estimate, mean
-from compllm.embed import Array
+from compllm.routing.embed import Array
 
 Labels = npt.NDArray[np.int64]  # position of the expert, -1 for none
 _NUM_RESAMPLES = 1000

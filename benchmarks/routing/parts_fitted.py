@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from benchmarks.report import Cell, Row
     from benchmarks.routing.contestants import Sample
     from compllm.build_scripts.routing.thresholds import Curve
-    from compllm.embed import Array
-    from compllm.routers.heads import Head
+    from compllm.routing.embed import Array
+    from compllm.routing.heads import Head
 
 THREE = "three experts, everything else for none; and our sub-queries"
 FLOORS = "floors chosen for a risk on one half, measured on the other"

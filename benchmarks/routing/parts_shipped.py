@@ -12,7 +12,7 @@ from benchmarks.routing.bench import Bench, shipped
 from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from compllm.embed import Array
+    from compllm.routing.embed import Array
 
 OWN = "our sub-queries (test wordings), shipped routers with their floors"
 DRESS = "routes that change with the dress of the question, %"
@@ -60,7 +60,7 @@ def part_dress(bench: Bench) -> None:
     """Upper case, punctuation, white space: how often does the route flip?"""
     from benchmarks.routing.invariance import DRESSES
     from compllm.build_scripts.routing.questions import first_of_each
-    from compllm.embed import plain
+    from compllm.routing.embed import plain
 
     each = 2 if bench.arguments.quick else 8
     sets = {"subject questions": [q.text for q in first_of_each(bench.subjects, each)]}
@@ -90,8 +90,8 @@ def part_speed(bench: Bench) -> None:
     """Milliseconds of one sub-query, beside an engine that does nothing; the encoder as it is and
     with OpenVINO's own products, in turns."""
     from benchmarks.routing.latency import measure
-    from compllm.embed import OpenVINOEncoder, SentenceEncoder, encoder_id, find_ir
     from compllm.paths import encoder_dir
+    from compllm.routing.embed import OpenVINOEncoder, SentenceEncoder, encoder_id, find_ir
 
     texts = [text for examples in bench.catalogue.examples for text in examples]
     if own := bench.sub_queries():

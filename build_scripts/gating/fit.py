@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from compllm.build_scripts.gating.questions import Labelled
-from compllm.embed import Array
-from compllm.gate import DIRECT
-from compllm.routers.heads import Layer, Softmax
+from compllm.routing.embed import Array
+from compllm.routing.gate import DIRECT
+from compllm.routing.heads import Layer, Softmax
 
 RISKS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3)
 SHARE_DIRECT = 0.5  # of the questions that the risk is for; a choice, the sets' shares mean nothing

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from compllm.build_scripts.routing.questions import GENERATED
-from compllm.embed import Array
-from compllm.routers.heads import Head, Layer, Neighbours, Similarity, Softmax
+from compllm.routing.embed import Array
+from compllm.routing.heads import Head, Layer, Neighbours, Similarity, Softmax
 
 Labels = npt.NDArray[np.int64]  # position of the expert, -1 for none
 Topics = npt.NDArray[np.str_]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from compllm.embed import Array
+from compllm.routing.embed import Array
 
 Labels = npt.NDArray[np.int64]
 _NUM_FLOORS = 200

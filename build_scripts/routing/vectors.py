@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from compllm.embed import Array, SentenceEncoder
 from compllm.paths import home_dir
+from compllm.routing.embed import Array, SentenceEncoder
 
 MAX_BASE_TOKENS = 64  # of one text: reading all of the longest exam questions would take hours
 _TOKENS_A_BATCH = 2048

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.config import Config, flat_values, load_config, variable_of
-from compllm.embed import Encoder, SentenceEncoder
 from compllm.errors import ConfigError, ConfigWarning, ServerError
 from compllm.paths import encoder_dir
+from compllm.routing.embed import Encoder, SentenceEncoder
 from compllm.served import MODEL, PARAMETER, absolute, catalogue_of, difference_from, listed
 
 T = TypeVar("T")

@@ -152,7 +152,7 @@ def _validate_encoder(directory: Path) -> None:
 
 
 def _find_encoder_ir(directory: Path) -> None:
-    from compllm.embed import encoder_id, find_ir
+    from compllm.routing.embed import encoder_id, find_ir
 
     _validate_encoder(directory)
     if find_ir(directory, encoder_id(directory)) is None:

@@ -29,18 +29,18 @@ from compllm.compose import answer_prompt, compose
 from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
 from compllm.decompose import decompose
-from compllm.embed import Array, Encoder
 from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
-from compllm.gate import GateKeeper, open_gate
 from compllm.graph import QueryGraph
-from compllm.ownership import REASON as UNOWNED
-from compllm.ownership import Ownership
 from compllm.plan import direct_plan, make_plan
 from compllm.prompts import UNKNOWN
 from compllm.query_check import checked
 from compllm.query_run import Run
-from compllm.route import Router
+from compllm.routing.embed import Array, Encoder
+from compllm.routing.gate import GateKeeper, open_gate
+from compllm.routing.ownership import REASON as UNOWNED
+from compllm.routing.ownership import Ownership
+from compllm.routing.route import Router
 from compllm.types import (
     Answer,
     AnswerFinished,

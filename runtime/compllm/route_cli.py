@@ -22,9 +22,9 @@ from compllm.plural import counted
 
 if TYPE_CHECKING:
     from compllm.catalogue import Catalogue
-    from compllm.embed import Encoder
     from compllm.question_file import Record
-    from compllm.route import Router
+    from compllm.routing.embed import Encoder
+    from compllm.routing.route import Router
 
 DEFAULT = "default"  # the catalogue's router
 EXAMPLES = "examples"  # similarity with the catalogue's example questions
@@ -122,10 +122,10 @@ class Chooser:
 
         Raises ConfigError with the names there are, and what `Router.build` raises.
         """
-        from compllm.embed import SentenceEncoder
         from compllm.paths import encoder_dir
-        from compllm.route import Router
-        from compllm.routers.artefact import find_router
+        from compllm.routing.artefact import find_router
+        from compllm.routing.embed import SentenceEncoder
+        from compllm.routing.route import Router
 
         path = None if name in (DEFAULT, EXAMPLES) else find_router(name)
         encoder = await SentenceEncoder.load(encoder_dir())

@@ -13,7 +13,8 @@ from helpers import rewrite_json
 
 from compllm.build_scripts import convert_encoder
 from compllm.build_scripts.convert_encoder import ensure_ir
-from compllm.embed import (
+from compllm.errors import ConfigError
+from compllm.routing.embed import (
     IR_RECORD,
     OpenVINOEncoder,
     encoder_id,
@@ -21,7 +22,6 @@ from compllm.embed import (
     ir_dir,
     sentence_transformer,
 )
-from compllm.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,10 @@ from compllm.build_scripts.trtllm.record import AdapterEntry, TrtManifest
 from compllm.build_scripts.trtllm.settings import EngineSettings, Topology
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.embed import SentenceEncoder
 from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError, EngineError
-from compllm.route import Router
+from compllm.routing.embed import SentenceEncoder
+from compllm.routing.route import Router
 from compllm.served import difference_from
 
 ADAPTERS = (AdapterEntry("chemistry", 11, 8, "a"), AdapterEntry("biology", 12, 16, "b"))

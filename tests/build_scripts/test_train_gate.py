@@ -11,9 +11,9 @@ import pytest
 from compllm.build_scripts import train_gate
 from compllm.build_scripts.gating.fit import RISKS, choose_floors, fit, share_wrong
 from compllm.build_scripts.gating.questions import Labelled, read_part
-from compllm.embed import Array, SentenceEncoder
 from compllm.errors import ConfigError
-from compllm.gate import load_gate
+from compllm.routing.embed import Array, SentenceEncoder
+from compllm.routing.gate import load_gate
 from compllm.testing import HashingEncoder
 
 

@@ -25,9 +25,9 @@ from compllm.build_scripts.routing.questions import (
 from compllm.build_scripts.routing.thresholds import at_floor, choose_floor, risk_coverage
 from compllm.build_scripts.routing.vectors import Space, base_spaces, kept_vectors
 from compllm.catalogue import load_catalogue
-from compllm.embed import Array
 from compllm.errors import ConfigError
-from compllm.routers.artefact import load
+from compllm.routing.artefact import load
+from compllm.routing.embed import Array
 
 EXPERTS = ("a", "b")
 

@@ -20,9 +20,9 @@ from compllm.build_scripts.repository import core
 from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.trtllm.record import AdapterEntry
 from compllm.build_scripts.trtllm.settings import Topology
-from compllm.embed import SentenceEncoder
 from compllm.embedded import tritonfiles
 from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.routing.embed import SentenceEncoder
 
 pytestmark = pytest.mark.triton
 

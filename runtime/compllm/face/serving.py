@@ -29,7 +29,6 @@ from compllm.assembly import RuntimeStats
 from compllm.backends import connect_as_set
 from compllm.catalogue import load_catalogue
 from compllm.config import LimitsConfig, load_config
-from compllm.embed import SentenceEncoder
 from compllm.errors import (
     BackendRejected,
     BackendUnavailable,
@@ -43,6 +42,7 @@ from compllm.face.late import LateBackend
 from compllm.face.usage import MeteredBackend
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
+from compllm.routing.embed import SentenceEncoder
 from compllm.types import FinishReason, Query
 
 T = TypeVar("T")

@@ -17,14 +17,14 @@ from compllm.catalogue import Catalogue
 from compllm.compose import Aggregator, compose
 from compllm.config import Config, GateConfig
 from compllm.decompose import Generator, decompose
-from compllm.embed import Encoder
 from compllm.errors import BackendError
 from compllm.execute import Engine, Execution, LiveQuery
 from compllm.graph import QueryGraph
 from compllm.pipeline import CompLLM
 from compllm.replay.forced import ForcedBackend, ForcedWork
 from compllm.replay.policies import BASELINES, Policy, PolicyName, Stage
-from compllm.route import Router
+from compllm.routing.embed import Encoder
+from compllm.routing.route import Router
 from compllm.types import Answer, Plan, Query, Route, SubQuery, Timings
 
 _WHOLE_PATH = 1e9  # plan and answer: the whole query waits for them

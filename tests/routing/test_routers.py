@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmarks.routing.llm_router import LLMRouter
 from path_parts import BASE, CHEMISTRY, MATHEMATICS
 
-from compllm.embed import Array
 from compllm.errors import ConfigError, RouteError
 from compllm.prompts import prompt_text
-from compllm.routers.artefact import Artefact, find_router, load, router_names, save
-from compllm.routers.heads import Head, Layer, Neighbours, Similarity, Softmax
-from compllm.routers.llm import LLMRouter
+from compllm.routing.artefact import Artefact, find_router, load, router_names, save
+from compllm.routing.embed import Array
+from compllm.routing.heads import Head, Layer, Neighbours, Similarity, Softmax
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Route
 

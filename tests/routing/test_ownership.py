@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from compllm.ownership import Ownership
+from compllm.routing.ownership import Ownership
 from compllm.types import Route, SubQuery
 
 OWN = Route("chemistry", 0.9, is_fallback=False)

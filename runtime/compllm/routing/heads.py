@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from compllm.embed import Array
 from compllm.errors import RouteError
+from compllm.routing.embed import Array
 
 Groups = npt.NDArray[np.int64]  # of each class or vector: its expert's position, -1 for none
 _UNIT_TOLERANCE = 1e-3

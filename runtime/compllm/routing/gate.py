@@ -19,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from compllm.config import GateConfig
-from compllm.embed import Array, Encoder
 from compllm.errors import RouteError
 from compllm.paths import resource_dir
 from compllm.plan import direct_plan
-from compllm.routers.archive import read_archive, told_as, write_archive
-from compllm.routers.heads import Layer, Softmax
+from compllm.routing.archive import read_archive, told_as, write_archive
+from compllm.routing.embed import Array, Encoder
+from compllm.routing.heads import Layer, Softmax
 from compllm.types import Plan
 
 FORMAT = 1

@@ -12,7 +12,8 @@ import pytest
 from helpers import rewrite_json
 
 from compllm.build_scripts.convert_encoder import ensure_ir
-from compllm.embed import (
+from compllm.errors import ConfigError
+from compllm.routing.embed import (
     IR_FORM,
     IR_RECORD,
     Array,
@@ -25,7 +26,6 @@ from compllm.embed import (
     plain,
     sentence_transformer,
 )
-from compllm.errors import ConfigError
 from compllm.testing import HashingEncoder
 
 
@@ -149,7 +149,8 @@ def test_a_text_alone_has_the_row_that_it_has_among_others(ir: Path, num_words: 
 def test_the_converted_encoder_runs_without_torch(ir: Path) -> None:
     # In a process of its own: the tests around this one have loaded everything.
     code = (
-        "import asyncio, sys; from pathlib import Path; from compllm.embed import SentenceEncoder\n"
+        "import asyncio, sys; from pathlib import Path\n"
+        "from compllm.routing.embed import SentenceEncoder\n"
         f"encoder = asyncio.run(SentenceEncoder.load(Path({str(ir.parent)!r})))\n"
         "asyncio.run(encoder.encode(['a', 'question']))\n"
         "print({'openvino', 'torch', 'transformers', 'sentence_transformers'} & set(sys.modules))"

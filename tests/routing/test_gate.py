@@ -11,11 +11,11 @@ from path_parts import make_llm, node_reply, plan_reply, settings
 
 from compllm.catalogue import load_catalogue
 from compllm.config import GateConfig
-from compllm.embed import Array, SentenceEncoder
 from compllm.errors import ConfigError, RouteError
-from compllm.gate import DIRECT, Gate, default_gate, load_gate, open_gate, save_gate
 from compllm.pipeline import CompLLM
-from compllm.routers.heads import Layer, Softmax
+from compllm.routing.embed import Array, SentenceEncoder
+from compllm.routing.gate import DIRECT, Gate, default_gate, load_gate, open_gate, save_gate
+from compllm.routing.heads import Layer, Softmax
 from compllm.testing import HashingEncoder, ScriptedBackend
 from compllm.trace import answer_to_dict
 from compllm.types import Plan, SubQuery

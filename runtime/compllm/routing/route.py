@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from compllm.catalogue import Catalogue
-from compllm.embed import Array, Encoder, encode_kept
 from compllm.errors import RouteError
-from compllm.routers.artefact import load
-from compllm.routers.heads import Head, Similarity
+from compllm.routing.artefact import load
+from compllm.routing.embed import Array, Encoder, encode_kept
+from compllm.routing.heads import Head, Similarity
 from compllm.types import Route
 
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from compllm.errors import ConfigError
 from compllm.paths import home_dir, resource_dir
-from compllm.routers.archive import read_archive, told_as, write_archive
-from compllm.routers.heads import Head, Layer, Neighbours, Similarity, Softmax
+from compllm.routing.archive import read_archive, told_as, write_archive
+from compllm.routing.heads import Head, Layer, Neighbours, Similarity, Softmax
 
 FORMAT = 1
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")

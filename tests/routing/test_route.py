@@ -6,11 +6,11 @@ import pytest
 from path_parts import CATALOGUE
 
 from compllm.catalogue import Catalogue, RouterSettings, load_catalogue
-from compllm.embed import Array, SentenceEncoder
 from compllm.errors import RouteError
-from compllm.route import Router, calibrate, route
-from compllm.routers.artefact import Artefact, load, save
-from compllm.routers.heads import Layer, Similarity, Softmax
+from compllm.routing.artefact import Artefact, load, save
+from compllm.routing.embed import Array, SentenceEncoder
+from compllm.routing.heads import Layer, Similarity, Softmax
+from compllm.routing.route import Router, calibrate, route
 from compllm.testing import HashingEncoder
 from compllm.types import Route
 
