@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from compllm.admission import PolicyName as AdmissionPolicy
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.graphs import ReplayGraph
     from compllm.replay.policies import PolicyName
+    from compllm.scheduling.admission import PolicyName as AdmissionPolicy
 
 Part = Literal["alone", "long", "load", "gate"]
 

@@ -39,10 +39,10 @@ from benchmarks.report import RESULTS, Report, Row, add_arguments
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from compllm.admission import PolicyName
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.graphs import ReplayGraph
     from compllm.replay.session import ReplaySession
+    from compllm.scheduling.admission import PolicyName
     from compllm.simulate.profile import EngineProfile
 
 TABLE = "load"

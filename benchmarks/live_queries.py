@@ -158,7 +158,7 @@ async def time_slots(enter: Enter, num_requests: int, num_turns: int) -> float:
 
 def bench_slots(report: Report, arguments: argparse.Namespace) -> None:
     """Slots beside asyncio's own semaphore, which keeps no order but that of arrival."""
-    from compllm.admission import Admission
+    from compllm.scheduling.admission import Admission
 
     num_requests, num_rounds = (500, 2) if arguments.quick else (10_000, 15)
     for case, limit, num_turns in (("all enter at once", num_requests, 0), ("one by one", 1, 1)):

@@ -14,7 +14,7 @@ from benchmarks.report import Row
 
 if TYPE_CHECKING:
     from benchmarks.bench_load import Bench, Seen
-    from compllm.admission import PolicyName
+    from compllm.scheduling.admission import PolicyName
     from compllm.simulate.load import Spread
     from compllm.simulate.profile import EngineProfile
     from compllm.simulate.workload import Workload

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from benchmarks.report import Report, Row
 
 if TYPE_CHECKING:
-    from compllm.admission import PolicyName
     from compllm.replay.graphs import ReplayGraph
+    from compllm.scheduling.admission import PolicyName
     from compllm.simulate.load import Outcome, Service
     from compllm.simulate.workload import Workload
 

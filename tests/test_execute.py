@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from path_parts import BASE, CHEMISTRY, MATHEMATICS, node_reply
 
-from compllm.admission import Admission
 from compllm.errors import BackendRejected, BackendUnavailable, CompllmError
 from compllm.execute import Engine, Execution, LiveQuery, NodeSettings
 from compllm.graph import QueryGraph
 from compllm.plan import parse_plan
-from compllm.prewarm import Prewarmer
-from compllm.single_flight import SingleFlight
+from compllm.scheduling.admission import Admission
+from compllm.scheduling.prewarm import Prewarmer
+from compllm.scheduling.single_flight import SingleFlight
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Event, NodeFinished, NodeResult, NodeStarted, Route, SubQuery, Usage
 

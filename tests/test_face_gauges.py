@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from compllm.admission import EngineLoad
 from compllm.assembly import RuntimeStats
 from compllm.face.gauges import FAMILIES, LOAD, PREWARMED, QUEUE, SHARED, values
-from compllm.prewarm import PrewarmStats
-from compllm.single_flight import SharingStats
+from compllm.scheduling.admission import EngineLoad
+from compllm.scheduling.prewarm import PrewarmStats
+from compllm.scheduling.single_flight import SharingStats
 
 ENGINE_LOAD = EngineLoad(
     limit=64,

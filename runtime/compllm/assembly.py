@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compllm.admission import Admission, EngineLoad
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.compose import Aggregator
 from compllm.config import Config
 from compllm.decompose import Generator
-from compllm.engine_limits import UNTOLD, LimitFinder
 from compllm.execute import Engine, NodeSettings
-from compllm.prewarm import Prewarmer, PrewarmStats
-from compllm.single_flight import SharingStats, SingleFlight
+from compllm.scheduling.admission import Admission, EngineLoad
+from compllm.scheduling.limits import UNTOLD, LimitFinder
+from compllm.scheduling.prewarm import Prewarmer, PrewarmStats
+from compllm.scheduling.single_flight import SharingStats, SingleFlight
 from compllm.types import SamplingParams
 
 

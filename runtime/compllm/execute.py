@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 
-from compllm.admission import Admission, Slot
 from compllm.backend import Backend, GenerateRequest, Prompt
 from compllm.errors import BackendError, BackendUnavailable
 from compllm.graph import QueryGraph
 from compllm.loops import cut_loop
-from compllm.prewarm import MakePrompt, Prewarmer, Warming, known_prefix
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
-from compllm.single_flight import SingleFlight
+from compllm.scheduling.admission import Admission, Slot
+from compllm.scheduling.prewarm import MakePrompt, Prewarmer, Warming, known_prefix
+from compllm.scheduling.single_flight import SingleFlight
 from compllm.spelling import spelled
 from compllm.types import (
     Bound,

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 from types import TracebackType
 
-from compllm.admission import Admission
 from compllm.asked import asked_ids
 from compllm.assembly import (
     RuntimeStats,
@@ -41,6 +40,7 @@ from compllm.routing.gate import GateKeeper, open_gate
 from compllm.routing.ownership import REASON as UNOWNED
 from compllm.routing.ownership import Ownership
 from compllm.routing.route import Router
+from compllm.scheduling.admission import Admission
 from compllm.types import (
     Answer,
     AnswerFinished,

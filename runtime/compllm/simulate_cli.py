@@ -20,7 +20,7 @@ from compllm.console import STDIN, as_json, print_table, say, write
 from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from compllm.admission import PolicyName
+    from compllm.scheduling.admission import PolicyName
     from compllm.simulate.load import Outcome, Service
     from compllm.simulate.workload import Workload
 

@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, nullcontext
 from dataclasses import dataclass, replace
 
-from compllm.admission import PolicyName as AdmissionPolicy
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.compose import Aggregator, compose
@@ -25,6 +24,7 @@ from compllm.replay.forced import ForcedBackend, ForcedWork
 from compllm.replay.policies import BASELINES, Policy, PolicyName, Stage
 from compllm.routing.embed import Encoder
 from compllm.routing.route import Router
+from compllm.scheduling.admission import PolicyName as AdmissionPolicy
 from compllm.types import Answer, Plan, Query, Route, SubQuery, Timings
 
 _WHOLE_PATH = 1e9  # plan and answer: the whole query waits for them

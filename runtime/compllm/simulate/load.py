@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from compllm import _core
-from compllm.admission import PolicyName
 from compllm.errors import ConfigError
 from compllm.plural import counted
+from compllm.scheduling.admission import PolicyName
 from compllm.simulate.profile import EngineProfile
 from compllm.simulate.workload import Floats, Load, Workload
 

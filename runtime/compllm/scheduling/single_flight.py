@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from cachetools import TTLCache
 
-from compllm.admission import Slot
 from compllm.backend import Backend, Chunk, GenerateRequest, collect
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable
+from compllm.scheduling.admission import Slot
 
 OnStart = Callable[[float], None]
 _Response = tuple[str, Chunk]

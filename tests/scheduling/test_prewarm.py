@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from path_parts import BASE, CHEMISTRY
 
-from compllm.admission import Admission
 from compllm.backend import GenerateRequest, Segment
 from compllm.config import PrewarmConfig
 from compllm.errors import BackendError
-from compllm.prewarm import Prewarmer, Verdict, Warming, known_prefix
 from compllm.prompts import aggregator_prompt, node_prompt, prompt_text
+from compllm.scheduling.admission import Admission
+from compllm.scheduling.prewarm import Prewarmer, Verdict, Warming, known_prefix
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Usage
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compllm.admission import Admission
 from compllm.backend import Backend, max_batch_size
 from compllm.errors import BackendUnavailable, CompllmError
+from compllm.scheduling.admission import Admission
 
 UNTOLD = 64  # requests in flight at an engine that does not say how many it batches
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compllm.admission import Admission
 from compllm.backend import GenerateRequest, Segment
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable
-from compllm.single_flight import Outcome, SharingStats, SingleFlight
+from compllm.scheduling.admission import Admission
+from compllm.scheduling.single_flight import Outcome, SharingStats, SingleFlight
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import SamplingParams
 

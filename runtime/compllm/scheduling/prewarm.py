@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Literal
 
-from compllm.admission import Admission
 from compllm.backend import Backend, GenerateRequest, Prompt, collect
 from compllm.config import PrewarmConfig
 from compllm.errors import CompllmError
+from compllm.scheduling.admission import Admission
 from compllm.types import SamplingParams, Usage
 
 TOKENS_PER_BLOCK = 32  # of the KV cache, in both engines as they are built here; only full ones

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from compllm.admission import Admission
 from compllm.errors import BackendUnavailable, ConfigError
+from compllm.scheduling.admission import Admission
 
 
 async def turn() -> None:

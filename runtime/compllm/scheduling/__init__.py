@@ -1,0 +1,1 @@
+"""Which request uses an engine next: order, in-flight limits, shared requests, prewarming."""
