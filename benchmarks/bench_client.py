@@ -222,7 +222,7 @@ async def _give_up(
 
 async def measure(arguments: argparse.Namespace, report: Report) -> None:
     from compllm.embedded import tritonserver
-    from compllm.embedded.lora_tensors import read_base_shape
+    from compllm.formats.lora_tensors import read_base_shape
     from compllm.triton import TritonBackend
 
     options = {"max_adapters": NUM_SLOTS, "is_lora_cache": True}

@@ -38,9 +38,9 @@ def make_runner(
     engine_dir: Any, num_blocks: int, kv_precision: str = "f16", sizes: Sequence[int] | None = None
 ) -> Any:
     """With four random adapters. sizes: of decoding steps that have a model; default: all."""
-    from compllm.embedded.adapters import LoraWeights, make_adapter
     from compllm.embedded.model import Weights
     from compllm.embedded.runner import DECODE_SIZES, Runner
+    from compllm.formats.adapters import LoraWeights, make_adapter
 
     weights = Weights.load(engine_dir)
     adapters = {}

@@ -72,9 +72,9 @@ class Ours:
     def __init__(
         self, engine_dir: str, num_adapters: int, num_engines: int = 1, form: str = "auto"
     ) -> None:
-        from compllm.embedded.adapters import LoraWeights, make_adapter
         from compllm.embedded.executor import Executor
         from compllm.embedded.options import ExecutorOptions
+        from compllm.formats.adapters import LoraWeights, make_adapter
 
         options = ExecutorOptions(
             max_adapters=max(1, num_adapters), is_prefix_reused=False, adapter_form=form
@@ -245,7 +245,7 @@ def peft_file(engine_dir: Path, cache: Path) -> Path:
     """One random adapter as the PEFT file that GenAI reads."""
     from safetensors.numpy import save_file
 
-    from compllm.embedded.shape import BaseShape
+    from compllm.formats.shape import BaseShape
 
     shape = BaseShape.from_config(json.loads((engine_dir / "config.json").read_text()))
     tensors = {}

@@ -238,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
     from compllm.embedded.guide import GuideCompiler
-    from compllm.embedded.manifest import Manifest
+    from compllm.formats.manifest import Manifest
     from compllm.paths import engine_dir, home_dir
     from compllm.prompts import generator_prompt
     from compllm.simulate.profile import load_profile

@@ -59,7 +59,7 @@ async def target(arguments: argparse.Namespace) -> AsyncIterator[Target]:
     """Somebody's server, or one of our own with random adapters in a cache of as many places."""
     from compllm.backends import connect
     from compllm.embedded import tritonserver
-    from compllm.embedded.lora_tensors import read_base_shape
+    from compllm.formats.lora_tensors import read_base_shape
     from compllm.triton import TritonBackend
 
     if arguments.url:

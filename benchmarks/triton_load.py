@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compllm.backend import Backend, GenerateRequest
-    from compllm.embedded.shape import BaseShape
+    from compllm.formats.shape import BaseShape
     from compllm.lora_client import AdapterWeights
     from compllm.tokenizer import Tokenizer
 
@@ -86,8 +86,8 @@ def random_adapters(base: BaseShape, count: int, seed: int, scale: float = 0.02)
     """
     import numpy as np
 
-    from compllm.embedded.adapters import LoraWeights, make_adapter
-    from compllm.embedded.lora_tensors import to_tensors
+    from compllm.formats.adapters import LoraWeights, make_adapter
+    from compllm.formats.lora_tensors import to_tensors
 
     def weights(task_id: int) -> Any:
         if not 1 <= task_id <= count:

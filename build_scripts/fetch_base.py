@@ -32,8 +32,8 @@ from compllm.build_scripts.staging import (
     say,
     staged_directory,
 )
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError
+from compllm.formats.checkpoint import validate_checkpoint
 from compllm.paths import default_base_dir, encoder_dir, home_dir, selected_base
 from compllm.storage import require_writable
 

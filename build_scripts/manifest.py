@@ -1,6 +1,6 @@
 """What the manifests of engines are made of: hashes of checkpoints, inputs and built files.
 
-The embedded engine's record itself is `compllm.embedded.manifest`, since the runtime reads it too.
+The embedded engine's record itself is `compllm.formats.manifest`, since the runtime reads it too.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from compllm.embedded.checkpoint import (
+from compllm.errors import EngineError
+from compllm.formats.checkpoint import (
     OPTIONAL_TOKENIZER_FILES,
     TOKENIZER_FILES,
     read_json,
     weight_files,
 )
-from compllm.embedded.manifest import FileEntry, sha256_file
-from compllm.errors import EngineError
+from compllm.formats.manifest import FileEntry, sha256_file
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit that safetensors itself sets
 

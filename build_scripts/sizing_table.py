@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from compllm.build_scripts.trtllm.memory import GIB, LoraNeed, engine_memory, share_out
 from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings, load_settings
-from compllm.embedded.shape import BaseShape
+from compllm.formats.shape import BaseShape
 
 SHAPES = (
     BaseShape(30, 576, 1536, 9, 3, 64, 49152, name="SmolLM2-135M"),

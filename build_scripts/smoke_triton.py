@@ -28,8 +28,8 @@ from compllm.build_scripts.smoke import adapters, face, life, tensors
 from compllm.build_scripts.smoke.checks import Bench, Check, Result, run_check
 from compllm.build_scripts.smoke.client import Client
 from compllm.build_scripts.staging import run_script, write_atomically
-from compllm.embedded.manifest import Manifest
 from compllm.errors import BackendUnavailable, ConfigError
+from compllm.formats.manifest import Manifest
 from compllm.tokenizer import Tokenizer
 from compllm.wire import AdapterTensors
 

@@ -29,8 +29,8 @@ from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import run_script, say
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.build_scripts.training.sweep import parse_grid, sweep
-from compllm.embedded.checkpoint import read_json
 from compllm.errors import ConfigError
+from compllm.formats.checkpoint import read_json
 from compllm.paths import home_dir
 from compllm.prompts import TEMPLATES
 

@@ -23,7 +23,7 @@ from compllm.build_scripts.trtllm.settings import (
     load_settings,
 )
 from compllm.catalogue import load_catalogue
-from compllm.embedded.shape import BaseShape
+from compllm.formats.shape import BaseShape
 
 VERSION = "1.2.1"
 CATALOGUE = """

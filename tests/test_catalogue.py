@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from compllm.catalogue import default_catalogue_path, load_catalogue
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import validate_checkpoint
 
 GOOD = """
 out_of_domain = ["Who is it?"]

@@ -16,7 +16,7 @@ from compllm.build_scripts.trtllm.record import AdapterEntry
 from compllm.cli import run
 from compllm.doctor import Check, is_healthy
 from compllm.doctor_gpu import examine_gpu
-from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.formats.checkpoint import validate_checkpoint
 
 H100 = "0, NVIDIA H100 80GB HBM3, 9.0, 81559, 590.44.01"
 SetUp = Callable[..., Path]

@@ -14,12 +14,12 @@ import pytest
 from engines import Run, generate, make_engine, random_prompts, reference
 from helpers import MakeAdapter
 
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.embedded.executor import Executor
 from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineRequest, EngineSampling
 from compllm.errors import EngineError
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import validate_checkpoint
 
 NUM_TOKENS = 12
 # Two candidates closer than this may swap places between summation orders; every other

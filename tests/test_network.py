@@ -14,9 +14,9 @@ import pytest
 from engines import make_engine, random_prompts
 from helpers import MakeAdapter
 
-from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
 from compllm.embedded.runner import DECODE_SIZES, AdapterForm, Runner, Step
+from compllm.formats.manifest import Manifest
 
 # Largest difference of a logit, over the standard deviation of all. Measured are 4e-6 without an
 # adapter and 4e-3 with one, whose factors the operations hold in half precision.

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compllm.embedded.adapters import Adapter
 from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
 from compllm.embedded.serving import CoreModel
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter
+from compllm.formats.shape import BaseShape
 
 WAIT_S = 10.0
 BASE = BaseShape(

@@ -24,10 +24,10 @@ from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.types import Usage
 
 if TYPE_CHECKING:
-    from compllm.embedded.adapters import LoraWeights
     from compllm.embedded.executor import Executor
     from compllm.embedded.request import EngineEvent, EnginePerf, EngineRequest
-    from compllm.embedded.shape import BaseShape
+    from compllm.formats.adapters import LoraWeights
+    from compllm.formats.shape import BaseShape
 
 
 class ExecutorBackend:
@@ -126,10 +126,10 @@ class LocalEngine:
 def open_engine(directory: Path, adapters: Sequence[str] = ()) -> LocalEngine:
     """Open an engine directory; `adapters` are `NAME=DIR` of PEFT adapters to load beside, or in
     place of, those of the engine. Raises EngineError and ConfigError."""
-    from compllm.embedded.adapters import read_peft
     from compllm.embedded.executor import Executor
-    from compllm.embedded.manifest import Manifest
-    from compllm.embedded.shape import BaseShape
+    from compllm.formats.adapters import read_peft
+    from compllm.formats.manifest import Manifest
+    from compllm.formats.shape import BaseShape
 
     manifest = Manifest.read(directory)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compllm.embedded.checkpoint import read_json
 from compllm.errors import ConfigError
+from compllm.formats.checkpoint import read_json
 
 FILE = "xgrammar_tokenizer_info.json"
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import exclusive, saving, staged_directory
 from compllm.build_scripts.training.settings import TrainSettings
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import read_json, validate_checkpoint
-from compllm.embedded.shape import model_name
 from compllm.errors import ConfigError
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import read_json, validate_checkpoint
+from compllm.formats.shape import model_name
 
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "compllm-lora/1"

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from compllm.embedded.shape import MODULES
+from compllm.formats.shape import MODULES
 
 
 @dataclass(frozen=True, slots=True)

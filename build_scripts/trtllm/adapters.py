@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compllm.build_scripts.trtllm import flags
-from compllm.embedded.adapters import WEIGHTS_FILE, Adapter
-from compllm.embedded.lora_tensors import to_tensors
-from compllm.embedded.shape import ATTENTION_MODULES, BaseShape
 from compllm.errors import EngineError
+from compllm.formats.adapters import WEIGHTS_FILE, Adapter
+from compllm.formats.lora_tensors import to_tensors
+from compllm.formats.shape import ATTENTION_MODULES, BaseShape
 
 WEIGHTS_NPY = "model.lora_weights.npy"  # float16 [1, rows, width]
 CONFIG_NPY = "model.lora_config.npy"  # int32 [1, rows, 4]

@@ -13,8 +13,8 @@ from typing import Any
 
 from compllm.build_scripts.trtllm.rules import check_rules
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu, Quantisation
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.shape import BaseShape
 
 GIB = 2**30
 USABLE = 0.95  # of a GPU's memory: the rest stays for fragmentation and what else runs there

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from compllm.build_scripts.manifest import copied_files
 from compllm.build_scripts.staging import run_script, saving
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import EngineError
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import validate_checkpoint
 
 DTYPES = ("float16", "bfloat16", "float32")
 

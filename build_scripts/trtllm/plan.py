@@ -18,10 +18,10 @@ from compllm.build_scripts.trtllm.memory import Load, LoraNeed, Share, fit
 from compllm.build_scripts.trtllm.rules import check_rules, is_calibrated
 from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings
 from compllm.catalogue import Catalogue
-from compllm.embedded.adapters import Adapter, read_peft
-from compllm.embedded.checkpoint import read_json, validate_checkpoint
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter, read_peft
+from compllm.formats.checkpoint import read_json, validate_checkpoint
+from compllm.formats.shape import BaseShape
 from compllm.paths import resource_dir
 from compllm.types import Expert
 

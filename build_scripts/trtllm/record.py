@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from compllm.build_scripts.trtllm.image import Environment, same_version
-from compllm.embedded.checkpoint import read_json
-from compllm.embedded.manifest import MANIFEST_FILE, FileEntry, sha256_file
 from compllm.errors import EngineError
+from compllm.formats.checkpoint import read_json
+from compllm.formats.manifest import MANIFEST_FILE, FileEntry, sha256_file
 from compllm.paths import home_dir
 
 FORMAT = "compllm-trtllm/1"  # rises when older directories can no longer be read

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.shape import BaseShape
 
 _AWQ_BLOCK = 128  # weights that share a scale
 

@@ -43,9 +43,9 @@ from compllm.build_scripts.trtllm.record import (
     TrtManifest,
     check_engine,
 )
-from compllm.embedded.checkpoint import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES, read_json
-from compllm.embedded.manifest import MANIFEST_FILE, installed_versions
 from compllm.errors import EngineError
+from compllm.formats.checkpoint import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES, read_json
+from compllm.formats.manifest import MANIFEST_FILE, installed_versions
 
 _STEP = "step.json"  # in a step's directory: the key of its inputs and the size of each file
 _ENGINE_FILES = ("config.json", "*.engine", "*.safetensors", "quant_cfg.json")

@@ -25,7 +25,7 @@ WEIGHTS_FILE, CONFIG_FILE = "model.lora_weights.npy", "model.lora_config.npy"
 def weights_in(directory: Path) -> AdapterWeights | None:
     """The adapters of this directory by task id; None where it holds none of either kind."""
     if is_embedded_engine(directory):
-        from compllm.embedded.lora_tensors import read_engine_adapter
+        from compllm.formats.lora_tensors import read_engine_adapter
 
         return lambda task_id: read_engine_adapter(directory, task_id)
     if any(directory.glob(f"[0-9]*/{WEIGHTS_FILE}")):

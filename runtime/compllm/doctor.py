@@ -120,8 +120,8 @@ def _tritonserver() -> Iterator[Check]:
 
 
 def _artefacts() -> Iterator[Check]:
-    from compllm.embedded.checkpoint import validate_checkpoint
-    from compllm.embedded.manifest import Manifest
+    from compllm.formats.checkpoint import validate_checkpoint
+    from compllm.formats.manifest import Manifest
 
     make = "`compllm up` makes it"
     yield _artefact("base model", paths.base_dir(), validate_checkpoint, make)

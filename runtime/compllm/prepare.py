@@ -25,8 +25,8 @@ from compllm.build_scripts.fetch_base import ensure_base, ensure_encoder
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import run_script, say
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.embedded.manifest import Manifest
 from compllm.errors import ConfigError, EngineError
+from compllm.formats.manifest import Manifest
 from compllm.storage import require_writable
 
 

@@ -15,9 +15,9 @@ from compllm.build_scripts import build_openvino
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine, update_adapters
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.embedded import model
-from compllm.embedded.checkpoint import validate_checkpoint
-from compllm.embedded.manifest import Manifest
 from compllm.errors import EngineError
+from compllm.formats.checkpoint import validate_checkpoint
+from compllm.formats.manifest import Manifest
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from trtllm_tools import Tools, write_catalogue
 
 from compllm.build_scripts import build_trtllm
 from compllm.build_scripts.trtllm.record import TrtManifest
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import validate_checkpoint
 
 Run = tuple[int, str, str]
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from compllm.build_scripts import gguf_checkpoint
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import EngineError
+from compllm.formats.checkpoint import validate_checkpoint
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 HIDDEN, HEADS, KV_HEADS, MIDDLE = 64, 4, 2, 96

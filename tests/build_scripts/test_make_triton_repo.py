@@ -25,8 +25,8 @@ from compllm.build_scripts.trtllm.record import AdapterEntry, TrtManifest
 from compllm.build_scripts.trtllm.settings import EngineSettings, Topology
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError, EngineError
+from compllm.formats.checkpoint import validate_checkpoint
 from compllm.routing.embed import SentenceEncoder
 from compllm.routing.route import Router
 from compllm.served import difference_from

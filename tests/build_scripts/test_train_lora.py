@@ -21,9 +21,9 @@ from compllm.build_scripts.train_lora import main, parse_times, train_adapter, u
 from compllm.build_scripts.training.examples import load_examples
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.build_scripts.verify_lora import main as verify_main
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import validate_checkpoint
 from compllm.tokenizer import Tokenizer
 
 SETTINGS = TrainSettings(

@@ -25,11 +25,11 @@ from compllm.build_scripts.trtllm.adapters import (
     target_modules,
     write_prepared,
 )
-from compllm.embedded.adapters import Adapter, LoraWeights, make_adapter, read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
-from compllm.embedded.lora_tensors import MODULE_IDS, from_tensors
-from compllm.embedded.shape import MODULES, BaseShape
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter, LoraWeights, make_adapter, read_peft
+from compllm.formats.checkpoint import validate_checkpoint
+from compllm.formats.lora_tensors import MODULE_IDS, from_tensors
+from compllm.formats.shape import MODULES, BaseShape
 
 # The names that upstream's converter knows, as a pattern of its own.
 UPSTREAM_NAME = re.compile(r".*\.layers\.\d+\.(self_attn|mlp)\.[a-z_]+\.lora_(A|B)\.weight")

@@ -21,8 +21,8 @@ from compllm.build_scripts.trtllm.memory import (
     weight_bytes,
 )
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.shape import BaseShape
 
 GPUS = (H100, A100, L4)
 

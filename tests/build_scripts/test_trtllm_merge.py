@@ -9,7 +9,7 @@ import pytest
 from helpers import MakeAdapter, rewrite_json
 
 from compllm.build_scripts.trtllm import merge
-from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.formats.checkpoint import validate_checkpoint
 
 
 def logits(checkpoint: Path, adapter: Path | None = None):  # type: ignore[no-untyped-def]

@@ -21,10 +21,10 @@ from compllm.build_scripts.trtllm.settings import (
     load_settings,
 )
 from compllm.catalogue import load_catalogue
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import validate_checkpoint
+from compllm.formats.shape import BaseShape
 
 Folders = dict[str, tuple[Path, int]]
 Plan = Callable[..., BuildPlan]

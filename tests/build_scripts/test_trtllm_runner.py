@@ -22,9 +22,9 @@ from compllm.build_scripts.trtllm.plan import BuildPlan, make_plan
 from compllm.build_scripts.trtllm.record import TrtManifest
 from compllm.build_scripts.trtllm.settings import default_settings_path, load_settings
 from compllm.catalogue import load_catalogue
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.checkpoint import validate_checkpoint
 from compllm.errors import ConfigError, EngineError
+from compllm.formats.adapters import read_peft
+from compllm.formats.checkpoint import validate_checkpoint
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from typing import Any
 from compllm.build_scripts.trtllm.memory import LoraNeed, Share, engine_memory
 from compllm.build_scripts.trtllm.plan import PlannedAdapter, PlannedEngine, Source
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu
-from compllm.embedded.adapters import Adapter
-from compllm.embedded.shape import BaseShape
+from compllm.formats.adapters import Adapter
+from compllm.formats.shape import BaseShape
 
 LLAMA_8B = BaseShape(32, 4096, 14336, 32, 8, 128, 128256, "llama-8b")
 SMOL = BaseShape(30, 576, 1536, 9, 3, 64, 49152, "smol")

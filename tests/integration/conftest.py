@@ -9,8 +9,8 @@ import pytest
 
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.embedded import tritonserver
-from compllm.embedded.manifest import Manifest
 from compllm.embedded.tritonstate import ServerInfo
+from compllm.formats.manifest import Manifest
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.trtllm.record import AdapterEntry
 from compllm.build_scripts.trtllm.settings import Topology
 from compllm.embedded import tritonfiles
-from compllm.embedded.checkpoint import validate_checkpoint
+from compllm.formats.checkpoint import validate_checkpoint
 from compllm.routing.embed import SentenceEncoder
 
 pytestmark = pytest.mark.triton

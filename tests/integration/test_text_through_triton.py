@@ -19,10 +19,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from compllm import wire
 from compllm.backend import Chunk, GenerateRequest, Guide, Segment, collect
 from compllm.embedded import tritonserver
-from compllm.embedded.adapters import read_peft
-from compllm.embedded.lora_tensors import read_base_shape, to_tensors
 from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import BackendRejected, BackendUnavailable
+from compllm.formats.adapters import read_peft
+from compllm.formats.lora_tensors import read_base_shape, to_tensors
 from compllm.tokenizer import SpecialIds
 from compllm.triton import TritonBackend
 from compllm.types import SamplingParams

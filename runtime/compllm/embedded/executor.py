@@ -17,9 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compllm.embedded.adapters import Adapter
 from compllm.embedded.blocks import BlockPool
-from compllm.embedded.manifest import Manifest
 from compllm.embedded.model import Weights
 from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import (
@@ -36,6 +34,8 @@ from compllm.embedded.sequence import Sequence, check_request
 from compllm.embedded.slots import AdapterSlots, Slot
 from compllm.embedded.texttools import TextTools
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter
+from compllm.formats.manifest import Manifest
 from compllm.types import FinishReason
 
 TOKENS_PER_BLOCK = 32  # fixed by OpenVINO's CPU paged attention

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from compllm.embedded.adapters import Adapter
 from compllm.embedded.model import FUSED
 from compllm.embedded.network import MaskedAdapters, MaskedGroup
-from compllm.embedded.shape import BaseShape
+from compllm.formats.adapters import Adapter
+from compllm.formats.shape import BaseShape
 
 
 def masked_adapters(shape: BaseShape, adapters: Mapping[int, Adapter]) -> MaskedAdapters:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.shape import BaseShape
 
 WEIGHTS_FILE = "weights.safetensors"
 DTYPES = ("int8", "fp16")

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import compllm._core
-from compllm.embedded.adapters import Adapter, LoraWeights
 from compllm.embedded.model import FUSED, Weights
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter, LoraWeights
 
 _LIBRARY = "libcompllm_lora_op.so"
 _LINE = 64  # bytes of a cache line

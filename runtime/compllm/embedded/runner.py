@@ -16,12 +16,12 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from compllm.cores import new_core
-from compllm.embedded.adapters import Adapter
 from compllm.embedded.lora import masked_adapters
 from compllm.embedded.model import Weights
 from compllm.embedded.network import decode_network, fused_network, plain_network
 from compllm.embedded.ops import DecoderTable, library_path
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter
 
 AdapterForm = Literal["auto", "op", "mask"]
 

@@ -13,10 +13,10 @@ import triton_python_backend_utils as pb_utils
 
 from compllm.embedded.executor import Executor
 from compllm.embedded.gauges import FAMILIES, Gauges
-from compllm.embedded.lora_tensors import read_base_shape
 from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.serving import CoreModel
 from compllm.errors import ConfigError, EngineError
+from compllm.formats.lora_tensors import read_base_shape
 from compllm.gauges import Families
 from compllm.heap import settle
 from compllm.niceness import give_way

@@ -13,9 +13,9 @@ import pytest
 from helpers import rewrite_json
 from safetensors.numpy import load_file, save_file
 
-from compllm.embedded.checkpoint import validate_checkpoint, weight_files
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.checkpoint import validate_checkpoint, weight_files
+from compllm.formats.shape import BaseShape
 
 
 @pytest.fixture

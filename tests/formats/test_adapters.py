@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from compllm.embedded.adapters import (
+from compllm.errors import EngineError
+from compllm.formats.adapters import (
     Adapter,
     LoraWeights,
     check_adapter_name,
@@ -24,9 +25,8 @@ from compllm.embedded.adapters import (
     read_peft,
     save_adapter_npz,
 )
-from compllm.embedded.checkpoint import validate_checkpoint
-from compllm.embedded.shape import BaseShape, model_name
-from compllm.errors import EngineError
+from compllm.formats.checkpoint import validate_checkpoint
+from compllm.formats.shape import BaseShape, model_name
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compllm.embedded.manifest import (
+from compllm.errors import EngineError
+from compllm.formats.manifest import (
     AdapterEntry,
     FileEntry,
     Manifest,
     installed_versions,
     sha256_file,
 )
-from compllm.errors import EngineError
 
 ENTRY = AdapterEntry("chem", 1, 77, 8, 14, "ab", "adapters/chem.npz")
 

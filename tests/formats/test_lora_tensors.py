@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compllm.embedded.adapters import Adapter, LoraWeights, make_adapter
-from compllm.embedded.lora_tensors import MODULE_IDS, from_tensors, to_tensors
-from compllm.embedded.shape import MODULES, BaseShape
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter, LoraWeights, make_adapter
+from compllm.formats.lora_tensors import MODULE_IDS, from_tensors, to_tensors
+from compllm.formats.shape import MODULES, BaseShape
 
 BASE = BaseShape(
     num_layers=2, hidden=8, intermediate=12, num_heads=2, num_kv_heads=1, head_dim=4, vocab=16

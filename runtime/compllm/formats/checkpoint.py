@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compllm.embedded.shape import BaseShape, model_name
 from compllm.errors import EngineError
+from compllm.formats.shape import BaseShape, model_name
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")  # always needed

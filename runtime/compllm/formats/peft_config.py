@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compllm.embedded.checkpoint import read_json
-from compllm.embedded.shape import BaseShape, model_name
 from compllm.errors import EngineError
+from compllm.formats.checkpoint import read_json
+from compllm.formats.shape import BaseShape, model_name
 
 _Number = TypeVar("_Number", int, float)
 

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compllm.embedded.peft_config import LoraScales, read_lora_config
-from compllm.embedded.shape import ATTENTION_MODULES, BaseShape
 from compllm.errors import EngineError
+from compllm.formats.peft_config import LoraScales, read_lora_config
+from compllm.formats.shape import ATTENTION_MODULES, BaseShape
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 _FORMAT = "compllm-adapter/1"

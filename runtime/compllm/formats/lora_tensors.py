@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compllm.embedded.adapters import (
+from compllm.errors import EngineError
+from compllm.formats.adapters import (
     Adapter,
     LoraWeights,
     check_fits,
     load_adapter_npz,
     make_adapter,
 )
-from compllm.embedded.manifest import Manifest
-from compllm.embedded.shape import BaseShape
-from compllm.errors import EngineError
+from compllm.formats.manifest import Manifest
+from compllm.formats.shape import BaseShape
 
 # TensorRT-LLM's module ids by Hugging Face's names.
 MODULE_IDS = {

@@ -13,10 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compllm.embedded.adapters import Adapter, load_adapter_npz
-from compllm.embedded.checkpoint import read_json
-from compllm.embedded.shape import BaseShape
 from compllm.errors import EngineError
+from compllm.formats.adapters import Adapter, load_adapter_npz
+from compllm.formats.checkpoint import read_json
+from compllm.formats.shape import BaseShape
 
 FORMAT = "compllm-engine/1"  # rises when older engines can no longer be read
 MANIFEST_FILE = "manifest.json"
