@@ -82,12 +82,12 @@ class Work:
 @contextlib.asynccontextmanager
 async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
     """A runtime for each variant, all on one server and one encoder."""
+    from compllm.backends.triton import TritonBackend
     from compllm.catalogue import load_catalogue
     from compllm.config import GateConfig, load_config
     from compllm.heap import settle
     from compllm.replay.runner import ReplayLLM
     from compllm.routing.embed import SentenceEncoder
-    from compllm.triton import TritonBackend
 
     model, source = bench_replay.load_encoder()
     async with contextlib.AsyncExitStack() as stack:

@@ -42,10 +42,10 @@ from benchmarks.triton_load import (
 
 if TYPE_CHECKING:
     from compllm.backend import GenerateRequest
+    from compllm.backends.lora_client import AdapterWeights
+    from compllm.backends.tokenizer import Tokenizer
+    from compllm.backends.triton import TritonBackend
     from compllm.embedded.tritonstate import ServerInfo
-    from compllm.lora_client import AdapterWeights
-    from compllm.tokenizer import Tokenizer
-    from compllm.triton import TritonBackend
 
 NUM_ADAPTERS, NUM_SLOTS, NUM_REQUESTS = 8, 2, 64
 WAYS = ("iterator closed", "task cancelled", "connection dropped")
@@ -77,8 +77,8 @@ def _nearest(text: str, alone: Mapping[int, str], own: int) -> int:
 async def storm(
     info: ServerInfo, tokenizer: Tokenizer, weights: AdapterWeights, report: Report, rounds: int
 ) -> None:
-    from compllm.connection import ClientOptions
-    from compllm.triton import TritonBackend
+    from compllm.backends.connection import ClientOptions
+    from compllm.backends.triton import TritonBackend
 
     patient = ClientOptions(adapter_wait_s=600.0)  # a slow machine is no failure of the client
     ids = range(1, NUM_ADAPTERS + 1)
@@ -138,7 +138,7 @@ async def cancels(
     seed: int,
 ) -> None:
     """`count` requests in all are cancelled."""
-    from compllm.triton import TritonBackend
+    from compllm.backends.triton import TritonBackend
 
     rng = random.Random(seed)
     backend = TritonBackend(info.grpc_url, tokenizer, weights)
@@ -221,9 +221,9 @@ async def _give_up(
 
 
 async def measure(arguments: argparse.Namespace, report: Report) -> None:
+    from compllm.backends.triton import TritonBackend
     from compllm.embedded import tritonserver
     from compllm.formats.lora_tensors import read_base_shape
-    from compllm.triton import TritonBackend
 
     options = {"max_adapters": NUM_SLOTS, "is_lora_cache": True}
     with tritonserver.running(arguments.engine, options=options, is_shared=False) as info:

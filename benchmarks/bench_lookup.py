@@ -40,9 +40,9 @@ from benchmarks.drafts import (
 from benchmarks.report import RESULTS, Report, add_arguments
 
 if TYPE_CHECKING:
+    from compllm.backends.tokenizer import Tokenizer
     from compllm.decompose import Generator
     from compllm.embedded.guide import Guide, GuideCompiler
-    from compllm.tokenizer import Tokenizer
 
 # (lengths of n-grams that are looked for, in this order; plans remembered)
 WAYS = (
@@ -235,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dataclasses import replace
 
     from compllm.assembly import make_generator
+    from compllm.backends.tokenizer import Tokenizer
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
     from compllm.embedded.guide import GuideCompiler
@@ -242,7 +243,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from compllm.paths import engine_dir, home_dir
     from compllm.prompts import generator_prompt
     from compllm.simulate.profile import load_profile
-    from compllm.tokenizer import Tokenizer
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)

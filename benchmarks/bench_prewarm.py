@@ -28,9 +28,9 @@ from benchmarks.report import Report, add_arguments
 
 if TYPE_CHECKING:
     from compllm.backend import Chunk, GenerateRequest
-    from compllm.client_stats import RequestStats
+    from compllm.backends.client_stats import RequestStats
+    from compllm.backends.triton import TritonBackend
     from compllm.pipeline import CompLLM
-    from compllm.triton import TritonBackend
     from compllm.types import Usage
 
 MODES = ("off", "on", "auto")
@@ -124,13 +124,13 @@ def token_ms(usage: Usage) -> float:
 @contextlib.asynccontextmanager
 async def opened(arguments: argparse.Namespace) -> AsyncIterator[Bench]:
     from benchmarks.triton_load import prompts
+    from compllm.backends.triton import TritonBackend
     from compllm.catalogue import Catalogue, RouterSettings
     from compllm.config import load_config
     from compllm.embedded import tritonserver
     from compllm.pipeline import CompLLM
     from compllm.prompts import TEMPLATES
     from compllm.testing import HashingEncoder
-    from compllm.triton import TritonBackend
     from compllm.types import Expert
 
     ended: dict[str, RequestStats] = {}

@@ -111,13 +111,13 @@ def read_sets(arguments: argparse.Namespace, config: Config) -> dict[str, list[R
 @contextlib.asynccontextmanager
 async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
     """An LLM for each part, on somebody's server or one of our own."""
+    from compllm.backends.triton import TritonBackend
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
     from compllm.heap import settle
     from compllm.replay.drive import ReplaySettings
     from compllm.replay.runner import ReplayLLM
     from compllm.routing.embed import SentenceEncoder
-    from compllm.triton import TritonBackend
 
     model, source = load_encoder()
     async with contextlib.AsyncExitStack() as stack:

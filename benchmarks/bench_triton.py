@@ -38,8 +38,8 @@ from benchmarks.triton_load import (
 
 if TYPE_CHECKING:
     from compllm.backend import GenerateRequest
-    from compllm.llmapi import LlmApiBackend
-    from compllm.triton import TritonBackend
+    from compllm.backends.llmapi import LlmApiBackend
+    from compllm.backends.triton import TritonBackend
 
 USERS = (1, 2, 4, 8, 16, 32, 64)
 SHARES = (0.25, 0.5, 0.75, 0.9)
@@ -57,10 +57,10 @@ class Target:
 @contextlib.asynccontextmanager
 async def target(arguments: argparse.Namespace) -> AsyncIterator[Target]:
     """Somebody's server, or one of our own with random adapters in a cache of as many places."""
-    from compllm.backends import connect
+    from compllm.backends.select import connect
+    from compllm.backends.triton import TritonBackend
     from compllm.embedded import tritonserver
     from compllm.formats.lora_tensors import read_base_shape
-    from compllm.triton import TritonBackend
 
     if arguments.url:
         backend = await connect(

@@ -206,11 +206,11 @@ async def ask_both(
 
 async def _measure(arguments: argparse.Namespace, gate: Gate, encoder: Encoder) -> list[Asked]:
     """On an embedded server of its own. The gate is off: the benchmark takes both ways itself."""
+    from compllm.backends.triton import TritonBackend
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
     from compllm.embedded import tritonserver
     from compllm.pipeline import CompLLM
-    from compllm.triton import TritonBackend
 
     questions = list(exact_questions(arguments.datasets, arguments.asked, arguments.seed))
     config = load_config(overrides={"gate.mode": "off", "sharing.is_on": False})

@@ -217,7 +217,7 @@ def quick_part(questions: Sequence[Question]) -> list[Question]:
 async def _ask_server(
     arguments: argparse.Namespace, questions: Sequence[Question], url: str
 ) -> list[Asked]:
-    from compllm.backends import connect_as_set
+    from compllm.backends.select import connect_as_set
     from compllm.config import load_config
     from compllm.pipeline import CompLLM
 

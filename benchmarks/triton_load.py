@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compllm.backend import Backend, GenerateRequest
+    from compllm.backends.lora_client import AdapterWeights
+    from compllm.backends.tokenizer import Tokenizer
     from compllm.formats.shape import BaseShape
-    from compllm.lora_client import AdapterWeights
-    from compllm.tokenizer import Tokenizer
 
 GENERATED = "compllm_generated_tokens_total"
 _RANK = 8

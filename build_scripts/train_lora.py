@@ -58,6 +58,7 @@ def train_adapter(
     """
     import torch
 
+    from compllm.backends.tokenizer import Tokenizer
     from compllm.build_scripts.training.adapter import (
         load_trainable,
         start_from,
@@ -69,7 +70,6 @@ def train_adapter(
     from compllm.build_scripts.training.examples import data_hashes, load_examples
     from compllm.build_scripts.training.loop import Run, train
     from compllm.build_scripts.training.packed_model import PackedModel
-    from compllm.tokenizer import Tokenizer
 
     if num_threads:
         torch.set_num_threads(num_threads)

@@ -17,12 +17,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from compllm.backends.tokenizer import Tokenizer
 from compllm.build_scripts.fetch_base import ensure_base
 from compllm.build_scripts.staging import run_script
 from compllm.build_scripts.training.examples import SPLITS, load_examples
 from compllm.errors import EngineError
 from compllm.prompts import TEMPLATES
-from compllm.tokenizer import Tokenizer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from benchmarks.evaluation.store import source_hash
 from compllm.backend import Chunk, GenerateRequest
+from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.errors import BackendError, BackendRejected, ConfigError, EngineError
-from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.types import Usage
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from compllm.backend import Prompt, Segment
+from compllm.backends.tokenizer import Tokenizer
 from compllm.prompts import aggregator_prompt, generator_prompt, node_prompt
-from compllm.tokenizer import Tokenizer
 from compllm.types import Expert
 
 TRAINED = Expert("trained", domain="", system="")  # a trained expert has no system text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from compllm.backends.wire import AdapterTensors
 from compllm.build_scripts.smoke.checks import (
     Bench,
     Check,
@@ -19,7 +20,6 @@ from compllm.build_scripts.smoke.checks import (
 )
 from compllm.build_scripts.smoke.client import Array, Response
 from compllm.plural import counted
-from compllm.wire import AdapterTensors
 
 # What the runtime's client matches on; another wording would break its resends.
 MISSING = re.compile(r"LoRA task (\d+) not found in cache. Please send LoRA weights with request")

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from compllm.backends.tokenizer import Tokenizer
+from compllm.backends.wire import AdapterTensors
 from compllm.build_scripts.smoke.client import Array, Client, Response, Tensors
-from compllm.tokenizer import Tokenizer
-from compllm.wire import AdapterTensors
 
 Status = Literal["pass", "fail", "skip"]
 _POLL_S = 0.05

@@ -1,9 +1,9 @@
 """Data set files -> token ids: the first step of training.
 
-Every prompt is made by `compllm.prompts` and tokenised by `compllm.tokenizer`, as serving does, so
-that a trained adapter meets at run time the very ids it was trained on. Which role a record trains
-is told by what it holds: a plan (generator), facts (aggregator), else an answer (expert, or a model
-that answers a composite question in one go).
+Every prompt is made by `compllm.prompts` and tokenised by `compllm.backends.tokenizer`, as serving
+does, so that a trained adapter meets at run time the very ids it was trained on. Which role a
+record trains is told by what it holds: a plan (generator), facts (aggregator), else an answer
+(expert, or a model that answers a composite question in one go).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compllm.backend import Prompt, Segment
+from compllm.backends.tokenizer import Tokenizer
 from compllm.errors import ConfigError
 from compllm.prompts import (
     CHATML,
@@ -24,7 +25,6 @@ from compllm.prompts import (
     generator_prompt,
     node_prompt,
 )
-from compllm.tokenizer import Tokenizer
 from compllm.types import Expert
 
 SPLITS = ("train", "validation", "test")

@@ -34,7 +34,7 @@ async def connect(
     make: Callable[[Backend, Encoder, Catalogue, Config], T], config: Config | None = None
 ) -> T:
     """What `make`, the class of the path, makes of the real parts: see `CompLLM.connect`."""
-    from compllm.backends import connect_as_set
+    from compllm.backends.select import connect_as_set
 
     config = load_client_config() if config is None else config
     if not isinstance(config, Config):
@@ -126,7 +126,7 @@ async def _summary_at(url: str) -> dict[str, Any] | None:
     import grpc
     from tritonclient.grpc import service_pb2
 
-    from compllm.channel import open_channel, stub_of
+    from compllm.backends.channel import open_channel, stub_of
 
     async with open_channel(url) as channel:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compllm import paths
-from compllm.adapter_files import read_converted
+from compllm.backends.adapter_files import read_converted
 from compllm.build_scripts.trtllm.image import IMAGES, Environment, look, same_version
 from compllm.build_scripts.trtllm.record import ADAPTERS, TrtManifest, default_dir
 from compllm.doctor import Check

@@ -16,6 +16,7 @@ from engines import make_engine
 from helpers import MakeAdapter
 from training_data import WORDINGS, facts, write_dataset
 
+from compllm.backends.tokenizer import Tokenizer
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.build_scripts.train_lora import main, parse_times, train_adapter, unfinished_dir
 from compllm.build_scripts.training.examples import load_examples
@@ -24,7 +25,6 @@ from compllm.build_scripts.verify_lora import main as verify_main
 from compllm.errors import ConfigError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
-from compllm.tokenizer import Tokenizer
 
 SETTINGS = TrainSettings(
     learning_rate=2e-2, rank=4, batch_size=8, epochs=3, num_evaluations=2, warmup_steps=2

@@ -15,6 +15,7 @@ from path_parts import settings as path_settings
 from torch.nn import functional
 from training_data import CHILD, COMPOSITE, PLAN, SUMMARY, facts, write_dataset
 
+from compllm.backends.tokenizer import Tokenizer
 from compllm.build_scripts.training.adapter import load_trainable, trainable
 from compllm.build_scripts.training.batches import Batches
 from compllm.build_scripts.training.examples import Example, load_examples, make_example
@@ -26,7 +27,6 @@ from compllm.build_scripts.training.settings import TrainSettings
 from compllm.errors import ConfigError
 from compllm.pipeline import CompLLM
 from compllm.testing import HashingEncoder, ScriptedBackend
-from compllm.tokenizer import Tokenizer
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import pytest
 from benchmarks import bench_client, bench_triton
 from benchmarks.triton_load import Timed, milliseconds, prompts, read_metrics
 
+from compllm.backends.tokenizer import Tokenizer
 from compllm.embedded.tritonstate import ServerInfo
-from compllm.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.triton
 

@@ -16,14 +16,14 @@ import pytest
 from path_parts import CATALOGUE
 
 from compllm.backend import GenerateRequest, Guide, Segment, collect
-from compllm.backends import connect, connect_as_set
+from compllm.backends.llmapi import LlmApiBackend
+from compllm.backends.llmapi_wire import ServerAdapter
+from compllm.backends.select import connect, connect_as_set
+from compllm.backends.tokenizer import Tokenizer
 from compllm.config import ServerConfig
 from compllm.embedded import tritonfiles, tritonprocess
 from compllm.embedded.tritonstate import Ports, ServerInfo
 from compllm.errors import BackendRejected, ConfigError
-from compllm.llmapi import LlmApiBackend
-from compllm.llmapi_wire import ServerAdapter
-from compllm.tokenizer import Tokenizer
 from compllm.types import SamplingParams
 
 pytestmark = pytest.mark.triton

@@ -12,12 +12,12 @@ import pytest
 from helpers import MakeAdapter
 
 from compllm.backend import GenerateRequest, Segment, collect
+from compllm.backends.triton import TritonBackend
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.embedded import tritonserver
 from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import BackendRejected
 from compllm.formats.manifest import Manifest
-from compllm.triton import TritonBackend
 from compllm.types import SamplingParams
 
 pytestmark = pytest.mark.triton

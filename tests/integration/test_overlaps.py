@@ -13,13 +13,13 @@ import pytest
 from benchmarks import bench_prewarm
 from path_parts import BASE, CATALOGUE, CHEMISTRY, settings
 
+from compllm.backends.model_limits import EMBEDDED
+from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Adapter
 from compllm.embedded.tritonstate import ServerInfo
-from compllm.model_limits import EMBEDDED
 from compllm.pipeline import CompLLM
 from compllm.plan import parse_plan
 from compllm.testing import HashingEncoder
-from compllm.triton import TritonBackend
 from compllm.types import Answer
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Catalogue, RouterSettings
 from compllm.config import load_config
 from compllm.embedded.tritonstate import ServerInfo
@@ -23,7 +24,6 @@ from compllm.replay.runner import ReplayLLM
 from compllm.replay.session import ReplaySession
 from compllm.replay.workload import TokenLengths
 from compllm.testing import HashingEncoder
-from compllm.triton import TritonBackend
 from compllm.types import Answer, Expert
 
 pytestmark = pytest.mark.triton

@@ -16,15 +16,15 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from compllm import wire
 from compllm.backend import Chunk, GenerateRequest, Guide, Segment, collect
+from compllm.backends import wire
+from compllm.backends.tokenizer import SpecialIds
+from compllm.backends.triton import TritonBackend
 from compllm.embedded import tritonserver
 from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import BackendRejected, BackendUnavailable
 from compllm.formats.adapters import read_peft
 from compllm.formats.lora_tensors import read_base_shape, to_tensors
-from compllm.tokenizer import SpecialIds
-from compllm.triton import TritonBackend
 from compllm.types import SamplingParams
 
 pytestmark = pytest.mark.triton

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc import model_config_pb2
 
+from compllm.backends.model_limits import EMBEDDED, batch_size_of
 from compllm.embedded.options import ExecutorOptions
 from compllm.errors import BackendError, BackendUnavailable, CompllmError
-from compllm.model_limits import EMBEDDED, batch_size_of
 from compllm.scheduling.admission import Admission
 from compllm.scheduling.limits import LimitFinder
 from compllm.testing import Reply, ScriptedBackend

@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from uuid import uuid4
 
 from compllm.assembly import RuntimeStats
-from compllm.backends import connect_as_set
+from compllm.backends.select import connect_as_set
 from compllm.catalogue import load_catalogue
 from compllm.config import LimitsConfig, load_config
 from compllm.errors import (

@@ -105,7 +105,7 @@ def base_encode() -> tuple[Encode, str]:
     """What counts tokens, and its name: the base's tokenizer, else an estimate where that is not
     there."""
     from compllm import paths
-    from compllm.tokenizer import Tokenizer
+    from compllm.backends.tokenizer import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_dir(paths.base_dir())

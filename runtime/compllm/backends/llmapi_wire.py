@@ -13,8 +13,8 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from compllm.backend import GenerateRequest
+from compllm.backends.wire import Tensors, add_array, add_texts
 from compllm.types import FinishReason, SamplingParams
-from compllm.wire import Tensors, add_array, add_texts
 
 LORA_INPUTS = ("lora_id", "lora_name", "lora_path")
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compllm.backend import Segment
+from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.errors import ConfigError
-from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
 
 IM_START, IM_END = 1, 2
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compllm.backends.lora_client import AdapterWeights
+from compllm.backends.wire import AdapterTensors
 from compllm.errors import ConfigError
-from compllm.lora_client import AdapterWeights
-from compllm.wire import AdapterTensors
 
 WEIGHTS_FILE, CONFIG_FILE = "model.lora_weights.npy", "model.lora_config.npy"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compllm.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_converted, weights_in
+from compllm.backends.adapter_files import CONFIG_FILE, WEIGHTS_FILE, read_converted, weights_in
 from compllm.errors import ConfigError
 
 

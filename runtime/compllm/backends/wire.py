@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from compllm.backend import GenerateRequest
-from compllm.tokenizer import SpecialIds
+from compllm.backends.tokenizer import SpecialIds
 from compllm.types import SamplingParams, Usage
 
 Tensors = Mapping[str, NDArray[Any]]

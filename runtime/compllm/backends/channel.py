@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from compllm.backends.stream import error_from
 from compllm.errors import BackendUnavailable
-from compllm.stream import error_from
 
 CORE_MODEL = "tensorrt_llm"
 _POLL_S = 0.05  # between questions to a server that is up but not yet ready

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from compllm import wire
+from compllm.backends import wire
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable
 
 _LAST_WORDS_S = 0.25  # for a stopped request's numbers to arrive

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from compllm import wire
+from compllm.backends import wire
+from compllm.backends.stream import AdapterMissing, CacheFull
 from compllm.errors import BackendRejected, ConfigError
-from compllm.stream import AdapterMissing, CacheFull
 
 AdapterWeights = Callable[[int], wire.AdapterTensors | None]  # by task id; None: not known here
 

@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from compllm import llmapi_wire, wire
 from compllm.backend import Chunk, GenerateRequest
+from compllm.backends import llmapi_wire, wire
+from compllm.backends.channel import model_config
+from compllm.backends.client_stats import ClientStats, RequestStats
+from compllm.backends.connection import ClientOptions, Connection, OnRequest
+from compllm.backends.llmapi_wire import LORA_INPUTS, ServerAdapter
+from compllm.backends.stream import Exchange
+from compllm.backends.tokenizer import StopStrings, Tokenizer
 from compllm.catalogue import Adapter
-from compllm.channel import model_config
-from compllm.client_stats import ClientStats, RequestStats
-from compllm.connection import ClientOptions, Connection, OnRequest
 from compllm.errors import BackendError, BackendRejected, ConfigError
-from compllm.llmapi_wire import LORA_INPUTS, ServerAdapter
-from compllm.stream import Exchange
-from compllm.tokenizer import StopStrings, Tokenizer
 from compllm.types import Usage
 
 _UNFINISHED = "\ufffd"  # at the end of a text: a character that is not complete yet

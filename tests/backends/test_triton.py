@@ -15,16 +15,16 @@ from loopback import HELLO, MISSING, Loopback, Respond, answer_hello, inputs, ne
 from path_parts import CATALOGUE
 from tritonclient.grpc import service_pb2_grpc
 
-from compllm import wire
-from compllm.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from compllm.backend import GenerateRequest, Guide, Segment, collect
-from compllm.backends import connect_as_set
-from compllm.client_stats import RequestStats
+from compllm.backends import wire
+from compllm.backends.adapter_files import CONFIG_FILE, WEIGHTS_FILE
+from compllm.backends.client_stats import RequestStats
+from compllm.backends.connection import ClientOptions
+from compllm.backends.select import connect_as_set
+from compllm.backends.tokenizer import SpecialIds, Tokenizer
+from compllm.backends.triton import TritonBackend
 from compllm.config import ServerConfig
-from compllm.connection import ClientOptions
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
-from compllm.tokenizer import SpecialIds, Tokenizer
-from compllm.triton import TritonBackend
 from compllm.types import SamplingParams
 
 END, PAD = 2, 2

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from compllm.backends.channel import CORE_MODEL, model_config
+from compllm.backends.connection import ClientOptions
+from compllm.backends.llmapi import LlmApiBackend, is_llmapi, server_adapters
+from compllm.backends.llmapi_wire import ServerAdapter
+from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Catalogue
-from compllm.channel import CORE_MODEL, model_config
 from compllm.config import ServerConfig
-from compllm.connection import ClientOptions
 from compllm.errors import ConfigError
-from compllm.llmapi import LlmApiBackend, is_llmapi, server_adapters
-from compllm.llmapi_wire import ServerAdapter
-from compllm.triton import TritonBackend
 
 
 async def connect_as_set(

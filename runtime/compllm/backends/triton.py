@@ -16,17 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compllm import wire
-from compllm.adapter_files import is_embedded_engine, weights_in
 from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
-from compllm.channel import CORE_MODEL, model_config
-from compllm.client_stats import ClientStats, RequestStats
-from compllm.connection import ClientOptions, Connection, OnRequest
+from compllm.backends import wire
+from compllm.backends.adapter_files import is_embedded_engine, weights_in
+from compllm.backends.channel import CORE_MODEL, model_config
+from compllm.backends.client_stats import ClientStats, RequestStats
+from compllm.backends.connection import ClientOptions, Connection, OnRequest
+from compllm.backends.lora_client import AdapterUse, AdapterWeights, LoraClient
+from compllm.backends.model_limits import batch_size_of
+from compllm.backends.stream import AdapterMissing, CacheFull, Exchange
+from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.errors import CompllmError, ConfigError
-from compllm.lora_client import AdapterUse, AdapterWeights, LoraClient
-from compllm.model_limits import batch_size_of
-from compllm.stream import AdapterMissing, CacheFull, Exchange
-from compllm.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.types import FinishReason, SamplingParams, Usage
 
 _CONFIG_TIMEOUT_S = 2.0  # the model was ready when this client connected

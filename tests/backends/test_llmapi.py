@@ -12,23 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import model_config_pb2
 
-from compllm import wire
 from compllm.backend import GenerateRequest, Segment
-from compllm.catalogue import Adapter
-from compllm.errors import BackendError
-from compllm.llmapi import _News, is_llmapi, server_adapters
-from compllm.llmapi_wire import (
+from compllm.backends import wire
+from compllm.backends.llmapi import _News, is_llmapi, server_adapters
+from compllm.backends.llmapi_wire import (
     ServerAdapter,
     inference_message,
     read_number,
     read_reason,
     stop_message,
 )
-from compllm.tokenizer import Tokenizer
+from compllm.backends.tokenizer import Tokenizer
+from compllm.catalogue import Adapter
+from compllm.errors import BackendError
 from compllm.types import SamplingParams
 
-UPSTREAM = Path(__file__).parents[2] / "shared" / "trtllm" / "triton_models.json"
-STAND_IN = Path(__file__).parent / "integration" / "llmapi_repo" / "tensorrt_llm" / "config.pbtxt"
+UPSTREAM = Path(__file__).parents[3] / "shared" / "trtllm" / "triton_models.json"
+STAND_IN = (
+    Path(__file__).parents[1] / "integration" / "llmapi_repo" / "tensorrt_llm" / "config.pbtxt"
+)
 TYPES = {"INT32": "INT32", "UINT64": "UINT64", "FP32": "FP32", "BOOL": "BOOL", "BYTES": "STRING"}
 
 

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Literal
 
-from compllm.lora_client import LoraCounts
+from compllm.backends.lora_client import LoraCounts
 from compllm.types import Usage
 
 Outcome = Literal["done", "failed", "cancelled"]

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compllm import wire
+from compllm.backends import wire
+from compllm.backends.lora_client import LoraClient, LoraCounts
+from compllm.backends.stream import AdapterMissing, CacheFull
 from compllm.errors import BackendRejected, EngineError
-from compllm.lora_client import LoraClient, LoraCounts
-from compllm.stream import AdapterMissing, CacheFull
 
 
 def tensors(number: int = 1) -> wire.AdapterTensors:
@@ -217,7 +217,7 @@ async def test_who_waits_and_is_cancelled_holds_up_nobody() -> None:
 
 
 async def test_an_adapter_in_constant_use_lets_others_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compllm.lora_client._PATIENCE_S", 0.0)
+    monkeypatch.setattr("compllm.backends.lora_client._PATIENCE_S", 0.0)
     client, cache = LoraClient(tensors), Cache(1)
     stop = asyncio.Event()
 

@@ -6,8 +6,8 @@ import grpc
 import pytest
 from loopback import MISSING
 
+from compllm.backends.stream import AdapterMissing, CacheFull, error_from, error_from_text
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable
-from compllm.stream import AdapterMissing, CacheFull, error_from, error_from_text
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from compllm.backend import GenerateRequest
-from compllm.channel import is_live, open_channel, stub_of, wait_ready
-from compllm.client_stats import ClientStats, RequestStats
+from compllm.backends.channel import is_live, open_channel, stub_of, wait_ready
+from compllm.backends.client_stats import ClientStats, RequestStats
+from compllm.backends.stream import CacheFull, Exchange, Stream
 from compllm.errors import BackendUnavailable, CompllmError
-from compllm.stream import CacheFull, Exchange, Stream
 
 _T = TypeVar("_T")
 OnRequest = Callable[[RequestStats], None]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from compllm import wire
 from compllm.backend import GenerateRequest, Guide, Segment
+from compllm.backends import wire
+from compllm.backends.tokenizer import SpecialIds
 from compllm.build_scripts.repository import upstream
-from compllm.tokenizer import SpecialIds
 from compllm.types import SamplingParams
 
 WEIGHTS = np.zeros((3, 20), np.float16), np.zeros((3, 4), np.int32)
