@@ -15,7 +15,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from compllm.cores import new_core
+from compllm.embedded.cores import new_core
 from compllm.embedded.lora import masked_adapters
 from compllm.embedded.model import Weights
 from compllm.embedded.network import decode_network, fused_network, plain_network

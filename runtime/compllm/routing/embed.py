@@ -130,7 +130,7 @@ class OpenVINOEncoder:
         """has_own_products: on the engine's kernels where they are faster; else OpenVINO's own."""
         import tokenizers
 
-        from compllm.cores import new_core
+        from compllm.embedded.cores import new_core
         from compllm.embedded.products import move_products
 
         config = {

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import gc, os, signal, threading
-from compllm.cores import new_core
+from compllm.embedded.cores import new_core
 
 core = new_core()
 core.get_property("CPU", "FULL_DEVICE_NAME")

@@ -147,7 +147,8 @@ def test_every_instruction_set_gives_the_same_greedy_tokens(engine_dir: Path) ->
     its buffer, and the process died of it."""
     found = {}
     for isa in ("generic", "avx2", "avx512", ""):
-        env = {**os.environ, "COMPLLM_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
+        modules = os.pathsep.join(map(str, Path(__file__).parents[:2]))
+        env = {**os.environ, "COMPLLM_ISA": isa, "PYTHONPATH": modules}
         command = [sys.executable, "-c", _PROGRAM, str(engine_dir)]
         run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         name, tokens = json.loads(run.stdout)
