@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from compllm.backends.lora_client import AdapterWeights
     from compllm.backends.tokenizer import Tokenizer
     from compllm.backends.triton import TritonBackend
-    from compllm.embedded.tritonstate import ServerInfo
+    from compllm.server.triton_state import ServerInfo
 
 NUM_ADAPTERS, NUM_SLOTS, NUM_REQUESTS = 8, 2, 64
 WAYS = ("iterator closed", "task cancelled", "connection dropped")
@@ -222,11 +222,11 @@ async def _give_up(
 
 async def measure(arguments: argparse.Namespace, report: Report) -> None:
     from compllm.backends.triton import TritonBackend
-    from compllm.embedded import tritonserver
     from compllm.formats.lora_tensors import read_base_shape
+    from compllm.server import triton_server
 
     options = {"max_adapters": NUM_SLOTS, "is_lora_cache": True}
-    with tritonserver.running(arguments.engine, options=options, is_shared=False) as info:
+    with triton_server.running(arguments.engine, options=options, is_shared=False) as info:
         base = read_base_shape(Path(info.engine_dir))
         weights = random_adapters(base, NUM_ADAPTERS, arguments.seed, scale=0.1)
         connected = await TritonBackend.connect(info.grpc_url)

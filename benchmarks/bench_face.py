@@ -125,13 +125,13 @@ async def asking(arguments: argparse.Namespace) -> AsyncIterator[dict[str, Ask]]
     import tritonclient.grpc.aio as triton
 
     from compllm.config import load_config
-    from compllm.embedded import tritonserver
     from compllm.pipeline import CompLLM
+    from compllm.server import triton_server
 
     async with contextlib.AsyncExitStack() as stack:
         url = arguments.url
         if not url:
-            own = tritonserver.running(
+            own = triton_server.running(
                 arguments.engine,
                 options={"is_prefix_reused": False},
                 has_face=True,

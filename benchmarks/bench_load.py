@@ -277,9 +277,9 @@ def run_real(graphs: Sequence[ReplayGraph], profile: str, arguments: argparse.Na
     with contextlib.ExitStack() as stack:
         url, metrics_url = arguments.url, None
         if not url:
-            from compllm.embedded import tritonserver
+            from compllm.server import triton_server
 
-            info = stack.enter_context(tritonserver.running(arguments.engine, is_shared=False))
+            info = stack.enter_context(triton_server.running(arguments.engine, is_shared=False))
             url, metrics_url = info.grpc_url, info.metrics_url
         bench = Bench(
             repeated(graphs, count),

@@ -127,9 +127,9 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[Bench]:
     from compllm.backends.triton import TritonBackend
     from compllm.catalogue import Catalogue, RouterSettings
     from compllm.config import load_config
-    from compllm.embedded import tritonserver
     from compllm.pipeline import CompLLM
     from compllm.prompts import TEMPLATES
+    from compllm.server import triton_server
     from compllm.testing import HashingEncoder
     from compllm.types import Expert
 
@@ -146,7 +146,7 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[Bench]:
         router=RouterSettings(-1.0, HashingEncoder.id),
         out_of_domain=(),
     )
-    with tritonserver.running(arguments.engine, is_shared=False) as info:
+    with triton_server.running(arguments.engine, is_shared=False) as info:
         connected = await TritonBackend.connect(info.grpc_url)
         tokenizer = connected.tokenizer
         await connected.aclose()

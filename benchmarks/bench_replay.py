@@ -153,9 +153,9 @@ def load_encoder() -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def own_server(engine: Path | None) -> Iterator[str]:
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
-    with tritonserver.running(engine, is_shared=False) as info:
+    with triton_server.running(engine, is_shared=False) as info:
         yield info.grpc_url
 
 

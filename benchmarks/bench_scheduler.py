@@ -185,7 +185,7 @@ def bench_graph(report: Report, arguments: argparse.Namespace) -> None:
 
 def bench_engine(report: Report, arguments: argparse.Namespace) -> None:
     from compllm.config import load_config
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
     async def run(url: str) -> None:
         engine = await handover.connect(url)
@@ -193,7 +193,7 @@ def bench_engine(report: Report, arguments: argparse.Namespace) -> None:
 
     with contextlib.ExitStack() as stack:
         url = load_config().server.url
-        asyncio.run(run(url or stack.enter_context(tritonserver.running()).grpc_url))
+        asyncio.run(run(url or stack.enter_context(triton_server.running()).grpc_url))
 
 
 PARTS = {"graph": bench_graph, "admission": live_queries.bench, "engine": bench_engine}

@@ -59,8 +59,8 @@ async def target(arguments: argparse.Namespace) -> AsyncIterator[Target]:
     """Somebody's server, or one of our own with random adapters in a cache of as many places."""
     from compllm.backends.select import connect
     from compllm.backends.triton import TritonBackend
-    from compllm.embedded import tritonserver
     from compllm.formats.lora_tensors import read_base_shape
+    from compllm.server import triton_server
 
     if arguments.url:
         backend = await connect(
@@ -72,7 +72,7 @@ async def target(arguments: argparse.Namespace) -> AsyncIterator[Target]:
             await backend.aclose()
         return
     options = {"max_adapters": max(1, arguments.num_adapters), "is_lora_cache": True}
-    with tritonserver.running(arguments.engine, options=options, is_shared=False) as info:
+    with triton_server.running(arguments.engine, options=options, is_shared=False) as info:
         engine = Path(info.engine_dir)
         weights = random_adapters(read_base_shape(engine), arguments.num_adapters, arguments.seed)
         connected = await TritonBackend.connect(info.grpc_url)

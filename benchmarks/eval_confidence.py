@@ -113,12 +113,12 @@ def plot(groups: Mapping[str, Sequence[Asked]]) -> Callable[[Axes, Mapping[str, 
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
     count = _QUICK if arguments.quick else arguments.count
     sets = {name: read_set(arguments.datasets, name, count) for name in SETS}
     report = Report("eval_confidence", arguments, ("openvino", "nvidia-pytriton"), NOTE)
-    with tritonserver.running(arguments.engine) as server:
+    with triton_server.running(arguments.engine) as server:
         asked = asyncio.run(ask_sets(server.grpc_url, sets, abstain="never"))
     groups = {name: [each for each in asked if each.set == name] for name in SETS}
     for name, group in (*groups.items(), ("all sets", asked)):

@@ -209,12 +209,12 @@ async def _measure(arguments: argparse.Namespace, gate: Gate, encoder: Encoder) 
     from compllm.backends.triton import TritonBackend
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
-    from compllm.embedded import tritonserver
     from compllm.pipeline import CompLLM
+    from compllm.server import triton_server
 
     questions = list(exact_questions(arguments.datasets, arguments.asked, arguments.seed))
     config = load_config(overrides={"gate.mode": "off", "sharing.is_on": False})
-    with tritonserver.running(arguments.engine, is_shared=False) as server:
+    with triton_server.running(arguments.engine, is_shared=False) as server:
         backend = await TritonBackend.connect(server.grpc_url, None, timeout_s=60)
         async with CompLLM(backend, encoder, load_catalogue(), config) as llm:
             return await ask_both(llm, gate, encoder, questions)

@@ -241,11 +241,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     questions: Sequence[Question] = read_questions(arguments.questions)
     if arguments.quick:
         questions = quick_part(questions)
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
     packages = ("openvino", "nvidia-pytriton")
     report = Report(f"eval_questions_{arguments.label}", arguments, packages, NOTE)
-    with tritonserver.running(arguments.engine) as server:
+    with triton_server.running(arguments.engine) as server:
         asked = asyncio.run(_ask_server(arguments, questions, server.grpc_url))
     fill(report, asked)
     print(listed(asked))

@@ -71,12 +71,12 @@ def overlaps(nodes: Sequence[dict[str, float]]) -> list[list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     arguments = parser.parse_args(argv)
-    server = tritonserver.status()
+    server = triton_server.status()
     if server is None:
         print("no server is running: start one with 'compllm up'", file=sys.stderr)
         return 1

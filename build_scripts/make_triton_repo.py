@@ -48,10 +48,10 @@ from compllm.build_scripts.staging import (
 from compllm.build_scripts.trtllm.record import TOKENIZER, TrtManifest, default_dir
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.embedded.tritonfiles import CORE_MODEL, FACE_MODEL, write_repository
 from compllm.errors import ConfigError, EngineError
 from compllm.formats.manifest import MANIFEST_FILE, installed_versions, sha256_file
 from compllm.paths import home_dir, resource_dir
+from compllm.server.triton_files import CORE_MODEL, FACE_MODEL, write_repository
 
 FORMAT = "compllm-repository/1"
 RECORD = "repository.json"

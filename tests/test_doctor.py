@@ -5,7 +5,7 @@ import pytest
 
 from compllm import doctor, extras
 from compllm.doctor import Check, examine, is_healthy
-from compllm.embedded import tritonfiles
+from compllm.server import triton_files
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def test_a_note_is_no_fault() -> None:
 
 
 def test_interpreter_without_shared_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tritonfiles.sysconfig, "get_config_var", lambda _: "libpython3.11.a")
+    monkeypatch.setattr(triton_files.sysconfig, "get_config_var", lambda _: "libpython3.11.a")
     check = found("shared libpython")
     assert check.status == "missing"
     assert "--enable-shared" in check.remedy
@@ -64,8 +64,8 @@ def test_tritonserver_that_is_named_but_not_there_is_missing(
 
 
 def test_part_that_is_not_installed_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "compllm.embedded.tritonserver", None)
-    monkeypatch.delattr("compllm.embedded.tritonserver", raising=False)
+    monkeypatch.setitem(sys.modules, "compllm.server.triton_server", None)
+    monkeypatch.delattr("compllm.server.triton_server", raising=False)
     assert found("server").status == "missing"
     assert "compllm[embedded]" in found("server").remedy
 

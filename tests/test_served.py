@@ -17,9 +17,9 @@ from compllm import paths
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.config import Config, GateConfig, load_config
 from compllm.connect import load_client_config
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import ConfigWarning
 from compllm.served import difference_from, settings_of, summary_of
+from compllm.server.triton_state import ServerInfo
 from compllm.types import Expert
 
 PORT = 4321

@@ -11,8 +11,8 @@ import pytest
 from compllm import cli, doctor, prepare, storage
 from compllm.build_scripts import build_openvino, fetch_base
 from compllm.build_scripts.staging import exclusive
-from compllm.embedded import tritonserver
 from compllm.errors import ConfigError
+from compllm.server import triton_server
 
 # Nothing can be made there, by root either.
 UNWRITABLE = Path("/proc/compllm-home")
@@ -55,13 +55,13 @@ def test_folder_without_the_right_to_write_is_refused(
         lambda: fetch_base.download(fetch_base.BASE),
         lambda: fetch_base.select_checkpoint(None),
         lambda: exclusive(storage.paths.engine_dir()).__enter__(),
-        lambda: tritonserver.running(Path(__file__).parent).__enter__(),
+        lambda: triton_server.running(Path(__file__).parent).__enter__(),
     ],
 )
 def test_home_that_cannot_be_written_is_named_with_the_remedy(
     writes: Callable[[], object], home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tritonserver, "_checked_engine", lambda engine: engine)
+    monkeypatch.setattr(triton_server, "_checked_engine", lambda engine: engine)
     with pytest.raises(ConfigError, match="set COMPLLM_HOME to a directory") as caught:
         writes()
     assert str(home) in str(caught.value)

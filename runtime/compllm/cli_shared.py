@@ -45,12 +45,12 @@ def with_server(settings: Config) -> tuple[Config, str | None]:
     if settings.server.url:
         return settings, None
     try:
-        from compllm.embedded import tritonserver
+        from compllm.server import triton_server
     except ImportError as error:
         raise ServerError(
             f"no server is named: give --url HOST:PORT (the embedded one is not here: {error})"
         ) from error
-    server = tritonserver.status()
+    server = triton_server.status()
     if server is None:
         raise ServerError(
             "no server is running: start one with `compllm up`, or name one with --url HOST:PORT"

@@ -83,10 +83,10 @@ async def warn_of_another(url: str, catalogue: Catalogue) -> None:
 def _local_url() -> str:
     """Where the user's embedded server listens, else where Triton does by default."""
     try:
-        from compllm.embedded import tritonserver
+        from compllm.server import triton_server
     except ImportError:  # only the client is installed
         return _DEFAULT_URL
-    info = tritonserver.status()
+    info = triton_server.status()
     return info.grpc_url if info else _DEFAULT_URL
 
 
@@ -109,11 +109,11 @@ def _differences(found: Config, without: Config, served: Mapping[str, object]) -
 def _local_settings(url: str) -> dict[str, object]:
     """Of the server that `up` started, if `url` is empty or means it; else none."""
     try:
-        from compllm.embedded import tritonserver
+        from compllm.server import triton_server
     except ImportError:  # only the client is installed
         return {}
     with suppress(ServerError):  # that it died is reported where it is asked
-        info = tritonserver.last_started()
+        info = triton_server.last_started()
         if info is not None and url in ("", info.grpc_url, f"localhost:{info.grpc_port}"):
             with suppress(ValueError):
                 settings = json.loads(info.settings or "{}")

@@ -97,23 +97,23 @@ def _lora_op() -> Iterator[Check]:
 
 
 def _tritonserver() -> Iterator[Check]:
-    from compllm.embedded import tritonfiles
+    from compllm.server import triton_files
 
     try:
-        binary = tritonfiles.find_tritonserver()
+        binary = triton_files.find_tritonserver()
     except ServerError as error:
         yield _fault("tritonserver", error)
         return
     yield Check("tritonserver", "ok", str(binary))
     # Triton's Python backend links libpython dynamically; that of another release breaks ssl.
     try:
-        folders = tritonfiles.environment(binary)["LD_LIBRARY_PATH"].split(os.pathsep)
+        folders = triton_files.environment(binary)["LD_LIBRARY_PATH"].split(os.pathsep)
         yield Check("shared libpython", "ok", folders[0])
     except ServerError as error:
         yield _fault("shared libpython", error)
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            tritonfiles.make_backends(binary, Path(scratch))
+            triton_files.make_backends(binary, Path(scratch))
         yield Check("Python backend", "ok", f"has a stub for Python {_python_tag()}")
     except ServerError as error:
         yield _fault("Python backend", error)
@@ -174,10 +174,10 @@ def _catalogue() -> Iterator[Check]:
 
 
 def _server() -> Iterator[Check]:
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
     try:
-        server = tritonserver.status()
+        server = triton_server.status()
     except ServerError as error:
         yield _fault("server", error)
         return

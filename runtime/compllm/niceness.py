@@ -4,7 +4,7 @@ The engine keeps every core busy, so a runtime beside it that wakes for a millis
 response is there, its child can start) found no core: the kernel let it wait 5 to 50 ms every few
 hundred children (docs/LATENCY.md). With a higher nice value the engine's threads are the ones that
 wait, for that millisecond; alone on the cores they lose nothing. The Triton model calls `give_way`
-for its own process, `tritonprocess.py` calls `session_gives_way` for the server that it started.
+for its own process, `triton_process.py` calls `session_gives_way` for the server that it started.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import typer
 from compllm.console import print_json
 
 if TYPE_CHECKING:
-    from compllm.embedded.tritonserver import ServerInfo
+    from compllm.server.triton_server import ServerInfo
 
 
 def _port(of: str) -> Any:
@@ -42,19 +42,19 @@ def up(
     """
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
-    from compllm.embedded import tritonserver
     from compllm.prepare import prepare
+    from compllm.server import triton_server
 
     load_config(config)
     # Before anything is built: the engine that is there may be the one of a live server.
-    live = tritonserver.check_up(
+    live = triton_server.check_up(
         grpc_port=port, http_port=http_port, metrics_port=metrics_port, has_face=True, config=config
     )
     if config is None and live is not None and live.config_file:
         config = Path(live.config_file)  # a server that is replaced keeps its settings
     settings = load_config(config)
     prepare(load_catalogue(Path(settings.catalogue) if settings.catalogue else None))
-    server = tritonserver.up(
+    server = triton_server.up(
         grpc_port=port or None,
         http_port=http_port or None,
         metrics_port=metrics_port or None,
@@ -67,9 +67,9 @@ def up(
 
 def down() -> None:
     """Stop the server that `up` started."""
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
-    print("stopped" if tritonserver.down() else "no server was running")
+    print("stopped" if triton_server.down() else "no server was running")
 
 
 def status(
@@ -79,9 +79,9 @@ def status(
 
     Exit status 1 when there is none, or it is not ready.
     """
-    from compllm.embedded import tritonserver
+    from compllm.server import triton_server
 
-    server = tritonserver.status()
+    server = triton_server.status()
     if is_json:
         print_json({"is_running": server is not None, **(_facts(server) if server else {})})
     elif server is None:
@@ -93,7 +93,7 @@ def status(
 
 
 def _facts(server: ServerInfo) -> dict[str, Any]:
-    from compllm.embedded.tritonstate import models
+    from compllm.server.triton_state import models
 
     return {
         "grpc": server.grpc_url,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
-from compllm.embedded import tritonserver
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.formats.manifest import Manifest
+from compllm.server import triton_server
+from compllm.server.triton_state import ServerInfo
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,6 @@ def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """One server for all tests that leave it well. Tests that kill start their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPLLM_HOME", str(tmp_path_factory.mktemp("home")))
-        with tritonserver.running(engine_dir, is_shared=False) as info:
+        with triton_server.running(engine_dir, is_shared=False) as info:
             patch.undo()
             yield info

@@ -20,8 +20,8 @@ from helpers import bare_catalogue
 
 from compllm import paths
 from compllm.cli import run
-from compllm.embedded import tritonserver
-from compllm.embedded.tritonstate import ServerInfo
+from compllm.server import triton_server
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 
@@ -59,9 +59,9 @@ def url(home: Path, server: ServerInfo, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def own_server(home: Path, engine_dir: Path) -> Iterator[ServerInfo]:
     """One to be killed."""
-    info = tritonserver.up(engine_dir)
+    info = triton_server.up(engine_dir)
     yield info
-    tritonserver.down()
+    triton_server.down()
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_engine_of_another_base_is_not_started(home: Path, engine_dir: Path) -> 
     assert line.startswith("error: ")
     assert "of base tiny-llama" in line
     assert "not of the base in use" in line
-    assert tritonserver.status() is None
+    assert triton_server.status() is None
 
 
 @contextlib.contextmanager

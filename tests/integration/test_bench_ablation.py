@@ -10,7 +10,7 @@ from benchmarks import bench_ablation
 from benchmarks.ablation_tables import RATIOS
 from benchmarks.ablation_variants import VARIANTS
 
-from compllm.embedded.tritonstate import ServerInfo
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from benchmarks import bench_replay
 
-from compllm.embedded.tritonstate import ServerInfo
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 

@@ -12,7 +12,7 @@ from benchmarks import bench_client, bench_triton
 from benchmarks.triton_load import Timed, milliseconds, prompts, read_metrics
 
 from compllm.backends.tokenizer import Tokenizer
-from compllm.embedded.tritonstate import ServerInfo
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 

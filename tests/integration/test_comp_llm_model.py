@@ -30,9 +30,9 @@ from helpers import bare_catalogue
 from tritonclient.utils import InferenceServerException
 
 from compllm import paths
-from compllm.embedded import tritonprocess, tritonserver, tritonstate
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import ServerError
+from compllm.server import triton_process, triton_server, triton_state
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 
@@ -70,7 +70,7 @@ def home(
 
 @pytest.fixture(scope="module")
 def face(engine_dir: Path, home: Path) -> Iterator[ServerInfo]:
-    with tritonserver.running(engine_dir, has_face=True, is_shared=False) as info:
+    with triton_server.running(engine_dir, has_face=True, is_shared=False) as info:
         yield info
 
 
@@ -261,7 +261,7 @@ async def test_64_streams_run_at_once(client: Any) -> None:
 
 async def test_models_and_the_load_of_their_queue_are_told(face: ServerInfo) -> None:
     await asyncio.to_thread(_generate, face, text_input=QUESTION)
-    models = tritonstate.models(face)
+    models = triton_state.models(face)
     assert {each["name"]: each["is_ready"] for each in models} == {MODEL: True, CORE: True}
 
     def load() -> dict[str, float]:
@@ -417,22 +417,22 @@ def test_up_serves_it_and_a_server_without_it_is_not_taken_for_one(
     engine_dir: Path, home: Path
 ) -> None:
     try:
-        tritonserver.up(engine_dir)
+        triton_server.up(engine_dir)
         with pytest.raises(ServerError, match=r"already running with no model comp_llm"):
-            tritonserver.up(engine_dir, has_face=True)
-        tritonserver.down()
+            triton_server.up(engine_dir, has_face=True)
+        triton_server.down()
         settings = home / "mine.toml"
         settings.write_text("[limits]\nmax_query_chars = 40\n")
-        info = tritonserver.up(engine_dir, has_face=True, config=settings)
-        assert tritonserver.up(engine_dir) == tritonserver.status() == info
+        info = triton_server.up(engine_dir, has_face=True, config=settings)
+        assert triton_server.up(engine_dir) == triton_server.status() == info
         assert _generate(info, text_input=QUESTION[:40])["text_output"]
         with pytest.raises(urllib.error.HTTPError) as refused:
             _generate(info, text_input=QUESTION)
         refused.value.close()
         with pytest.raises(ServerError, match="already running with the settings"):
-            tritonserver.up(engine_dir, has_face=True, config=home / "other.toml")
+            triton_server.up(engine_dir, has_face=True, config=home / "other.toml")
     finally:
-        tritonserver.down()
+        triton_server.down()
 
 
 def test_missing_encoder_is_named_when_it_starts(
@@ -440,15 +440,15 @@ def test_missing_encoder_is_named_when_it_starts(
 ) -> None:
     monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
     with pytest.raises(ServerError, match=r"did not start: .*no sentence encoder in"):
-        tritonserver.up(engine_dir, has_face=True)
+        triton_server.up(engine_dir, has_face=True)
 
 
 async def test_server_stops_under_load(engine_dir: Path, home: Path) -> None:
-    with tritonserver.running(engine_dir, has_face=True, is_shared=False) as info:
+    with triton_server.running(engine_dir, has_face=True, is_shared=False) as info:
         async with triton_aio.InferenceServerClient(info.grpc_url) as client:
             answers = [asyncio.create_task(_stream(client)) for _ in range(8)]
             await asyncio.to_thread(_wait_active, info)
-            await asyncio.to_thread(tritonprocess.stop, info)
+            await asyncio.to_thread(triton_process.stop, info)
             async with asyncio.timeout(WAIT_S):  # nobody waits for ever
                 await asyncio.gather(*answers, return_exceptions=True)
     assert not psutil.pid_exists(info.server_pid)

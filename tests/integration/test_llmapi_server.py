@@ -21,9 +21,9 @@ from compllm.backends.llmapi_wire import ServerAdapter
 from compllm.backends.select import connect, connect_as_set
 from compllm.backends.tokenizer import Tokenizer
 from compllm.config import ServerConfig
-from compllm.embedded import tritonfiles, tritonprocess
-from compllm.embedded.tritonstate import Ports, ServerInfo
 from compllm.errors import BackendRejected, ConfigError
+from compllm.server import triton_files, triton_process
+from compllm.server.triton_state import Ports, ServerInfo
 from compllm.types import SamplingParams
 
 pytestmark = pytest.mark.triton
@@ -44,15 +44,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInfo]:
         (model / "1" / "model.py").symlink_to(source / "1" / "model.py")
         filled = config.substitute(name=name, decoupled=decoupled)
         (model / "config.pbtxt").write_text(filled, encoding="utf-8")
-    binary = tritonfiles.find_tritonserver()
-    backends = tritonfiles.make_backends(binary, directory / "backends")
-    bound = tritonprocess._free_ports(Ports())
-    info = tritonprocess._spawn(binary, directory / "models", backends, bound)
+    binary = triton_files.find_tritonserver()
+    backends = triton_files.make_backends(binary, directory / "backends")
+    bound = triton_process._free_ports(Ports())
+    info = triton_process._spawn(binary, directory / "models", backends, bound)
     try:
-        tritonprocess._wait_ready(info, time.monotonic() + 60, 60)
+        triton_process._wait_ready(info, time.monotonic() + 60, 60)
         yield info
     finally:
-        tritonprocess.stop(info)
+        triton_process.stop(info)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from helpers import MakeAdapter
 from compllm.backend import GenerateRequest, Segment, collect
 from compllm.backends.triton import TritonBackend
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
-from compllm.embedded import tritonserver
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import BackendRejected
 from compllm.formats.manifest import Manifest
+from compllm.server import triton_server
+from compllm.server.triton_state import ServerInfo
 from compllm.types import SamplingParams
 
 pytestmark = pytest.mark.triton
@@ -49,7 +49,7 @@ def server(crowded_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     options = {"max_adapters": NUM_SLOTS, "is_lora_cache": True}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPLLM_HOME", str(tmp_path_factory.mktemp("home")))
-        with tritonserver.running(crowded_engine, options=options, is_shared=False) as info:
+        with triton_server.running(crowded_engine, options=options, is_shared=False) as info:
             patch.undo()
             yield info
 

@@ -16,9 +16,9 @@ from path_parts import BASE, CATALOGUE, CHEMISTRY, settings
 from compllm.backends.model_limits import EMBEDDED
 from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Adapter
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.pipeline import CompLLM
 from compllm.plan import parse_plan
+from compllm.server.triton_state import ServerInfo
 from compllm.testing import HashingEncoder
 from compllm.types import Answer
 

@@ -13,7 +13,6 @@ import pytest
 from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Catalogue, RouterSettings
 from compllm.config import load_config
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.plan import format_plan
 from compllm.prompts import CHATML
 from compllm.replay.counters import engine_counters, read_samples
@@ -23,6 +22,7 @@ from compllm.replay.policies import POLICIES
 from compllm.replay.runner import ReplayLLM
 from compllm.replay.session import ReplaySession
 from compllm.replay.workload import TokenLengths
+from compllm.server.triton_state import ServerInfo
 from compllm.testing import HashingEncoder
 from compllm.types import Answer, Expert
 

@@ -20,9 +20,9 @@ from compllm.build_scripts.repository import core
 from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.trtllm.record import AdapterEntry
 from compllm.build_scripts.trtllm.settings import Topology
-from compllm.embedded import tritonfiles
 from compllm.formats.checkpoint import validate_checkpoint
 from compllm.routing.embed import SentenceEncoder
+from compllm.server import triton_files
 
 pytestmark = pytest.mark.triton
 
@@ -55,8 +55,8 @@ def _free_port() -> int:
 @contextmanager
 def _served(models: Path, scratch: Path) -> Iterator[int]:
     """Triton with the options of launch.sh that this machine can take, its HTTP port."""
-    binary = tritonfiles.find_tritonserver()
-    backends = tritonfiles.make_backends(binary, scratch / "backends")
+    binary = triton_files.find_tritonserver()
+    backends = triton_files.make_backends(binary, scratch / "backends")
     port, prefix = _free_port(), f"repository-{scratch.name}-"
     command = [
         binary,
@@ -73,7 +73,7 @@ def _served(models: Path, scratch: Path) -> Iterator[int]:
     ]
     with open(scratch / "log", "wb") as log:
         server = subprocess.Popen(
-            command, env=tritonfiles.environment(binary), stdout=log, stderr=log
+            command, env=triton_files.environment(binary), stdout=log, stderr=log
         )
         try:
             yield port

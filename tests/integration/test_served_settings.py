@@ -15,9 +15,9 @@ from helpers import bare_catalogue
 
 from compllm import CompLLM, ConfigWarning, load_config, paths
 from compllm.cli import run
-from compllm.embedded import tritonserver
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import ServerError
+from compllm.server import triton_server
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 
@@ -36,7 +36,7 @@ def home(
         paths.encoder_dir().symlink_to(encoder_dir)
         yield home
         with contextlib.suppress(ServerError):
-            tritonserver.down()
+            triton_server.down()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def mine(engine_dir: Path, home: Path) -> ServerInfo:
         '[gate]\nmode = "off"\n[compose]\npolicy = "never"\n'
     )
     with contextlib.chdir(home):
-        return tritonserver.up(engine_dir, has_face=True, config="mine.toml")
+        return triton_server.up(engine_dir, has_face=True, config="mine.toml")
 
 
 def asked_over_http(server: ServerInfo) -> dict[str, Any]:

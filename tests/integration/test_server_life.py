@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from compllm import paths
-from compllm.embedded import tritonserver
-from compllm.embedded.tritonstate import HOST, ServerInfo
 from compllm.errors import ConfigError, ServerError
 from compllm.niceness import NICENESS
+from compllm.server import triton_server
+from compllm.server.triton_state import HOST, ServerInfo
 
 pytestmark = pytest.mark.triton
 
@@ -36,7 +36,7 @@ def home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
     yield tmp_path
     with contextlib.suppress(ServerError):
-        tritonserver.down()
+        triton_server.down()
 
 
 def _wait_until_gone(home: Path) -> None:
@@ -62,57 +62,57 @@ def _shared_memory(info: ServerInfo) -> list[Path]:
 
 
 def test_up_is_found_again_and_down_leaves_nothing(engine_dir: Path, home: Path) -> None:
-    info = tritonserver.up(engine_dir)
+    info = triton_server.up(engine_dir)
     assert len(_processes(home)) == 3
     assert _shared_memory(info)
-    assert tritonserver.up(engine_dir) == tritonserver.status() == info
-    with tritonserver.running(engine_dir) as shared:
+    assert triton_server.up(engine_dir) == triton_server.status() == info
+    with triton_server.running(engine_dir) as shared:
         assert shared == info
-    assert tritonserver.status() == info
+    assert triton_server.status() == info
     with pytest.raises(ServerError, match=f"gRPC port {info.grpc_port}"):
-        tritonserver.up(engine_dir, grpc_port=info.grpc_port + 1)
-    assert tritonserver.down()
+        triton_server.up(engine_dir, grpc_port=info.grpc_port + 1)
+    assert triton_server.down()
     _wait_until_gone(home)
     assert not _shared_memory(info)
-    assert tritonserver.status() is None
-    assert not tritonserver.down()
+    assert triton_server.status() is None
+    assert not triton_server.down()
 
 
 def test_another_engine_does_not_take_a_running_servers_place(engine_dir: Path, home: Path) -> None:
     other = home / "other"
     shutil.copytree(engine_dir, other)
-    info = tritonserver.up(engine_dir)
+    info = triton_server.up(engine_dir)
     with pytest.raises(ServerError, match="already running with the engine"):
-        tritonserver.up(other)
-    assert tritonserver.status() == info
+        triton_server.up(other)
+    assert triton_server.status() == info
 
 
 def test_engine_built_anew_gets_a_new_server(engine_dir: Path, home: Path) -> None:
     engine = home / "engine"
     shutil.copytree(engine_dir, engine)
-    first = tritonserver.up(engine)
+    first = triton_server.up(engine)
     manifest = engine / "manifest.json"
     manifest.write_text(manifest.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    second = tritonserver.up(engine)
+    second = triton_server.up(engine)
     assert first.pid != second.pid
     assert not psutil.pid_exists(first.server_pid)
 
 
 def test_killed_server_takes_its_stub_along_and_is_reported(engine_dir: Path, home: Path) -> None:
-    info = tritonserver.up(engine_dir)
+    info = triton_server.up(engine_dir)
     os.kill(info.server_pid, signal.SIGKILL)
     _wait_until_gone(home)
     assert not _shared_memory(info)
     with pytest.raises(ServerError, match=r"died.*compllm up"):
-        tritonserver.status()
-    again = tritonserver.up(engine_dir)
+        triton_server.status()
+    again = triton_server.up(engine_dir)
     assert again.pid != info.pid
     supervisor = psutil.Process(again.pid)
     supervisor.kill()  # nobody is left to clear up
     supervisor.wait(WAIT_S)
     with pytest.raises(ServerError, match="died"):
-        tritonserver.status()
-    assert not tritonserver.down()
+        triton_server.status()
+    assert not triton_server.down()
     _wait_until_gone(home)
     assert not _shared_memory(again)
 
@@ -120,8 +120,8 @@ def test_killed_server_takes_its_stub_along_and_is_reported(engine_dir: Path, ho
 def test_killed_owner_takes_its_server_along(engine_dir: Path, home: Path) -> None:
     program = (
         "import sys, time\n"
-        "from compllm.embedded import tritonserver\n"
-        "with tritonserver.running(sys.argv[1]) as info:\n"
+        "from compllm.server import triton_server\n"
+        "with triton_server.running(sys.argv[1]) as info:\n"
         "    print(info.id, flush=True)\n"
         "    time.sleep(600)\n"
     )
@@ -142,24 +142,24 @@ def test_server_outlives_the_process_that_started_it_only_when_it_is_ready(
 ) -> None:
     program = (
         "import os, sys\n"
-        "from compllm.embedded import tritonprocess, tritonserver\n"
+        "from compllm.server import triton_process, triton_server\n"
         "if sys.argv[2] == 'killed':\n"
-        "    tritonprocess._wait_ready = lambda *_: os.kill(os.getpid(), 9)\n"
-        "tritonserver.up(sys.argv[1])\n"
+        "    triton_process._wait_ready = lambda *_: os.kill(os.getpid(), 9)\n"
+        "triton_server.up(sys.argv[1])\n"
     )
     command = [sys.executable, "-c", program, str(engine_dir)]
     assert subprocess.run([*command, "killed"], check=False).returncode == -signal.SIGKILL
     _wait_until_gone(home)
-    assert tritonserver.status() is None
+    assert triton_server.status() is None
     subprocess.run([*command, "whole"], check=True)
-    info = tritonserver.status()
+    info = triton_server.status()
     assert info is not None
     assert psutil.pid_exists(info.server_pid)
 
 
 def test_owned_server_ends_with_its_block(engine_dir: Path, home: Path) -> None:
-    with tritonserver.running(engine_dir) as info:
-        assert tritonserver.status() is None
+    with triton_server.running(engine_dir) as info:
+        assert triton_server.status() is None
         assert psutil.pid_exists(info.server_pid)
     _wait_until_gone(home)
     assert not list(paths.run_dir().glob("owned-*"))
@@ -168,18 +168,18 @@ def test_owned_server_ends_with_its_block(engine_dir: Path, home: Path) -> None:
 def test_the_engine_gives_way_on_its_cores(engine_dir: Path, home: Path) -> None:
     """With all cores taken by the engine, one child in a hundred started 10 ms after its parent."""
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    with tritonserver.running(engine_dir, is_shared=False) as info:
+    with triton_server.running(engine_dir, is_shared=False) as info:
         stubs = [each for each in _processes(home) if "python_backend_stub" in each.name()]
         assert [stub.nice() for stub in stubs] == [max(own, NICENESS)]
         assert psutil.Process(info.server_pid).nice() == own  # it carries messages
-    with tritonserver.running(engine_dir, is_shared=False, options={"niceness": 0}):
+    with triton_server.running(engine_dir, is_shared=False, options={"niceness": 0}):
         assert {process.nice() for process in _processes(home)} == {own}
 
 
 def test_impossible_niceness_leaves_no_server_behind(engine_dir: Path, home: Path) -> None:
     with (
         pytest.raises(ConfigError, match="niceness is 50"),
-        tritonserver.running(engine_dir, is_shared=False, options={"niceness": 50}),
+        triton_server.running(engine_dir, is_shared=False, options={"niceness": 50}),
     ):
         pytest.fail("a server of an impossible setting started")
     _wait_until_gone(home)
@@ -191,7 +191,7 @@ def test_taken_port_is_named(engine_dir: Path, home: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ServerError, match=f"HTTP port {port} cannot be used"):
-            tritonserver.up(engine_dir, http_port=port)
+            triton_server.up(engine_dir, http_port=port)
     assert not _processes(home)
 
 
@@ -200,16 +200,16 @@ def test_engine_that_does_not_load_gives_its_reason(engine_dir: Path, home: Path
     shutil.copytree(engine_dir, broken)
     (broken / "weights.safetensors").write_bytes(b"no weights")
     with pytest.raises(ServerError, match=r"did not start: .*weights") as caught:
-        tritonserver.up(broken)
+        triton_server.up(broken)
     assert "\n" not in str(caught.value)
-    assert tritonserver.status() is None
+    assert triton_server.status() is None
     _wait_until_gone(home)
 
 
 def test_foreign_program_at_the_port_is_not_taken_for_the_server(
     engine_dir: Path, home: Path
 ) -> None:
-    info = tritonserver.up(engine_dir)
+    info = triton_server.up(engine_dir)
     with http.server.HTTPServer((HOST, 0), http.server.BaseHTTPRequestHandler) as foreign:
         thread = threading.Thread(target=foreign.serve_forever)
         thread.start()
@@ -217,11 +217,11 @@ def test_foreign_program_at_the_port_is_not_taken_for_the_server(
         moved = {**json.loads(state.read_text()), "http_port": foreign.server_port}
         state.write_text(json.dumps(moved))
         with pytest.raises(ServerError, match="another program answers"):
-            tritonserver.status()
+            triton_server.status()
         foreign.shutdown()
         thread.join()
     with pytest.raises(ServerError, match="does not answer"):
-        tritonserver.status()
-    assert tritonserver.down()
+        triton_server.status()
+    assert triton_server.down()
     _wait_until_gone(home)
     assert not psutil.pid_exists(info.server_pid)

@@ -19,7 +19,7 @@ from compllm import CompLLM, paths
 from compllm.build_scripts.calibration.questions import is_right
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.embedded import tritonserver
+from compllm.server import triton_server
 from compllm.types import Answer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def answers() -> Iterator[dict[str, Answer]]:
             found = await asyncio.gather(*(ask(question) for question in ACCEPTED))
         return dict(zip(ACCEPTED, found, strict=True))
 
-    with tritonserver.running(paths.engine_dir(), is_shared=False) as server:
+    with triton_server.running(paths.engine_dir(), is_shared=False) as server:
         yield asyncio.run(ask_all(server.grpc_url))
 
 

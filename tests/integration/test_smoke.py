@@ -14,8 +14,8 @@ from helpers import bare_catalogue
 from compllm import paths
 from compllm.build_scripts import smoke_triton
 from compllm.build_scripts.smoke_triton import CHECKS, main
-from compllm.embedded import tritonserver
-from compllm.embedded.tritonstate import ServerInfo
+from compllm.server import triton_server
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 
@@ -34,7 +34,7 @@ def bounded(
         paths.encoder_dir().parent.mkdir(parents=True)
         paths.encoder_dir().symlink_to(encoder_dir)
         options = {"is_lora_cache": True, "max_adapters": 4}
-        with tritonserver.running(
+        with triton_server.running(
             engine_dir, is_shared=False, has_face=True, options=options
         ) as info:
             yield info

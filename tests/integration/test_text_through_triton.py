@@ -20,11 +20,11 @@ from compllm.backend import Chunk, GenerateRequest, Guide, Segment, collect
 from compllm.backends import wire
 from compllm.backends.tokenizer import SpecialIds
 from compllm.backends.triton import TritonBackend
-from compllm.embedded import tritonserver
-from compllm.embedded.tritonstate import ServerInfo
 from compllm.errors import BackendRejected, BackendUnavailable
 from compllm.formats.adapters import read_peft
 from compllm.formats.lora_tensors import read_base_shape, to_tensors
+from compllm.server import triton_server
+from compllm.server.triton_state import ServerInfo
 from compllm.types import SamplingParams
 
 pytestmark = pytest.mark.triton
@@ -251,7 +251,7 @@ async def test_server_killed_in_mid_answer_fails_all_and_its_successor_is_found(
     engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
-    info = await asyncio.to_thread(tritonserver.up, engine_dir)
+    info = await asyncio.to_thread(triton_server.up, engine_dir)
     backend = await TritonBackend.connect(info.grpc_url)
     try:
         assert await backend.server_live()
@@ -263,13 +263,13 @@ async def test_server_killed_in_mid_answer_fails_all_and_its_successor_is_found(
             with pytest.raises(BackendUnavailable):
                 await _drain(each)
         assert not await backend.server_live()
-        again = await asyncio.to_thread(tritonserver.up, engine_dir, grpc_port=info.grpc_port)
+        again = await asyncio.to_thread(triton_server.up, engine_dir, grpc_port=info.grpc_port)
         await backend.wait_ready(WAIT_S)
         assert again.pid != info.pid
         assert (await collect(backend, _request()))[1].finish_reason == "length"
     finally:
         await backend.aclose()
-        await asyncio.to_thread(tritonserver.down)
+        await asyncio.to_thread(triton_server.down)
 
 
 async def _drain(chunks: AsyncIterator[Chunk]) -> None:

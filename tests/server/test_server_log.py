@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from compllm.embedded import server_log, supervisor
+from compllm.server import server_log, supervisor
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What a server is known by, and what it says of itself: over HTTP, and in its log.
 
-Beside `tritonprocess.py`, which starts and stops it. Nothing here changes a server.
+Beside `triton_process.py`, which starts and stops it. Nothing here changes a server.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compllm.embedded.server_log import reason_in
 from compllm.errors import ServerError
+from compllm.server.server_log import reason_in
 
 HOST = "127.0.0.1"
 

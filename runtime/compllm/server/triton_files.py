@@ -1,5 +1,5 @@
 """What a tritonserver needs before it can start: the binary, its Python backend, its environment
-and the model repository. `tritonserver.py` runs what is found and written here.
+and the model repository. `triton_server.py` runs what is found and written here.
 """
 
 from __future__ import annotations

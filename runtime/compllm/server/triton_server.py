@@ -1,7 +1,7 @@
 """The embedded server: a real tritonserver on loopback that serves one engine.
 
 `up` leaves one behind for every process of the user (state and log are in `paths.run_dir()`);
-`running` owns one for as long as a block lasts. `tritonprocess.py` starts and stops them.
+`running` owns one for as long as a block lasts. `triton_process.py` starts and stops them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 from compllm import paths
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.embedded import tritonprocess
-from compllm.embedded.server_log import reason_in
-from compllm.embedded.tritonfiles import FACE_MODEL
-from compllm.embedded.tritonprocess import is_alive
-from compllm.embedded.tritonstate import Ports, ServerInfo, check_answers
 from compllm.errors import ConfigError, ServerError
+from compllm.server import triton_process
+from compllm.server.server_log import reason_in
+from compllm.server.triton_files import FACE_MODEL
+from compllm.server.triton_process import is_alive
+from compllm.server.triton_state import Ports, ServerInfo, check_answers
 from compllm.storage import require_writable
 
 __all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up"]
@@ -66,7 +66,7 @@ def up(
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
         settings_hash = _settings_hash(settings) if has_face else ""
-        info = tritonprocess.start(
+        info = triton_process.start(
             engine,
             paths.run_dir() / "server",
             ports,
@@ -77,7 +77,7 @@ def up(
         )
         info = replace(info, settings_hash=settings_hash)
         _write_state(info)
-        tritonprocess.release(info)  # not before: killed up to here, we leave nothing behind
+        triton_process.release(info)  # not before: killed up to here, we leave nothing behind
         return info
 
 
@@ -99,7 +99,7 @@ def check_up(
     settings = Path(config).resolve() if config else None
     found = _read_state()
     if found is None or not is_alive(found):
-        tritonprocess.check_free(ports)
+        triton_process.check_free(ports)
         return None
     _check_same(found, paths.engine_dir().expanduser().resolve(), ports, None, has_face, settings)
     return found
@@ -179,13 +179,13 @@ def running(
     paths.run_dir().mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="owned-", dir=paths.run_dir()))
     try:
-        info = tritonprocess.start(
+        info = triton_process.start(
             engine, directory, Ports(), options=options, has_face=has_face, timeout_s=timeout_s
         )
         try:
             yield info
         finally:
-            tritonprocess.stop(info)
+            triton_process.stop(info)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -230,7 +230,7 @@ def _check_same(
 
 def _is_current(info: ServerInfo, engine: Path) -> bool:
     is_same = Path(info.engine_dir) == engine
-    if not is_same or info.engine_hash != tritonprocess.engine_hash(engine):
+    if not is_same or info.engine_hash != triton_process.engine_hash(engine):
         return False
     config = Path(info.config_file) if info.config_file else None
     return not info.has_face or info.settings_hash == _settings_hash(config)
@@ -257,7 +257,7 @@ def _checked_engine(engine_dir: str | Path | None) -> Path:
 
 
 def _stop(info: ServerInfo) -> None:
-    tritonprocess.stop(info)
+    triton_process.stop(info)
     (paths.run_dir() / _STATE).unlink(missing_ok=True)
 
 

@@ -1,6 +1,6 @@
 """Parent of one tritonserver process: when either side ends, nothing of the server is left behind.
 
-`tritonserver.py` runs this file as a script of its own, with the standard library alone:
+`triton_server.py` runs this file as a script of its own, with the standard library alone:
 
     python supervisor.py OWNER SHM_PREFIX DIRECTORY COMMAND...
 

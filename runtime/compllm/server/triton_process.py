@@ -1,6 +1,6 @@
 """The processes of one server: spawned under a supervisor, watched, cleared away.
 
-`tritonserver.py` decides which server there is to be; this carries it out.
+`triton_server.py` decides which server there is to be; this carries it out.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import psutil
 
 from compllm import served
 from compllm.config import load_config
-from compllm.embedded import server_log, supervisor, tritonfiles
-from compllm.embedded.server_log import read_log, reason_in
-from compllm.embedded.tritonstate import HOST, Ports, ServerInfo, is_ready
 from compllm.errors import ServerError
 from compllm.niceness import NICENESS, session_gives_way
+from compllm.server import server_log, supervisor, triton_files
+from compllm.server.server_log import read_log, reason_in
+from compllm.server.triton_state import HOST, Ports, ServerInfo, is_ready
 
 _POLL_S = 0.05  # tritonserver tells nobody when it is ready: it must be asked
 _STOP_S = 15.0  # the supervisor's own limit and some more
@@ -47,14 +47,14 @@ def start(
     """Start a server of this engine with its files in `directory`, and wait until it is ready.
 
     It ends with this process unless it is released. options, has_face, config: see
-    `tritonserver.up`.
+    `triton_server.up`.
     Raises ServerError with the reason out of the log; nothing is left running then.
     """
     deadline = time.monotonic() + timeout_s
     check_free(ports)
-    binary = tritonfiles.find_tritonserver()
+    binary = triton_files.find_tritonserver()
     _clear(directory)
-    backends = tritonfiles.make_backends(binary, directory / "backends")
+    backends = triton_files.make_backends(binary, directory / "backends")
     values = {
         "engine_dir": str(engine),
         "tokenizer_dir": str(engine),
@@ -67,11 +67,11 @@ def start(
         catalogue = served.catalogue_of(face_config)
         settings = served.settings_of(face_config, catalogue)
         values["catalogue"] = served.summary_of(catalogue)
-    names = [tritonfiles.CORE_MODEL, *([tritonfiles.FACE_MODEL] if has_face else [])]
+    names = [triton_files.CORE_MODEL, *([triton_files.FACE_MODEL] if has_face else [])]
     for attempt in range(1, _START_ATTEMPTS + 1):
         bound = _free_ports(ports)
         values["server_url"] = f"{HOST}:{bound.grpc}"  # where the face finds the core model
-        models = tritonfiles.write_repository(directory / "models", values, names)
+        models = triton_files.write_repository(directory / "models", values, names)
         log = server_log.rotate(directory)
         server_log.write_header(log, engine, values["config_file"], bound.names())
         info = _spawn(binary, models, backends, bound)
@@ -139,7 +139,7 @@ def _spawn(binary: Path, models: Path, backends: Path, ports: _BoundPorts) -> Se
     # -S -E: the supervisor needs the standard library alone, and starts the quicker.
     owner = str(os.getpid())
     argv = [sys.executable, "-S", "-E", script, owner, f"{name}-", str(directory), *command]
-    pid, answer = _spawn_detached(argv, tritonfiles.environment(binary), log)
+    pid, answer = _spawn_detached(argv, triton_files.environment(binary), log)
     if not answer:
         _reap(pid)
         raise ServerError(

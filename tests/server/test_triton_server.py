@@ -15,9 +15,9 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from compllm import cli, paths
-from compllm.embedded import tritonfiles, tritonprocess, tritonserver, tritonstate
 from compllm.embedded.contract import INPUTS
 from compllm.errors import ServerError
+from compllm.server import triton_files, triton_process, triton_server, triton_state
 
 
 @pytest.fixture(autouse=True)
@@ -27,16 +27,16 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_server_there_is_no_status_and_nothing_to_stop() -> None:
-    assert tritonserver.status() is None
-    assert not tritonserver.down()
+    assert triton_server.status() is None
+    assert not triton_server.down()
 
 
 def test_missing_engine_is_named(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="engines/embedded does not exist"):
-        tritonserver.up()
+        triton_server.up()
     with (
         pytest.raises(ServerError, match=r"holds no manifest\.json"),
-        tritonserver.running(tmp_path),
+        triton_server.running(tmp_path),
     ):
         pass
 
@@ -46,20 +46,20 @@ def test_a_server_that_was_just_killed_counts_as_dead(
     seconds: float, is_dying: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine `up` found it alive yet, met a reset connection and gave up."""
-    monkeypatch.setattr(tritonserver, "_DYING_S", 20.0 if is_dying else 0.05)
+    monkeypatch.setattr(triton_server, "_DYING_S", 20.0 if is_dying else 0.05)
     process = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
     try:
-        with socket.create_server((tritonstate.HOST, 0)) as closed:
+        with socket.create_server((triton_state.HOST, 0)) as closed:
             port = closed.getsockname()[1]
         started = psutil.Process(process.pid).create_time()
-        info = tritonstate.ServerInfo(
+        info = triton_state.ServerInfo(
             process.pid, started, process.pid, "an-id", port, port, port, "a.log"
         )
         if is_dying:
-            assert not tritonserver._answers(info)
+            assert not triton_server._answers(info)
         else:
             with pytest.raises(ServerError, match="does not answer"):
-                tritonserver._answers(info)
+                triton_server._answers(info)
     finally:
         process.kill()
         process.wait()
@@ -69,27 +69,27 @@ def test_unreadable_state_is_an_error_with_its_path() -> None:
     paths.run_dir().mkdir(parents=True)
     (paths.run_dir() / "server.json").write_text("{")
     with pytest.raises(ServerError, match=r"server\.json is not readable"):
-        tritonserver.status()
+        triton_server.status()
 
 
 def test_named_binary_must_be_executable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONSERVER", str(tmp_path / "none"))
     with pytest.raises(ServerError, match=r"\$TRITONSERVER is .*none"):
-        tritonfiles.find_tritonserver()
+        triton_files.find_tritonserver()
 
 
 def test_named_binary_comes_first_then_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tritonfiles.find_tritonserver().parts[-4:-1] == ("pytriton", "tritonserver", "bin")
+    assert triton_files.find_tritonserver().parts[-4:-1] == ("pytriton", "tritonserver", "bin")
     binary = tmp_path / "mine"
     binary.touch(mode=0o755)
     monkeypatch.setenv("TRITONSERVER", str(binary))
-    assert tritonfiles.find_tritonserver() == binary
+    assert triton_files.find_tritonserver() == binary
 
 
 def test_backend_directory_has_the_stub_of_this_interpreter(tmp_path: Path) -> None:
-    backends = tritonfiles.make_backends(tritonfiles.find_tritonserver(), tmp_path / "backends")
+    backends = triton_files.make_backends(triton_files.find_tritonserver(), tmp_path / "backends")
     stub = (backends / "python" / "triton_python_backend_stub").resolve()
     assert stub.parent.name == f"{sys.version_info.major}.{sys.version_info.minor}"
     assert (backends / "python" / "libtriton_python.so").is_file()
@@ -98,13 +98,13 @@ def test_backend_directory_has_the_stub_of_this_interpreter(tmp_path: Path) -> N
 def test_binary_without_backend_is_refused(tmp_path: Path) -> None:
     binary = tmp_path / "bin" / "tritonserver"
     with pytest.raises(ServerError, match="no Python backend beside it"):
-        tritonfiles.make_backends(binary, tmp_path / "backends")
+        triton_files.make_backends(binary, tmp_path / "backends")
 
 
 def test_own_libpython_and_own_interpreter_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
-    env = tritonfiles.environment(tritonfiles.find_tritonserver())
+    env = triton_files.environment(triton_files.find_tritonserver())
     libpython, package, last = env["LD_LIBRARY_PATH"].split(os.pathsep)
     assert list(Path(libpython).glob("libpython3*"))
     assert Path(package).name == "nvidia_pytriton.libs"
@@ -118,7 +118,7 @@ def test_repository_is_the_template_filled_in(tmp_path: Path) -> None:
         "tokenizer_dir": "/t",
         "executor_options": '{"max_batch_size": 4}',
     }
-    models = tritonfiles.write_repository(tmp_path / "models", values)
+    models = triton_files.write_repository(tmp_path / "models", values)
     config = (models / "tensorrt_llm" / "config.pbtxt").read_text()
     assert "${" not in config
     assert r'string_value: "/a \"b\"\\c"' in config
@@ -132,16 +132,16 @@ def test_repository_declares_every_input_of_the_contract() -> None:
     assert sorted(each.name for each in declared) == sorted(INPUTS)
 
 
-def _live_state(supervisor: int, server: int, config: str = "") -> tritonstate.ServerInfo:
+def _live_state(supervisor: int, server: int, config: str = "") -> triton_state.ServerInfo:
     """What `up` leaves of a server of the default engine, with these processes in its place."""
     started = psutil.Process(supervisor).create_time()
     engine = str(paths.engine_dir().resolve())
-    info = tritonstate.ServerInfo(
+    info = triton_state.ServerInfo(
         supervisor, started, server, "an-id", 1, 2, 3, "a.log", engine, has_face=True
     )
     info = replace(info, config_file=config)
     paths.run_dir().mkdir(parents=True)
-    tritonserver._write_state(info)
+    triton_server._write_state(info)
     return info
 
 
@@ -155,7 +155,7 @@ def test_up_with_other_settings_is_refused_before_anything_is_built(
     sleeps = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen(sleeps) as supervisor, subprocess.Popen(sleeps) as server:
         info = _live_state(supervisor.pid, server.pid, "/mine.toml")
-        assert tritonserver.check_up(has_face=True) == info
+        assert triton_server.check_up(has_face=True) == info
         assert cli.run(["up", "--config", str(other)]) == 1
         supervisor.kill()
         server.kill()
@@ -168,7 +168,7 @@ def test_up_with_other_settings_is_refused_before_anything_is_built(
 def test_up_at_a_taken_port_is_refused_before_anything_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.create_server((tritonstate.HOST, 0)) as taken:
+    with socket.create_server((triton_state.HOST, 0)) as taken:
         port = taken.getsockname()[1]
         assert cli.run(["up", "--http-port", str(port)]) == 1
     assert f"HTTP port {port} cannot be used" in capsys.readouterr().err
@@ -178,12 +178,12 @@ def test_up_at_a_taken_port_is_refused_before_anything_is_built(
 def test_start_clears_all_but_the_logs_of_earlier_ones(tmp_path: Path) -> None:
     """Each start wiped the log of the one that had failed."""
     directory = tmp_path / "server"
-    tritonprocess._clear(directory)
+    triton_process._clear(directory)
     (directory / "models" / "m").mkdir(parents=True)
     for name in ("server.log", "server.log.1", "server.log.old", "other"):
         (directory / name).touch()
     (directory / "link").symlink_to(tmp_path)
-    tritonprocess._clear(directory)
+    triton_process._clear(directory)
     assert {each.name for each in directory.iterdir()} == {"server.log", "server.log.1"}
     assert tmp_path.is_dir()
 
@@ -191,4 +191,4 @@ def test_start_clears_all_but_the_logs_of_earlier_ones(tmp_path: Path) -> None:
 def test_impossible_port_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ServerError, match="gRPC port 70000 cannot be used"):
-        tritonserver.up(tmp_path, grpc_port=70000)
+        triton_server.up(tmp_path, grpc_port=70000)
