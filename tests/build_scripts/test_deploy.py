@@ -15,9 +15,9 @@ import yaml
 from compose_spec import PyCompose
 
 from compllm.build_scripts.trtllm.image import IMAGES
-from compllm.embedded.gauges import FAMILIES as ENGINE_FAMILIES
-from compllm.face.gauges import FAMILIES as FACE_FAMILIES
-from compllm.face.gauges import LOAD
+from compllm.frontends.triton.comp_llm_metrics import FAMILIES as FACE_FAMILIES
+from compllm.frontends.triton.comp_llm_metrics import LOAD
+from compllm.frontends.triton.core_metrics import FAMILIES as ENGINE_FAMILIES
 from compllm.paths import resource_dir
 
 DEPLOY = resource_dir("build_scripts") / "deploy"

@@ -15,8 +15,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from compllm import cli, paths
-from compllm.embedded.contract import INPUTS
 from compllm.errors import ServerError
+from compllm.frontends.triton.core_tensors import INPUTS
 from compllm.server import triton_files, triton_process, triton_server, triton_state
 
 

@@ -1,7 +1,7 @@
 """Triton's `comp_llm` model: Python-backend objects in, `FaceModel` calls out.
 
 Runs inside Triton's Python stub. Everything that can be thought about without Triton is in
-`compllm.face`.
+`compllm.frontends.triton`.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from compllm.face.gauges import FAMILIES, QueueGauges
-from compllm.face.serving import ErrorCode, FaceModel, load
-from compllm.gauges import Families
+from compllm.frontends.triton.comp_llm_metrics import FAMILIES, QueueGauges
+from compllm.frontends.triton.comp_llm_serving import ErrorCode, FaceModel, load
+from compllm.frontends.triton.metrics import Families
 from compllm.heap import settle
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL

@@ -1,7 +1,7 @@
 """Triton's core model on the embedded engine: Python-backend objects in, `CoreModel` calls out.
 
 Runs inside Triton's Python stub. Everything that can be thought about without Triton is in
-`compllm.embedded.serving` and `contract`.
+`compllm.frontends.triton`: `core_serving` and `core_tensors`.
 """
 
 import json
@@ -12,12 +12,12 @@ from typing import Any
 import triton_python_backend_utils as pb_utils
 
 from compllm.embedded.executor import Executor
-from compllm.embedded.gauges import FAMILIES, Gauges
 from compllm.embedded.options import ExecutorOptions
-from compllm.embedded.serving import CoreModel
 from compllm.errors import ConfigError, EngineError
 from compllm.formats.lora_tensors import read_base_shape
-from compllm.gauges import Families
+from compllm.frontends.triton.core_metrics import FAMILIES, Gauges
+from compllm.frontends.triton.core_serving import CoreModel
+from compllm.frontends.triton.metrics import Families
 from compllm.heap import settle
 from compllm.niceness import give_way
 

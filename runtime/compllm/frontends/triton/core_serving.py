@@ -20,12 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from compllm.embedded.contract import CoreRequest, Tensors, is_stop, outputs, parse
 from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
 from compllm.errors import EngineError
 from compllm.formats.adapters import Adapter
 from compllm.formats.lora_tensors import from_tensors
 from compllm.formats.shape import BaseShape
+from compllm.frontends.triton.core_tensors import CoreRequest, Tensors, is_stop, outputs, parse
 
 _STATS_PERIOD_S = 0.1  # TensorRT-LLM's own
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compllm.embedded.contract import INPUTS, is_stop, outputs, parse
 from compllm.embedded.request import EngineEvent, EnginePerf, EngineSampling
 from compllm.errors import EngineError
+from compllm.frontends.triton.core_tensors import INPUTS, is_stop, outputs, parse
 
 
 def _tensors(**more: Any) -> dict[str, NDArray[Any]]:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
-from compllm.embedded.serving import CoreModel
 from compllm.errors import EngineError
 from compllm.formats.adapters import Adapter
 from compllm.formats.shape import BaseShape
+from compllm.frontends.triton.core_serving import CoreModel
 
 WAIT_S = 10.0
 BASE = BaseShape(

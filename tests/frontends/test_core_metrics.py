@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from compllm.embedded.gauges import FAMILIES, Gauges
 from compllm.embedded.request import EngineStats, StepTimes
 from compllm.embedded.slots import SlotStats
+from compllm.frontends.triton.core_metrics import FAMILIES, Gauges
 
 
 class FakeMetric:

@@ -1,6 +1,6 @@
 """Numbers that change -> Triton's custom metrics, of whichever model of ours.
 
-`embedded/gauges.py` and `face/gauges.py` say which numbers; a Triton model hands in the means.
+`core_metrics.py` and `comp_llm_metrics.py` say which numbers; a Triton model hands in the means.
 """
 
 from __future__ import annotations

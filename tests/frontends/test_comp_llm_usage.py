@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from compllm.backend import GenerateRequest, Segment, collect
-from compllm.face.usage import MeteredBackend, QueryUsage
+from compllm.frontends.triton.comp_llm_usage import MeteredBackend, QueryUsage
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Usage
 

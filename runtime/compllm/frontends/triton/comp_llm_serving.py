@@ -37,9 +37,16 @@ from compllm.errors import (
     PlanError,
     QueryError,
 )
-from compllm.face.contract import FaceRequest, FaceResponse, Tensors, outputs, parse, respond
-from compllm.face.late import LateBackend
-from compllm.face.usage import MeteredBackend
+from compllm.frontends.triton.comp_llm_tensors import (
+    FaceRequest,
+    FaceResponse,
+    Tensors,
+    outputs,
+    parse,
+    respond,
+)
+from compllm.frontends.triton.comp_llm_usage import MeteredBackend
+from compllm.frontends.triton.lazy_backend import LateBackend
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
 from compllm.routing.embed import SentenceEncoder

@@ -1,7 +1,7 @@
 """The runtime's counters as Triton's metrics, first the queue that a fleet is scaled by.
 
 The runtime lets a bounded number of requests into an engine, so that the engine's own gauges cannot
-tell how many wait. `serving.py` hands in snapshots of `CompLLM.stats`.
+tell how many wait. `comp_llm_serving.py` hands in snapshots of `CompLLM.stats`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from compllm.assembly import RuntimeStats
-from compllm.gauges import COUNTER, GAUGE, MakeMetric, Publisher, Value
+from compllm.frontends.triton.metrics import COUNTER, GAUGE, MakeMetric, Publisher, Value
 
 QUEUE, LOAD = "compllm_queue_requests", "compllm_queue_load"
 SHARED, PREWARMED = "compllm_shared_nodes_total", "compllm_prewarms_total"

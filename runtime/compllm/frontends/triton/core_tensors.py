@@ -1,8 +1,8 @@
 """The tensors of TensorRT-LLM's `tensorrt_llm` model, and what they mean to the embedded engine.
 
-Pure translation between arrays and `EngineRequest` / `EngineEvent`; `serving.py` moves what comes
-out. Every input that upstream declares is declared here too: one that this engine cannot honour is
-refused unless it holds its neutral value, never ignored.
+Pure translation between arrays and `EngineRequest` / `EngineEvent`; `core_serving.py` moves what
+comes out. Every input that upstream declares is declared here too: one that this engine cannot
+honour is refused unless it holds its neutral value, never ignored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The tensors of the `comp_llm` model, and what they mean to the path.
 
-Pure translation: arrays to a Query, events of a query to responses; `serving.py` moves them. Names,
-types and shapes that TensorRT-LLM's `ensemble` has too are as there, so that its clients fit.
+Pure translation: arrays to a Query, events of a query to responses. `comp_llm_serving.py` moves
+them. Names, types and shapes that TensorRT-LLM's `ensemble` has too are as there, so that its
+clients fit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from compllm.config import LimitsConfig
 from compllm.errors import QueryError
-from compllm.face.usage import QueryUsage
+from compllm.frontends.triton.comp_llm_usage import QueryUsage
 from compllm.trace import answer_to_dict, plan_to_dict
 from compllm.types import (
     Answer,

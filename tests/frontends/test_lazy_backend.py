@@ -8,8 +8,8 @@ import pytest
 
 from compllm.backend import Backend, GenerateRequest, Segment, collect, max_batch_size
 from compllm.errors import BackendUnavailable
-from compllm.face.late import LateBackend
-from compllm.face.usage import MeteredBackend
+from compllm.frontends.triton.comp_llm_usage import MeteredBackend
+from compllm.frontends.triton.lazy_backend import LateBackend
 from compllm.testing import Reply, ScriptedBackend
 
 REQUEST = GenerateRequest("q-plan", (Segment("why?"),))

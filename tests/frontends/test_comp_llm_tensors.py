@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 from compllm import paths
 from compllm.config import LimitsConfig
 from compllm.errors import QueryError
-from compllm.face.contract import (
+from compllm.frontends.triton.comp_llm_tensors import (
     INPUTS,
     OUTPUTS,
     FaceRequest,
@@ -25,7 +25,7 @@ from compllm.face.contract import (
     parse,
     respond,
 )
-from compllm.face.usage import QueryUsage
+from compllm.frontends.triton.comp_llm_usage import QueryUsage
 from compllm.types import (
     Answer,
     AnswerDelta,

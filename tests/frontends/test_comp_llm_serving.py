@@ -18,9 +18,9 @@ from path_parts import CATALOGUE, DIAMOND, node_reply, plan_reply, settings
 from compllm.assembly import RuntimeStats
 from compllm.backend import Backend
 from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
-from compllm.face.late import LateBackend
-from compllm.face.serving import FaceModel, QueryEnd, Runtime
-from compllm.face.usage import MeteredBackend
+from compllm.frontends.triton.comp_llm_serving import FaceModel, QueryEnd, Runtime
+from compllm.frontends.triton.comp_llm_usage import MeteredBackend
+from compllm.frontends.triton.lazy_backend import LateBackend
 from compllm.pipeline import CompLLM
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from compllm.assembly import RuntimeStats
-from compllm.face.gauges import FAMILIES, LOAD, PREWARMED, QUEUE, SHARED, values
+from compllm.frontends.triton.comp_llm_metrics import (
+    FAMILIES,
+    LOAD,
+    PREWARMED,
+    QUEUE,
+    SHARED,
+    values,
+)
 from compllm.scheduling.admission import EngineLoad
 from compllm.scheduling.prewarm import PrewarmStats
 from compllm.scheduling.single_flight import SharingStats

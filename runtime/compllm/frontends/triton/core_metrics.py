@@ -1,6 +1,7 @@
 """The engine's counters under the names that TensorRT-LLM's Triton backend gives them, and our own.
 
-Only what this engine can tell is here. `serving.py` hands in snapshots, the Triton model families.
+Only what this engine can tell is here. `core_serving.py` hands in snapshots, the Triton
+model families.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from compllm.embedded.request import EngineStats
-from compllm.gauges import COUNTER, GAUGE, MakeMetric, Publisher, Value
+from compllm.frontends.triton.metrics import COUNTER, GAUGE, MakeMetric, Publisher, Value
 
 FAMILIES = {
     "nv_trt_llm_request_metrics": (GAUGE, "TRT LLM request metrics"),

@@ -1,1 +1,0 @@
-"""The `comp_llm` Triton model: a question in, its plan and the streamed answer out."""
