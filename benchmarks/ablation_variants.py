@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from compllm.replay.drive import ReplaySettings
-    from compllm.replay.graphs import ReplayGraph
-    from compllm.replay.policies import PolicyName
+    from compllm.lab.replay.drive import ReplaySettings
+    from compllm.lab.replay.graphs import ReplayGraph
+    from compllm.lab.replay.policies import PolicyName
     from compllm.scheduling.admission import PolicyName as AdmissionPolicy
 
 Part = Literal["alone", "long", "load", "gate"]
@@ -92,8 +92,8 @@ def _marked(graph: ReplayGraph, number: int) -> ReplayGraph:
 def long_ones() -> list[ReplayGraph]:
     """Graphs whose last sub-query brings much to read, of which all but its parents' responses is
     known before they end."""
+    from compllm.lab.replay.graphs import ReplayGraph
     from compllm.plan import make_plan
-    from compllm.replay.graphs import ReplayGraph
     from compllm.types import SubQuery
 
     facts = ", ".join(f"sample {number} weighs {number * 37 % 101} grams" for number in range(30))
@@ -113,7 +113,7 @@ def long_ones() -> list[ReplayGraph]:
 
 def one_step(questions: Sequence[str]) -> list[ReplayGraph]:
     """Questions that need no plan: the plan is the question."""
-    from compllm.replay.graphs import ReplayGraph
+    from compllm.lab.replay.graphs import ReplayGraph
     from compllm.types import Plan, SubQuery
 
     return [ReplayGraph(each, each, Plan((SubQuery(1, each),))) for each in questions]

@@ -44,10 +44,10 @@ from benchmarks.evaluation.tables import write_markdown
 from benchmarks.report import RESULTS, Report, Row, add_arguments
 
 if TYPE_CHECKING:
-    from compllm.replay.drive import Ran, ReplaySettings
-    from compllm.replay.graphs import ReplayGraph
-    from compllm.replay.runner import ReplayLLM
-    from compllm.simulate.profile import EngineProfile
+    from compllm.lab.engine_profile import EngineProfile
+    from compllm.lab.replay.drive import Ran, ReplaySettings
+    from compllm.lab.replay.graphs import ReplayGraph
+    from compllm.lab.replay.runner import ReplayLLM
 
 PACKAGES = ("openvino", "nvidia-pytriton", "tritonclient", "grpcio", "numpy")
 NOTE = (
@@ -86,7 +86,7 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
     from compllm.catalogue import load_catalogue
     from compllm.config import GateConfig, load_config
     from compllm.heap import settle
-    from compllm.replay.runner import ReplayLLM
+    from compllm.lab.replay.runner import ReplayLLM
     from compllm.routing.embed import SentenceEncoder
 
     model, source = bench_replay.load_encoder()
@@ -131,8 +131,8 @@ async def bench(arguments: argparse.Namespace, report: Report) -> None:
 async def make_work(part: Part, llms: LLMs, arguments: argparse.Namespace, report: Report) -> Work:
     """The queries, after a first pass that pays for what a first query pays for."""
     from compllm.config import load_config
-    from compllm.replay.drive import ReplaySettings, replay
-    from compllm.replay.workload import TokenLengths
+    from compllm.lab.replay.drive import ReplaySettings, replay
+    from compllm.lab.replay.workload import TokenLengths
 
     sets = bench_replay.read_sets(arguments, load_config(arguments.config))
     graphs: Sequence[ReplayGraph] = [graph for each in sets.values() for graph in each]
@@ -167,7 +167,7 @@ async def closed_loop(
     arguments: argparse.Namespace,
 ) -> float:
     """Queries a second with always so many under way that the engine has no pause."""
-    from compllm.replay.drive import replay
+    from compllm.lab.replay.drive import replay
 
     ran: list[Ran] = []
     full = replace(settings, concurrency=2 * arguments.max_in_flight, salt="Y Y")
@@ -180,7 +180,7 @@ async def closed_loop(
 
 async def run(work: Work, llms: LLMs) -> list[Record]:
     """A record for each query of each variant and round."""
-    from compllm.replay.step_times import mean_profile
+    from compllm.lab.replay.step_times import mean_profile
 
     records: list[Record] = []
     before = await measured(work, llms)
@@ -199,7 +199,7 @@ async def run_round(
     work: Work, llms: LLMs, number: int
 ) -> list[tuple[Variant, ReplaySettings, list[Ran]]]:
     """All variants, one after another; each is first as often as any other."""
-    from compllm.replay.drive import replay
+    from compllm.lab.replay.drive import replay
 
     variants = VARIANTS[work.part]
     found = []
@@ -222,7 +222,7 @@ async def run_round(
 
 
 async def measured(work: Work, llms: LLMs) -> EngineProfile:
-    from compllm.replay.step_times import measure
+    from compllm.lab.replay.step_times import measure
 
     llm = llms[ALL_ON.name]
     width = max(graph.width for graph in work.graphs)
@@ -238,7 +238,7 @@ def record_of(
     profile: EngineProfile,
 ) -> Record:
     """The replay's own record, with what repeats itself left out."""
-    from compllm.replay.records import make_record
+    from compllm.lab.replay.records import make_record
 
     record = make_record(ran, settings, profile)
     nodes = record.pop("nodes")

@@ -39,11 +39,11 @@ from benchmarks.report import RESULTS, Report, Row, add_arguments
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from compllm.replay.drive import ReplaySettings
-    from compllm.replay.graphs import ReplayGraph
-    from compllm.replay.session import ReplaySession
+    from compllm.lab.engine_profile import EngineProfile
+    from compllm.lab.replay.drive import ReplaySettings
+    from compllm.lab.replay.graphs import ReplayGraph
+    from compllm.lab.replay.session import ReplaySession
     from compllm.scheduling.admission import PolicyName
-    from compllm.simulate.profile import EngineProfile
 
 TABLE = "load"
 POOLED = "all rounds"
@@ -93,8 +93,8 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     """A runtime of its own: its counters are this run's."""
     from compllm.config import load_config
     from compllm.heap import settle
-    from compllm.replay.runner import ReplayLLM
-    from compllm.replay.session import ReplaySession
+    from compllm.lab.replay.runner import ReplayLLM
+    from compllm.lab.replay.session import ReplaySession
 
     session = ReplaySession(bench.graphs, settings, bench.metrics_url)
     async with await ReplayLLM.connect(load_config(bench.config, bench.overrides)) as llm:
@@ -255,9 +255,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_real(graphs: Sequence[ReplayGraph], profile: str, arguments: argparse.Namespace) -> None:
-    from compllm.replay.drive import ReplaySettings
-    from compllm.replay.workload import TokenLengths
-    from compllm.simulate.profile import load_profile
+    from compllm.lab.engine_profile import load_profile
+    from compllm.lab.replay.drive import ReplaySettings
+    from compllm.lab.replay.workload import TokenLengths
 
     fitted = load_profile(profile)  # one that is not there is told before the run
     if arguments.quick:

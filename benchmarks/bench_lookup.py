@@ -240,9 +240,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from compllm.config import load_config
     from compllm.embedded.guide import GuideCompiler
     from compllm.formats.manifest import Manifest
+    from compllm.lab.engine_profile import load_profile
     from compllm.paths import engine_dir, home_dir
     from compllm.prompts import generator_prompt
-    from compllm.simulate.profile import load_profile
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     add_arguments(parser)

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from compllm.config import Config
-    from compllm.replay.drive import ReplaySettings
-    from compllm.replay.graphs import ReplayGraph
-    from compllm.replay.runner import ReplayLLM
-    from compllm.simulate.profile import EngineProfile
+    from compllm.lab.engine_profile import EngineProfile
+    from compllm.lab.replay.drive import ReplaySettings
+    from compllm.lab.replay.graphs import ReplayGraph
+    from compllm.lab.replay.runner import ReplayLLM
 
 POLICIES = ("sequential", "levels", "polling", "dataflow")
 PARTS = {"stage": "none", "whole": "plan+compose"}  # and the replay's --overhead
@@ -67,8 +67,8 @@ QUESTIONS = (
 
 
 def shapes() -> list[ReplayGraph]:
+    from compllm.lab.replay.graphs import ReplayGraph
     from compllm.plan import make_plan
-    from compllm.replay.graphs import ReplayGraph
     from compllm.types import SubQuery
 
     return [
@@ -89,7 +89,7 @@ def shapes() -> list[ReplayGraph]:
 def read_sets(arguments: argparse.Namespace, config: Config) -> dict[str, list[ReplayGraph]]:
     """Samples by the seed, of graphs that leave a policy anything to decide: two nodes or more."""
     from compllm.errors import ConfigError
-    from compllm.replay.graphs import read_graphs
+    from compllm.lab.replay.graphs import read_graphs
 
     if not arguments.graphs:
         return {"shapes": shapes()[: arguments.limit]}
@@ -115,8 +115,8 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
     from compllm.heap import settle
-    from compllm.replay.drive import ReplaySettings
-    from compllm.replay.runner import ReplayLLM
+    from compllm.lab.replay.drive import ReplaySettings
+    from compllm.lab.replay.runner import ReplayLLM
     from compllm.routing.embed import SentenceEncoder
 
     model, source = load_encoder()
@@ -177,7 +177,7 @@ async def replayed(
     llms: LLMs, name: str, graphs: Sequence[ReplayGraph], arguments: argparse.Namespace
 ) -> AsyncIterator[Record]:
     """A record for each graph, part and policy, a block of graphs at a time."""
-    from compllm.replay.step_times import mean_profile
+    from compllm.lab.replay.step_times import mean_profile
 
     await run_block(llms, graphs[:1], 0, arguments)  # what a first graph pays for is nobody's time
     before = await measured(llms, graphs)
@@ -194,7 +194,7 @@ async def replayed(
 
 
 async def measured(llms: LLMs, graphs: Sequence[ReplayGraph]) -> EngineProfile:
-    from compllm.replay.step_times import measure
+    from compllm.lab.replay.step_times import measure
 
     llm = llms["stage"]
     width = max(graph.width for graph in graphs)
@@ -205,9 +205,9 @@ async def run_block(
     llms: LLMs, graphs: Sequence[ReplayGraph], start: int, arguments: argparse.Namespace
 ) -> list[tuple[str, ReplaySettings, Any]]:
     from compllm.errors import CompllmError
-    from compllm.replay.drive import Ran, ReplaySettings, run_graph
-    from compllm.replay.forced import ForcedWork
-    from compllm.replay.workload import TokenLengths
+    from compllm.lab.replay.drive import Ran, ReplaySettings, run_graph
+    from compllm.lab.replay.forced import ForcedWork
+    from compllm.lab.replay.workload import TokenLengths
 
     lengths = (
         TokenLengths.parse(arguments.token_lengths, arguments.seed)
@@ -245,9 +245,9 @@ def salt_of(part: str, policy: str) -> str:
 
 def slim(ran: Any, settings: ReplaySettings, profile: EngineProfile) -> Record:
     """The replay's own record, with what repeats itself left out."""
-    from compllm.replay.ideal import ideal, sequential_ms
-    from compllm.replay.records import loads_of, make_record
-    from compllm.simulate.profile import GPU_LIKE
+    from compllm.lab.engine_profile import GPU_LIKE
+    from compllm.lab.replay.ideal import ideal, sequential_ms
+    from compllm.lab.replay.records import loads_of, make_record
 
     record = make_record(ran, settings, profile)
     if "ideal_ms" in record:

@@ -3,9 +3,9 @@
     python -m benchmarks.bound_graphs --graphs strategyqa=FILE --graphs break=FILE [--profile FILE]
 
 Every graph of two nodes or more; no engine and no server: the bounds are those that a replay is
-measured against (`compllm.replay.ideal`), the tokens those that the simulator counts. Beside the
-profile stands the built-in `gpu-like` one, which nobody measured. Without --graphs: the shapes of
-bench_replay. Saves bound_graphs.json and .md.
+measured against (`compllm.lab.replay.ideal`), the tokens those that the simulator counts. Beside
+the profile stands the built-in `gpu-like` one, which nobody measured. Without --graphs: the shapes
+of bench_replay. Saves bound_graphs.json and .md.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from benchmarks.report import RESULTS, Report, Row, add_arguments
 from compllm.build_scripts.staging import run_script
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.config import Config
+from compllm.lab.engine_profile import GPU_LIKE, EngineProfile, load_profile
+from compllm.lab.replay.graphs import ReplayGraph
+from compllm.lab.replay.ideal import ANSWER, PLAN, Load, ideal, sequential_ms, structural_speedup
+from compllm.lab.replay.workload import TokenLengths
+from compllm.lab.simulate.workload import Encode, RequestCounter, base_encode
 from compllm.plan import format_line
-from compllm.replay.graphs import ReplayGraph
-from compllm.replay.ideal import ANSWER, PLAN, Load, ideal, sequential_ms, structural_speedup
-from compllm.replay.workload import TokenLengths
-from compllm.simulate.profile import GPU_LIKE, EngineProfile, load_profile
-from compllm.simulate.workload import Encode, RequestCounter, base_encode
 
 WORK = "the graphs"
 SPEEDUPS = "speed-up over one after another that a graph allows"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compllm.embedded.guide import Guide
-    from compllm.simulate.profile import EngineProfile
+    from compllm.lab.engine_profile import EngineProfile
 
 
 @dataclass(frozen=True, slots=True)

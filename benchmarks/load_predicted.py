@@ -14,15 +14,15 @@ from benchmarks.report import Row
 
 if TYPE_CHECKING:
     from benchmarks.bench_load import Bench, Seen
+    from compllm.lab.engine_profile import EngineProfile
+    from compllm.lab.simulate.load import Spread
+    from compllm.lab.simulate.workload import Workload
     from compllm.scheduling.admission import PolicyName
-    from compllm.simulate.load import Spread
-    from compllm.simulate.profile import EngineProfile
-    from compllm.simulate.workload import Workload
 
 
 def workload_of(bench: Bench) -> Workload:
     """As `compllm simulate` takes it from the file of graphs, before anything ran."""
-    from compllm.simulate.workload import Shape, base_encode, make_workload
+    from compllm.lab.simulate.workload import Shape, base_encode, make_workload
 
     settings = bench.settings
     shape = Shape(settings.overhead, answer_tokens=settings.answer_tokens)
@@ -40,10 +40,10 @@ def predicted(
 ) -> Row:
     """The simulator beside what the queries took: on the profile file knowing the load alone, then
     on the requests that ran."""
-    from compllm.simulate.fit import seen as fit_seen
-    from compllm.simulate.load import Service, run
-    from compllm.simulate.pace import Pace, paced
-    from compllm.simulate.replayed import replayed as of_replay
+    from benchmarks.load.pace import Pace, paced
+    from benchmarks.load.replayed import replayed as of_replay
+    from compllm.lab.simulate.fit import seen as fit_seen
+    from compllm.lab.simulate.load import Service, run
 
     ahead, behind = workload_of(bench), of_replay(seen.session.ran, profile.tokens_per_block)
     models = {
@@ -82,7 +82,7 @@ def beside(name: str, found: Spread, seen: Seen) -> Row:
 def profile_of(seen: Seen, fitted: EngineProfile) -> EngineProfile:
     """The step times measured around the run, the host's as seen in it, and what a step takes more
     with a prefill in it or a long context as the file has it."""
-    from compllm.replay.records import handovers_ms
+    from compllm.lab.replay.records import handovers_ms
 
     measured = seen.session.profile
     assert measured is not None
@@ -106,6 +106,6 @@ def profile_of(seen: Seen, fitted: EngineProfile) -> EngineProfile:
 def spread(latencies_ms: Sequence[float]) -> Spread:
     import numpy as np
 
-    from compllm.simulate.load import Spread
+    from compllm.lab.simulate.load import Spread
 
     return Spread.of(np.array(latencies_ms))

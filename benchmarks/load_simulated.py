@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from benchmarks.report import Report, Row
 
 if TYPE_CHECKING:
-    from compllm.replay.graphs import ReplayGraph
+    from compllm.lab.replay.graphs import ReplayGraph
+    from compllm.lab.simulate.load import Outcome, Service
+    from compllm.lab.simulate.workload import Workload
     from compllm.scheduling.admission import PolicyName
-    from compllm.simulate.load import Outcome, Service
-    from compllm.simulate.workload import Workload
 
 POLICIES: tuple[PolicyName, ...] = (
     "oldest_query_first",
@@ -42,10 +42,10 @@ def simulated(
 ) -> None:
     """Table `simulated`: each profile, length of responses, limit, share of its capacity and
     policy. Table `one rate`: what the limits make of the same queries."""
-    from compllm.replay.workload import TokenLengths
-    from compllm.simulate.load import Service, capacity_qps
-    from compllm.simulate.profile import load_profile
-    from compllm.simulate.workload import Shape, base_encode, make_workload
+    from compllm.lab.engine_profile import load_profile
+    from compllm.lab.replay.workload import TokenLengths
+    from compllm.lab.simulate.load import Service, capacity_qps
+    from compllm.lab.simulate.workload import Shape, base_encode, make_workload
 
     encode, _ = base_encode()
     for name in profiles:
@@ -84,14 +84,14 @@ def _limits(max_batch_size: int) -> Sequence[int]:
 
 def _all(workload: Workload, service: Service, rate_qps: float, grid: Grid) -> list[Outcome]:
     """Every policy on the same queries."""
-    from compllm.simulate.load import run
+    from compllm.lab.simulate.load import run
 
     load = workload.load(rate_qps, grid.num_queries)
     return [run(workload, load, replace(service, policy=policy)) for policy in POLICIES]
 
 
 def _add(report: Report, table: str, labels: Row, outcomes: Sequence[Outcome]) -> None:
-    from compllm.simulate.load import gains
+    from compllm.lab.simulate.load import gains
 
     by_policy = gains(outcomes)
     for outcome in outcomes:
@@ -154,6 +154,6 @@ def _number(cell: object) -> float:
 def read(path: Path) -> list[ReplayGraph]:
     """The graphs of a file."""
     from compllm.config import Config
-    from compllm.replay.graphs import read_graphs
+    from compllm.lab.replay.graphs import read_graphs
 
     return read_graphs(path, Config().limits.plan)

@@ -1,4 +1,4 @@
-"""Records of runs for the tests of `compllm.explain`: a literal one, and any that can happen."""
+"""Records of runs for the tests of `lab.explain`: a literal one, and any that can happen."""
 
 from __future__ import annotations
 

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator
 from path_parts import CATALOGUE, settings
 
 from compllm.backend import Chunk, GenerateRequest
+from compllm.lab.engine_profile import EngineProfile
+from compllm.lab.replay.drive import ReplaySettings, run_graph
+from compllm.lab.replay.graphs import ReplayGraph
+from compllm.lab.replay.runner import ReplayLLM
 from compllm.plan import parse_plan
-from compllm.replay.drive import ReplaySettings, run_graph
-from compllm.replay.graphs import ReplayGraph
-from compllm.replay.runner import ReplayLLM
-from compllm.simulate.profile import EngineProfile
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 from compllm.types import Answer, Plan, Usage
 

@@ -32,10 +32,10 @@ from benchmarks.bench_replay import shapes
 from benchmarks.report import Report
 from path_parts import CATALOGUE, settings
 
+from compllm.lab.replay.drive import Ran, ReplaySettings, replay
+from compllm.lab.replay.graphs import ReplayGraph
+from compllm.lab.replay.runner import ReplayLLM
 from compllm.plan import format_plan
-from compllm.replay.drive import Ran, ReplaySettings, replay
-from compllm.replay.graphs import ReplayGraph
-from compllm.replay.runner import ReplayLLM
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
 

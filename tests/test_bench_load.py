@@ -15,13 +15,13 @@ from benchmarks.report import Report
 from path_parts import CATALOGUE, settings
 
 from compllm.cli import run
+from compllm.lab.engine_profile import EngineProfile
+from compllm.lab.replay.drive import ReplaySettings, replay
+from compllm.lab.replay.runner import ReplayLLM
+from compllm.lab.replay.session import ReplaySession
+from compllm.lab.replay.workload import TokenLengths
+from compllm.lab.simulate.load import Spread
 from compllm.plan import format_plan
-from compllm.replay.drive import ReplaySettings, replay
-from compllm.replay.runner import ReplayLLM
-from compllm.replay.session import ReplaySession
-from compllm.replay.workload import TokenLengths
-from compllm.simulate.load import Spread
-from compllm.simulate.profile import EngineProfile
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
 LINES = (

@@ -22,7 +22,7 @@ from engines import make_engine
 
 from compllm.backends.tokenizer import Tokenizer
 from compllm.embedded.guide import GuideCompiler
-from compllm.simulate.profile import EngineProfile
+from compllm.lab.engine_profile import EngineProfile
 
 FORM = Form((2, 1), 3)
 # 1 ms a step and 0.5 ms a token

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from benchmarks import bound_graphs
 from benchmarks.bound_graphs import LoadCounter, cells, nodes_alone
+from benchmarks.load.replayed import spec_of
 from path_parts import CATALOGUE
 
+from compllm.lab.engine_profile import EngineProfile
+from compllm.lab.replay.graphs import ReplayGraph
+from compllm.lab.replay.ideal import ANSWER, PLAN, Load, ideal
+from compllm.lab.replay.workload import TokenLengths
+from compllm.lab.simulate.load import Service, simulate
+from compllm.lab.simulate.workload import Overhead, Shape, Workload, make_workload, quarters
 from compllm.plan import format_plan
 from compllm.prompts import prompt_text
-from compllm.replay.graphs import ReplayGraph
-from compllm.replay.ideal import ANSWER, PLAN, Load, ideal
-from compllm.replay.workload import TokenLengths
-from compllm.simulate.load import Service, simulate
-from compllm.simulate.profile import EngineProfile
-from compllm.simulate.replayed import spec_of
-from compllm.simulate.workload import Overhead, Shape, Workload, make_workload, quarters
 from compllm.types import Plan, SubQuery
 
 PROFILE = EngineProfile("test", ((0, 4.0), (1, 8.0), (4, 14.0), (8, 24.0)), 2.0, mixed_ms=3.0)

@@ -12,8 +12,8 @@ from explain_data import JOIN
 from rich.console import Console
 
 from compllm.cli import run
-from compllm.explain import explain_run, run_of
 from compllm.explain_cli import print_answer
+from compllm.lab.explain import explain_run, run_of
 from compllm.types import Answer, Bound, NodeResult, Plan, Query, Route, SubQuery, Timings
 
 

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from compllm import console, draw, extras
 from compllm.build_scripts.staging import run_script
 from compllm.errors import ConfigError
-from compllm.explain import gantt
+from compllm.lab.explain import gantt
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -6,9 +6,9 @@ import pytest
 from benchmarks.bench_replay import shapes, slim
 from path_parts import CATALOGUE, settings
 
-from compllm.replay.drive import Ran, ReplaySettings, replay
-from compllm.replay.runner import ReplayLLM
-from compllm.simulate.profile import EngineProfile
+from compllm.lab.engine_profile import EngineProfile
+from compllm.lab.replay.drive import Ran, ReplaySettings, replay
+from compllm.lab.replay.runner import ReplayLLM
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
 PROFILE = EngineProfile("test", ((0, 0.0), (1, 10.0), (8, 24.0)), 2.0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from compllm.cli import run
-from compllm.simulate import load
+from compllm.lab.simulate import load
 
 LINES = (
     {"id": "a", "question": "Which is more?", "steps": ["x?", "y?"], "parents": [[], []]},

@@ -14,7 +14,7 @@ from compllm.console import as_json, named, opened_lines, print_json, say, write
 from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from compllm.explain import Report
+    from compllm.lab.explain import Report
     from compllm.types import Answer
 
 _PICTURES = ("png", "svg")
@@ -46,17 +46,17 @@ def explain(
 
     RUN.json is what `ask --json` printed, or `replay` wrote.
     """
-    from compllm.explain import explain_run, read_run
+    from compllm.lab.explain import explain_run, read_run
 
     picture = _picture_format(gantt)
     with opened_lines(run) as lines:
         report = explain_run(read_run(lines, named(run), id))
     if gantt is not None:
-        from compllm.explain.gantt import draw_gantt
+        from compllm.lab.explain.gantt import draw_gantt
 
         write(draw_gantt(report, "svg" if picture == "svg" else "png"), gantt)
     if trace is not None:
-        from compllm.explain.perfetto import trace_of
+        from compllm.lab.explain.perfetto import trace_of
 
         write(as_json(trace_of(report)), trace)
     if is_json:
@@ -80,7 +80,7 @@ def print_report(report: Report, *, is_stderr: bool = False) -> None:
 
 def print_answer(answer: Answer, *, is_explained: bool, is_json: bool) -> None:
     """What `ask` prints once the answer is there: the JSON object, the report."""
-    from compllm.explain import explain_run, run_of
+    from compllm.lab.explain import explain_run, run_of
     from compllm.trace import answer_to_dict
 
     if not (is_json or is_explained):

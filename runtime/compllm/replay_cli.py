@@ -1,8 +1,8 @@
 """`compllm replay`: known query graphs on the real engine, under one policy, beside the bound.
 
 JSON lines in, {"id", "question", "steps": [...], "parents": [[...]]}; a record for each out, last
-{"summary": {...}}. The same seed is the same work under each policy; see `replay/records.py` for
-what the numbers mean. The output appears whole, at the end or at Ctrl-C.
+{"summary": {...}}. The same seed is the same work under each policy; see `lab/replay/records.py`
+for what the numbers mean. The output appears whole, at the end or at Ctrl-C.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from compllm.plural import counted
 
 if TYPE_CHECKING:
     from compllm.config import Config
-    from compllm.replay.session import ReplaySession
+    from compllm.lab.replay.session import ReplaySession
 
 
 class PolicyChoice(StrEnum):
@@ -128,10 +128,10 @@ def replay(
     tokens for each node.
     """
     from compllm.connect import load_client_config
-    from compllm.replay.drive import ReplaySettings
-    from compllm.replay.graphs import read_graphs
-    from compllm.replay.session import ReplaySession
-    from compllm.replay.workload import TokenLengths
+    from compllm.lab.replay.drive import ReplaySettings
+    from compllm.lab.replay.graphs import read_graphs
+    from compllm.lab.replay.session import ReplaySession
+    from compllm.lab.replay.workload import TokenLengths
 
     if rate is not None and concurrency is not None:
         raise ConfigError("give --rate or --concurrency, not both")
@@ -173,7 +173,7 @@ def replay(
 
 
 async def _run(session: ReplaySession, settings: Config, admission: str | None) -> None:
-    from compllm.replay.runner import ReplayLLM
+    from compllm.lab.replay.runner import ReplayLLM
 
     async with await ReplayLLM.connect(settings) as llm:
         assert isinstance(llm, ReplayLLM)

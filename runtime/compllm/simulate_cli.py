@@ -20,9 +20,9 @@ from compllm.console import STDIN, as_json, print_table, say, write
 from compllm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from compllm.lab.simulate.load import Outcome, Service
+    from compllm.lab.simulate.workload import Workload
     from compllm.scheduling.admission import PolicyName
-    from compllm.simulate.load import Outcome, Service
-    from compllm.simulate.workload import Workload
 
 _NODE_TOKENS = 32
 _COLUMNS = (
@@ -147,11 +147,11 @@ def simulate(
     if tokens_per_node is not None and token_lengths is not None:
         raise ConfigError("--tokens-per-node and --token-lengths exclude each other")
     from compllm.config import Config
-    from compllm.replay.graphs import read_graphs
-    from compllm.replay.workload import TokenLengths
-    from compllm.simulate.load import Service
-    from compllm.simulate.profile import load_profile
-    from compllm.simulate.workload import Shape, base_encode, make_workload
+    from compllm.lab.engine_profile import load_profile
+    from compllm.lab.replay.graphs import read_graphs
+    from compllm.lab.replay.workload import TokenLengths
+    from compllm.lab.simulate.load import Service
+    from compllm.lab.simulate.workload import Shape, base_encode, make_workload
 
     profile = load_profile(engine_profile)
     if token_lengths is None:
@@ -197,7 +197,7 @@ def simulate(
 
 
 def _fit(paths: Sequence[Path], out: Path | None) -> None:
-    from compllm.simulate.fit import fit_profile
+    from compllm.lab.simulate.fit import fit_profile
 
     write(fit_profile(paths).to_json(), out)
 
@@ -212,7 +212,7 @@ def _predict(
 ) -> tuple[list[Outcome], dict[str, object], dict[str, object]]:
     """Every policy on the same queries, what is said of all of them, and the seconds it took to
     draw the queries and to simulate them."""
-    from compllm.simulate.load import capacity_qps, engines_needed, gains, run
+    from compllm.lab.simulate.load import capacity_qps, engines_needed, gains, run
 
     start_s = time.perf_counter()
     load = workload.load(rate, num_queries)

@@ -13,15 +13,15 @@ import pytest
 from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Catalogue, RouterSettings
 from compllm.config import load_config
+from compllm.lab.replay.counters import engine_counters, read_samples
+from compllm.lab.replay.drive import ReplaySettings, run_graph
+from compllm.lab.replay.graphs import ReplayGraph, read_graphs
+from compllm.lab.replay.policies import POLICIES
+from compllm.lab.replay.runner import ReplayLLM
+from compllm.lab.replay.session import ReplaySession
+from compllm.lab.replay.workload import TokenLengths
 from compllm.plan import format_plan
 from compllm.prompts import CHATML
-from compllm.replay.counters import engine_counters, read_samples
-from compllm.replay.drive import ReplaySettings, run_graph
-from compllm.replay.graphs import ReplayGraph, read_graphs
-from compllm.replay.policies import POLICIES
-from compllm.replay.runner import ReplayLLM
-from compllm.replay.session import ReplaySession
-from compllm.replay.workload import TokenLengths
 from compllm.server.triton_state import ServerInfo
 from compllm.testing import HashingEncoder
 from compllm.types import Answer, Expert
@@ -114,7 +114,7 @@ async def test_a_session_measures_runs_and_counts(
     server: ServerInfo,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("compllm.replay.session._WINDOW_S", 0.02)
+    monkeypatch.setattr("compllm.lab.replay.session._WINDOW_S", 0.02)
     session = ReplaySession(graphs, replace(settings, rate_qps=100.0), server.metrics_url)
     await session.run(llm)
     *records, last = (json.loads(line) for line in session.lines())

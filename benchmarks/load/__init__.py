@@ -1,0 +1,1 @@
+"""Engines and path under a load of many queries."""
