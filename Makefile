@@ -62,7 +62,7 @@ $(BENCH_STAMP): | $(BUILD_STAMP)
 
 # Base model, encoder and engine; returns at once when they are there.
 prepare: install
-	@$(PY) -m compllm.prepare
+	@$(PY) -m compllm.cli.prepare
 
 # A server that was running before is used and left running.
 demo: install

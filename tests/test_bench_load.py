@@ -14,7 +14,7 @@ from benchmarks.load_simulated import read
 from benchmarks.report import Report
 from path_parts import CATALOGUE, settings
 
-from compllm.cli import run
+from compllm.cli.app import run
 from compllm.lab.engine_profile import EngineProfile
 from compllm.lab.replay.drive import ReplaySettings, replay
 from compllm.lab.replay.runner import ReplayLLM

@@ -11,8 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from compllm import console, draw, extras
+from compllm import extras
 from compllm.build_scripts.staging import run_script
+from compllm.cli import console, draw
 from compllm.errors import ConfigError
 from compllm.lab.explain import gantt
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from compllm import cli, doctor, prepare, storage
+from compllm import storage
 from compllm.build_scripts import build_openvino, fetch_base
 from compllm.build_scripts.staging import exclusive
+from compllm.cli import app as cli
+from compllm.cli import doctor, prepare
 from compllm.errors import ConfigError
 from compllm.server import triton_server
 

@@ -88,7 +88,7 @@ class Bench:
 
 def shipped(bench: Bench) -> dict[str, Router]:
     """The routers that a user has, with their floors."""
-    from compllm.route_cli import DEFAULT, EXAMPLES, Chooser
+    from compllm.cli.route import DEFAULT, EXAMPLES, Chooser
     from compllm.routing.artefact import router_names
 
     found = {}

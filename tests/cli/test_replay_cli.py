@@ -9,7 +9,7 @@ from path_parts import CATALOGUE
 from replay_parts import PLAN, ClockedBackend
 
 from compllm.backend import Backend
-from compllm.cli import run
+from compllm.cli.app import run
 from compllm.config import Config
 from compllm.lab.replay.drive import Ran
 from compllm.lab.replay.runner import ReplayLLM

@@ -19,7 +19,7 @@ import pytest
 from helpers import bare_catalogue
 
 from compllm import paths
-from compllm.cli import run
+from compllm.cli.app import run
 from compllm.server import triton_server
 from compllm.server.triton_state import ServerInfo
 

@@ -14,7 +14,7 @@ import pytest
 from helpers import bare_catalogue
 
 from compllm import CompLLM, ConfigWarning, load_config, paths
-from compllm.cli import run
+from compllm.cli.app import run
 from compllm.errors import ServerError
 from compllm.server import triton_server
 from compllm.server.triton_state import ServerInfo

@@ -14,7 +14,8 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from compllm import cli, paths
+from compllm import paths
+from compllm.cli import app as cli
 from compllm.errors import ServerError
 from compllm.frontends.triton.core_tensors import INPUTS
 from compllm.server import triton_files, triton_process, triton_server, triton_state

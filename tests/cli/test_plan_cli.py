@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from compllm.catalogue import load_catalogue
-from compllm.cli import run
+from compllm.cli.app import run
+from compllm.cli.plan import plan_questions
 from compllm.config import Config, load_config
 from compllm.errors import BackendUnavailable, ConfigError, ServerError
 from compllm.pipeline import CompLLM
-from compllm.plan_cli import plan_questions
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
 CATALOGUE = """

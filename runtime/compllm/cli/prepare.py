@@ -1,7 +1,7 @@
 """Makes what the embedded server needs and is not there yet: base model, encoder, engine with the
 catalogue's adapters.
 
-    python -m compllm.prepare
+    python -m compllm.cli.prepare
 
 `compllm up` runs it first. Each step returns at once when its result is there, tells its progress
 on stderr and leaves nothing half-made when it is interrupted.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from compllm.cli import run
+from compllm.cli.app import run
 from compllm.lab.simulate import load
 
 LINES = (
@@ -89,7 +89,7 @@ def test_same_seed_same_figures(graphs: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_profile_is_made_of_result_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
     assert run(["simulate", "--fit", str(results / "bench_engine.json")]) == 0
     assert json.loads(capsys.readouterr().out)["step_ms"][0][0] == 0
 

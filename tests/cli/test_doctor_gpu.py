@@ -13,9 +13,9 @@ import pytest
 from repositories import engine_entry, write_engines
 
 from compllm.build_scripts.trtllm.record import AdapterEntry
-from compllm.cli import run
-from compllm.doctor import Check, is_healthy
-from compllm.doctor_gpu import examine_gpu
+from compllm.cli.app import run
+from compllm.cli.doctor import Check, is_healthy
+from compllm.cli.doctor_gpu import examine_gpu
 from compllm.formats.checkpoint import validate_checkpoint
 
 H100 = "0, NVIDIA H100 80GB HBM3, 9.0, 81559, 590.44.01"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from benchmarks import eval_plans
 
-from compllm import eval_cli
-from compllm.cli import run
+from compllm.cli import eval as eval_cli
+from compllm.cli.app import run
 
 
 def test_arguments_and_status_are_the_scripts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from compllm.draw import draw_png
+from compllm.cli.draw import draw_png
 from compllm.graph import QueryGraph
 from compllm.types import Plan, SubQuery
 

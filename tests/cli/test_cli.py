@@ -13,7 +13,7 @@ import typer
 
 import compllm
 from compllm.catalogue import load_catalogue
-from compllm.cli import app, run
+from compllm.cli.app import app, run
 from compllm.config import Config
 from compllm.errors import BackendUnavailable, ConfigWarning
 from compllm.pipeline import CompLLM
@@ -408,7 +408,7 @@ def test_help_imports_nothing_heavy() -> None:
     import subprocess
 
     code = (
-        "import sys; from compllm.cli import run; run(['--help']); "
+        "import sys; from compllm.cli.app import run; run(['--help']); "
         "heavy = {'torch', 'numpy', 'grpc', 'transformers', 'openvino', 'compllm._core'}; "
         "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
     )

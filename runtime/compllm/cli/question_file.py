@@ -18,7 +18,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
-from compllm.console import STDIN
+from compllm.cli.console import STDIN
 from compllm.errors import ConfigError
 from compllm.plan import is_encodable
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compllm.console import as_json, named, opened_lines, print_json, say, write
+from compllm.cli.console import as_json, named, opened_lines, print_json, say, write
 from compllm.errors import ConfigError
 
 if TYPE_CHECKING:

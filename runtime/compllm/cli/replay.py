@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compllm.cli_shared import AdmissionOrder, Overhead, with_server
-from compllm.console import STDIN, say, write
+from compllm.cli.console import STDIN, say, write
+from compllm.cli.shared import AdmissionOrder, Overhead, with_server
 from compllm.errors import ConfigError
 from compllm.heap import settle
 from compllm.plural import counted

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from compllm.cli import run
+from compllm.cli.app import run
 
 IRON = "How many protons does one atom of iron contain?"
 SUM = "What is 12 plus 30?"

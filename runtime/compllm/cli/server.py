@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compllm.console import print_json
+from compllm.cli.console import print_json
 
 if TYPE_CHECKING:
     from compllm.server.triton_server import ServerInfo
@@ -41,8 +41,8 @@ def up(
     encoder, engine with the catalogue's adapters) is made first where missing.
     """
     from compllm.catalogue import load_catalogue
+    from compllm.cli.prepare import prepare
     from compllm.config import load_config
-    from compllm.prepare import prepare
     from compllm.server import triton_server
 
     load_config(config)

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compllm.console import STDIN, print_table, say
+from compllm.cli.console import STDIN, print_table, say
 from compllm.errors import ConfigError
 from compllm.plural import counted
 
 if TYPE_CHECKING:
     from compllm.catalogue import Catalogue
-    from compllm.question_file import Record
+    from compllm.cli.question_file import Record
     from compllm.routing.embed import Encoder
     from compllm.routing.route import Router
 
@@ -84,8 +84,8 @@ def route(
 
     With --questions its lines come out with "expert", "similarity" and "is_fallback".
     """
+    from compllm.cli.question_file import appended, check_questions
     from compllm.connect import load_client_config
-    from compllm.question_file import appended, check_questions
     from compllm.served import catalogue_of
 
     if (question is None) == (questions is None):
@@ -165,7 +165,7 @@ def route_questions(
     Raises ConfigError for a bad line, with those before it written, and for an output that belongs
     to other questions or another router.
     """
-    from compllm.question_file import appended, batches, unanswered
+    from compllm.cli.question_file import appended, batches, unanswered
 
     lines, num_there, last = unanswered(questions, out, _KEYS)
     if last is not None:

@@ -1,6 +1,6 @@
 """What several commands take and find: choices that mean the same everywhere, and the server asked.
 
-Beside `cli.py`, which the command modules cannot import.
+Apart from `app.py`, which the command modules cannot import.
 """
 
 from __future__ import annotations

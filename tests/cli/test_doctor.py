@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from compllm import doctor, extras
-from compllm.doctor import Check, examine, is_healthy
+from compllm import extras
+from compllm.cli import doctor
+from compllm.cli.doctor import Check, examine, is_healthy
 from compllm.server import triton_files
 
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compllm.cli.question_file import Question, Record, appended, unanswered
 from compllm.errors import ConfigError, QueryError, ServerError
-from compllm.question_file import Question, Record, appended, unanswered
 
 if TYPE_CHECKING:
     from compllm.config import Config

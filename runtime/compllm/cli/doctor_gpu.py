@@ -14,7 +14,7 @@ from compllm import paths
 from compllm.backends.adapter_files import read_converted
 from compllm.build_scripts.trtllm.image import IMAGES, Environment, look, same_version
 from compllm.build_scripts.trtllm.record import ADAPTERS, TrtManifest, default_dir
-from compllm.doctor import Check
+from compllm.cli.doctor import Check
 from compllm.errors import ConfigError, EngineError
 
 TRITON = Path("/opt/tritonserver")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compllm.cli_shared import AdmissionOrder, Compose, Overhead
-from compllm.console import STDIN, as_json, print_table, say, write
+from compllm.cli.console import STDIN, as_json, print_table, say, write
+from compllm.cli.shared import AdmissionOrder, Compose, Overhead
 from compllm.errors import ConfigError
 
 if TYPE_CHECKING:

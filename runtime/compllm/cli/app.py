@@ -20,18 +20,25 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeVar
 
 import typer
 
-from compllm import (
-    __version__,
-    eval_cli,
-    explain_cli,
-    replay_cli,
-    route_cli,
-    server_cli,
-    simulate_cli,
-    train_cli,
+from compllm import __version__
+from compllm.cli import eval as eval_cli
+from compllm.cli import explain as explain_cli
+from compllm.cli import replay as replay_cli
+from compllm.cli import route as route_cli
+from compllm.cli import server as server_cli
+from compllm.cli import simulate as simulate_cli
+from compllm.cli import train as train_cli
+from compllm.cli.console import (
+    STDIN,
+    as_json,
+    explain,
+    print_json,
+    print_table,
+    read_text,
+    say,
+    write,
 )
-from compllm.cli_shared import Compose, Gate, with_server
-from compllm.console import STDIN, as_json, explain, print_json, print_table, read_text, say, write
+from compllm.cli.shared import Compose, Gate, with_server
 from compllm.errors import ConfigError, ConfigWarning
 from compllm.heap import settle
 from compllm.plural import counted
@@ -211,7 +218,7 @@ def ask(
 async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_live: bool) -> Answer:
     from rich.console import Console
 
-    from compllm.view import footer, show
+    from compllm.cli.view import footer, show
 
     console = Console(stderr=True)
     async with await _connect(settings, console) as llm:
@@ -319,8 +326,8 @@ async def _plan(query: Query, settings: Config) -> tuple[Plan, tuple[Route, ...]
 async def _plan_file(questions: Path, out: Path | None, concurrency: int, settings: Config) -> None:
     from rich.console import Console
 
-    from compllm.plan_cli import patient, plan_questions
-    from compllm.question_file import check_questions
+    from compllm.cli.plan import patient, plan_questions
+    from compllm.cli.question_file import check_questions
 
     out = None if out == STDIN else out
     total = check_questions(questions, out)
@@ -332,7 +339,7 @@ async def _plan_file(questions: Path, out: Path | None, concurrency: int, settin
 def _render(
     plan: Plan, routes: tuple[Route, ...], format: PlanFormat, settings: Config
 ) -> str | bytes:
-    from compllm.draw import draw_png
+    from compllm.cli.draw import draw_png
     from compllm.graph import QueryGraph
     from compllm.plan import format_plan
 
@@ -412,10 +419,10 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from compllm.doctor import examine, is_healthy
+    from compllm.cli.doctor import examine, is_healthy
 
     if is_gpu or engines is not None:
-        from compllm.doctor_gpu import examine_gpu
+        from compllm.cli.doctor_gpu import examine_gpu
 
         checks = examine_gpu(engines)
     else:

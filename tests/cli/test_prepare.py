@@ -5,9 +5,9 @@ from helpers import MakeAdapter
 
 from compllm.build_scripts.build_openvino import AdapterSource, update_adapters
 from compllm.catalogue import Catalogue, load_catalogue
+from compllm.cli.prepare import adapter_sources, check_ids, ensure_engine
 from compllm.errors import ConfigError, EngineError
 from compllm.formats.manifest import MANIFEST_FILE, Manifest
-from compllm.prepare import adapter_sources, check_ids, ensure_engine
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from explain_data import JOIN
 from rich.console import Console
 
-from compllm.cli import run
-from compllm.explain_cli import print_answer
+from compllm.cli.app import run
+from compllm.cli.explain import print_answer
 from compllm.lab.explain import explain_run, run_of
 from compllm.types import Answer, Bound, NodeResult, Plan, Query, Route, SubQuery, Timings
 

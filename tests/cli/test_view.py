@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator
 import pytest
 from rich.console import Console
 
+from compllm.cli.view import GraphView, describe, footer, show
 from compllm.printable import printable
 from compllm.types import (
     Answer,
@@ -21,7 +22,6 @@ from compllm.types import (
     SubQueryPlanned,
     Timings,
 )
-from compllm.view import GraphView, describe, footer, show
 
 IRON = SubQuery(1, "What is the atomic number of iron?")
 HEART = SubQuery(2, "How many chambers does the heart have?")

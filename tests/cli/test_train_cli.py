@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from compllm.build_scripts import train_gate, train_lora, train_router
-from compllm.cli import run
+from compllm.cli.app import run
 
 
 def test_train_is_the_script_under_the_commands_name(capsys: pytest.CaptureFixture[str]) -> None:
