@@ -89,8 +89,9 @@ check: install
 # Hours; BENCH_ARGS=--quick proves in minutes that all of them run. Each starts the server that it needs.
 # One that fails does not stop the others.
 bench: prepare | $(BENCH_STAMP)
-	@failed=; for script in benchmarks/bench_*.py; do name=$$(basename $$script .py); \
-		echo "== $$name"; $(PY) -m benchmarks.$$name $(BENCH_ARGS) || failed="$$failed $$name"; done; \
+	@failed=; for script in benchmarks/*/bench_*.py; do name=$$(basename $$script .py); \
+		folder=$$(basename $$(dirname $$script)); \
+		echo "== $$name"; $(PY) -m benchmarks.$$folder.$$name $(BENCH_ARGS) || failed="$$failed $$name"; done; \
 	[ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 clean:

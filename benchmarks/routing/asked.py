@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from benchmarks.evaluation.engine import open_engine
-from benchmarks.evaluation.store import ResultStore, content_hash
+from benchmarks.accuracy.engine import open_engine
 from benchmarks.routing.llm_router import NONE, LLMRouter
+from benchmarks.store import ResultStore, content_hash
 from compllm.build_scripts.routing.questions import Question
 from compllm.catalogue import Catalogue
 from compllm.prompts import prompt_text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.evaluation.intervals import Estimate, mean
+from benchmarks.intervals import Estimate, mean
 from compllm.routing.embed import Array
 
 Labels = npt.NDArray[np.int64]  # position of the expert, -1 for none

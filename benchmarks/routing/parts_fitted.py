@@ -32,10 +32,10 @@ RISKS = (0.05, 0.1, 0.2)
 
 def part_three(bench: Bench) -> None:
     """The paper's three experts: choice, AUROC, time; then floors and the risk they keep."""
-    from benchmarks.evaluation.tables import interval_cells
     from benchmarks.routing.contestants import fitted, microseconds
     from benchmarks.routing.metrics import auroc_interval, choice
     from benchmarks.routing.pictures import plot_risk
+    from benchmarks.tables import interval_cells
     from compllm.build_scripts.routing.thresholds import risk_coverage
 
     fit_on, test_on = bench.split()
@@ -71,9 +71,9 @@ def part_three(bench: Bench) -> None:
 
 def part_together(bench: Bench) -> None:
     """What fitting generated questions apart from people's brings."""
-    from benchmarks.evaluation.tables import interval_cells
     from benchmarks.routing.contestants import fitted
     from benchmarks.routing.metrics import choice
+    from benchmarks.tables import interval_cells
     from compllm.build_scripts.routing.questions import GENERATED
 
     apart, test_on = bench.split()
@@ -95,8 +95,8 @@ def part_together(bench: Bench) -> None:
 
 def _own_cells(head: Head, own: Sample | None) -> dict[str, Cell]:
     """Sub-queries of our composite sets: whether their own expert scores highest."""
-    from benchmarks.evaluation.tables import interval_cells
     from benchmarks.routing.metrics import choice
+    from benchmarks.tables import interval_cells
 
     if own is None:
         return {}
@@ -128,9 +128,9 @@ def _add_floors(bench: Bench, name: str, fit_on: Sample, test_on: Sample, scores
 
 def part_base(bench: Bench) -> None:
     """The paper's comparison: hidden states of the base model in place of sentence vectors."""
-    from benchmarks.evaluation.tables import interval_cells
     from benchmarks.routing.contestants import centred, fitted
     from benchmarks.routing.metrics import auroc_interval, choice
+    from benchmarks.tables import interval_cells
     from compllm.build_scripts.manifest import weights_sha256
     from compllm.build_scripts.routing.questions import first_of_each, halves
     from compllm.build_scripts.routing.vectors import base_spaces, sentence_space
@@ -174,11 +174,11 @@ def part_base(bench: Bench) -> None:
 
 def part_scale(bench: Bench) -> None:
     """3 to 32 experts, and whether learning pays there."""
-    from benchmarks.evaluation.intervals import mean
-    from benchmarks.evaluation.store import ResultStore, source_hash
-    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.intervals import mean
     from benchmarks.routing.pictures import plot_scale
     from benchmarks.routing.scale import COUNTS, difference, run_scale
+    from benchmarks.store import ResultStore, source_hash
+    from benchmarks.tables import interval_cells
     from compllm.build_scripts.routing import fit
     from compllm.build_scripts.routing.fit import PLAIN
     from compllm.build_scripts.routing.questions import halves

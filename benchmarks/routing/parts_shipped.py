@@ -22,8 +22,8 @@ ASKED = "the base model asked to choose"
 
 def part_own(bench: Bench) -> None:
     """Sub-queries of the composite sets and the one-step test sets: who gets them?"""
-    from benchmarks.evaluation.intervals import mean
-    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.intervals import mean
+    from benchmarks.tables import interval_cells
     from compllm.build_scripts.routing.questions import read_composites, read_datasets
 
     folder = bench.arguments.datasets
@@ -118,9 +118,9 @@ def part_speed(bench: Bench) -> None:
 
 def part_asked(bench: Bench) -> None:
     """The LLM as the router, on some of the test questions and of our sub-queries."""
-    from benchmarks.evaluation.intervals import mean
-    from benchmarks.evaluation.tables import interval_cells
+    from benchmarks.intervals import mean
     from benchmarks.routing.asked import ask_model
+    from benchmarks.tables import interval_cells
     from compllm.build_scripts.routing.questions import first_of_each, halves
     from compllm.paths import engine_dir
 

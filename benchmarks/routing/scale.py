@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evaluation.intervals import Estimate, mean
-from benchmarks.evaluation.store import ResultStore, content_hash
+from benchmarks.intervals import Estimate, mean
 from benchmarks.routing.contestants import Sample
 from benchmarks.routing.metrics import auroc
+from benchmarks.store import ResultStore, content_hash
 from compllm.build_scripts.routing.fit import FITS
 from compllm.build_scripts.routing.questions import SUBJECTS
 

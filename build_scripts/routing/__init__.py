@@ -1,4 +1,4 @@
-"""What `train_router.py` and `benchmarks/eval_router.py` are made of.
+"""What `train_router.py` and `benchmarks/routing/eval_router.py` are made of.
 
 questions     files of questions -> labelled questions: which expert, or none; which topic
 vectors       texts -> vectors of the sentence encoder or of the base model, kept on disk

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benchmarks import eval_plans
+from benchmarks.accuracy import eval_plans
 
 from compllm.cli import eval as eval_cli
 from compllm.cli.app import run

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import bench_ablation
-from benchmarks.ablation_tables import RATIOS
-from benchmarks.ablation_variants import VARIANTS
+from benchmarks.path import bench_ablation
+from benchmarks.path.ablation_tables import RATIOS
+from benchmarks.path.ablation_variants import VARIANTS
 
 from compllm.server.triton_state import ServerInfo
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks import bench_replay
+from benchmarks.path import bench_replay
 
 from compllm.server.triton_state import ServerInfo
 

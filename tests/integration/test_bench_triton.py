@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
-from benchmarks import bench_client, bench_triton
+from benchmarks.load import bench_client, bench_triton
 from benchmarks.triton_load import Timed, milliseconds, prompts, read_metrics
 
 from compllm.backends.tokenizer import Tokenizer

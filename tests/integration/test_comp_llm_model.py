@@ -25,7 +25,7 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
-from benchmarks import bench_face
+from benchmarks.path import bench_face
 from helpers import bare_catalogue
 from tritonclient.utils import InferenceServerException
 

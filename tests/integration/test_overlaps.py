@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from benchmarks import bench_prewarm
+from benchmarks.path import bench_prewarm
 from path_parts import BASE, CATALOGUE, CHEMISTRY, settings
 
 from compllm.backends.model_limits import EMBEDDED

@@ -49,6 +49,7 @@ def router(context: typer.Context) -> None:
 
 def _run(name: str, context: typer.Context) -> None:
     prog, script = f"compllm eval {name}", f"eval_{name}"
+    room = "routing" if name == "router" else "accuracy"
     needed = _NEEDED.format(prog=prog, script=script)
     try:
         folder = resource_dir("benchmarks")
@@ -57,12 +58,14 @@ def _run(name: str, context: typer.Context) -> None:
             print(f"{prog}: {context.command.help}\n\n{needed}")
             return
         raise ConfigError(needed) from error
-    if not (folder / f"{script}.py").is_file():
-        raise ConfigError(f"no {script}.py in {folder}: the checkout is incomplete")
+    if not (folder / room / f"{script}.py").is_file():
+        raise ConfigError(f"no {script}.py in {folder / room}: the checkout is incomplete")
     # First, since the name is a common one for folders that should not have been installed.
     sys.path.insert(0, str(folder.parent))
     try:
-        status: int = importlib.import_module(f"benchmarks.{script}").main(context.args, prog)
+        status: int = importlib.import_module(f"benchmarks.{room}.{script}").main(
+            context.args, prog
+        )
     except SystemExit as end:  # argparse has said why, or printed the help
         status = int(end.code or 0)
     if status:

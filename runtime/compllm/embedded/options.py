@@ -20,7 +20,7 @@ class ExecutorOptions:
     max_queue_size: int = 1024  # requests waiting; more are refused
     kv_cache_tokens: int = 32 * 1024  # tokens the cache holds
     # u8 | f16 | f32; empty: f16 for an int8 engine (u8 halves the cache, and a decoding step
-    # takes 11 to 45 % longer: benchmarks/bench_decode.py), f32 for an fp16 one
+    # takes 11 to 45 % longer: benchmarks/engine/bench_decode.py), f32 for an fp16 one
     kv_precision: str = ""
     max_adapters: int = 32  # slots
     # Adapters as in TensorRT-LLM's LoRA cache: none is there at the start, each comes with a

@@ -75,7 +75,7 @@ def read_run(lines: Iterable[str], origin: str, id: str | None = None) -> Run:
 
 def run_of(record: Mapping[str, Any]) -> Run:
     """The run that a record tells of. Raises ConfigError."""
-    if isinstance(record.get("answer"), Mapping):  # of benchmarks/run_questions.py
+    if isinstance(record.get("answer"), Mapping):  # of benchmarks/path/run_questions.py
         record = record["answer"]
     times = record.get("timings", {})
     if not isinstance(times, Mapping):

@@ -1,6 +1,6 @@
 """A workload on a profile under a policy: what its queries saw, what the engines can carry.
 
-The last step of `compllm simulate`; the arithmetic of `benchmarks/bench_load.py` too.
+The last step of `compllm simulate`; the arithmetic of `benchmarks/load/bench_load.py` too.
 """
 
 from __future__ import annotations
