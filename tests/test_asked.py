@@ -75,3 +75,37 @@ def test_what_a_query_wants_to_be_told_is_asked() -> None:
     told = "Tell me the atomic number of iron and whether it is even."
     assert ids(told, number, even) == (1, 2)
     assert ids("Find the atomic number of iron and double it.", number, even) == (2,)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "12 plus 21 makes what? Which element has that number, and what's the symbol?",
+        "What's 12 plus 21, which element is that, and what's its symbol?",
+        "What is 12 plus 21? Which element has that number? Its symbol?",
+    ],
+)
+def test_a_query_of_as_many_asking_clauses_as_steps_asks_for_each(query: str) -> None:
+    lines = (
+        SubQuery(1, "What is 12 plus 21?"),
+        SubQuery(2, "Which element has the atomic number #1?", (1,)),
+        SubQuery(3, "What is the symbol of #2?", (2,)),
+    )
+    assert ids(query, *lines) == (1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "What is the symbol of the element which has 12 plus 21 protons?",
+        "Add 12 and 21. What is the symbol of the element with that number?",
+        "Work out 12 plus 21, find the element and tell me its symbol.",
+    ],
+)
+def test_steps_on_the_way_to_one_asked_thing_are_not_asked(query: str) -> None:
+    lines = (
+        SubQuery(1, "Add 12 and 21."),
+        SubQuery(2, "Which element has the atomic number #1?", (1,)),
+        SubQuery(3, "What is the symbol of #2?", (2,)),
+    )
+    assert ids(query, *lines) == (3,)

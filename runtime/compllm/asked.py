@@ -5,7 +5,8 @@ number even?" asks for two things, and only the second is a leaf. A step above t
 asked where its own question stands in the query, with its question word; a step that is only named
 ("twice the atomic number of manganese") does not. Where a step has `#k`, the query has a pronoun:
 "how many codons does it have" is "How many codons does #1 have?", "what is its period" is "What is
-the period of #1?". Used between execute and compose.
+the period of #1?". A query of as many asking clauses as steps asks for every step. Used between
+execute and compose.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ _REFERENCE = re.compile(r"#\d+")
 _PRONOUN = r"(?:it|they|this|that|(?:that|this|the) (?:number|result|answer|element|amino acid))"
 _PROPERTY = re.compile(r"what is the (.+) of #\d+")
 _NAMED = re.compile(r"what is (the .+)")
+_CLAUSE = re.compile(
+    r"[?!.;]|[,:] (?:and |then )*(?=(?:what|which|how|who|where|is|are|does|do|its|in which) )"
+    r"| and (?=(?:what|which|how|who|where|is|are|does|do) )"
+)
+_ASKS = re.compile(r"\b(?:what|which|how many|how much|who|where)\b|^(?:is|are|does|do|its) ")
 _GIVE = r"(?:tell me|give me|name|state|say)"
 
 
@@ -32,6 +38,8 @@ def asked_ids(
     query: str, sub_queries: Sequence[SubQuery], leaves: Sequence[int]
 ) -> tuple[int, ...]:
     """The ids of the leaves, and of the steps above them that the query asks itself; rising."""
+    if _num_asking(query) >= len(sub_queries):
+        return tuple(sorted(line.id for line in sub_queries))
     text = f" {_plain(query)} |"
     found = set(leaves)
     for line in sub_queries:
@@ -40,6 +48,13 @@ def asked_ids(
         if is_question and any(_stands(shape, text) for shape in _shapes(words)):
             found.add(line.id)
     return tuple(sorted(found))
+
+
+def _num_asking(query: str) -> int:
+    """How many clauses of the query ask for something."""
+    text = _SPACES.sub(" ", query.casefold().replace("'s ", " is "))
+    clauses = (clause.strip(" ,:").removeprefix("and ") for clause in _CLAUSE.split(text))
+    return sum(_ASKS.search(clause) is not None for clause in clauses)
 
 
 def _shapes(words: str) -> list[str]:
