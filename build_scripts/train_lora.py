@@ -73,7 +73,7 @@ def train_adapter(
 
     if num_threads:
         torch.set_num_threads(num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     tokenizer = Tokenizer.from_dir(checkpoint)
     chat = TEMPLATES[template]
     train_set, num_long = load_examples(
@@ -168,6 +168,13 @@ class _stopping:
             raise KeyboardInterrupt
         self._is_stopped = True
         say("stopping after this step")
+
+
+def _device() -> Any:
+    """The torch.device to train on."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 _OPTIONS = {  # option -> field of TrainSettings
@@ -282,8 +289,8 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of the frozen base and of the products on a CPU; auto is bfloat16 where the "
-        "processor has AMX, float32 elsewhere; default: auto",
+        help="of the frozen base and of the products; auto is bfloat16 on a GPU and on a processor "
+        "with AMX, float32 elsewhere; default: auto",
     )
     add("--restart", action="store_true", help="forget the state of an earlier run")
     add(
@@ -321,7 +328,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
         from compllm.build_scripts.training.adapter import fast_precision
 
         is_auto = options.precision == "auto"
-        precision = fast_precision() if is_auto else options.precision
+        precision = fast_precision(_device()) if is_auto else options.precision
         chosen = replace(settings, precision=precision)
         if options.like:
             chosen = replace(chosen, rank=summed_rank(options.like))

@@ -21,7 +21,7 @@ from compllm.backend import GenerateRequest, Prompt, collect
 from compllm.catalogue import Catalogue
 from compllm.errors import BackendError, ConfigError, DeadlineExceeded, PlanError, QueryError
 from compllm.pipeline import CompLLM
-from compllm.prompts import chat, node_prompt
+from compllm.prompts import REFERENCE, chat, node_prompt
 from compllm.types import Expert, NodeResult, Plan, Query, Route, SamplingParams, SubQuery
 
 Ask = Callable[[Composite], Awaitable[Outcome]]
@@ -35,7 +35,6 @@ COT_SYSTEM = (
 )
 _COT_TOKENS = 224
 _FINAL = re.compile(r"answer\s*:", re.IGNORECASE)
-_REFERENCE = re.compile(r"#(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +264,7 @@ def thought(record: Composite) -> str:
     """The gold plan as a chain of thought: every sub-query with its answer, then the answer."""
     lines = []
     for sub_query, answer in zip(record.plan.sub_queries, record.answers, strict=True):
-        text = _REFERENCE.sub(lambda found: record.gold[int(found[1])], sub_query.text)
+        text = REFERENCE.sub(lambda found: record.gold[int(found[1])], sub_query.text)
         lines.append(f"{text} {answer}")
     return "\n".join([*lines, f"Answer: {record.answer}"])
 

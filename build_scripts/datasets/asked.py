@@ -11,14 +11,13 @@ import random
 from collections.abc import Iterator
 
 from compllm.build_scripts.datasets.bank import Bank
-from compllm.build_scripts.datasets.forms import read_facts, tables_of
+from compllm.build_scripts.datasets.forms import tables_of
 from compllm.build_scripts.datasets.heavy import heavy_kinds
 from compllm.build_scripts.datasets.kinds import Kind, Split
-from compllm.build_scripts.datasets.rows import Row, expert_row
+from compllm.build_scripts.datasets.rows import Parents, Row, expert_row, referred
 from compllm.build_scripts.datasets.spoken import maybe_spoken, respelled
 from compllm.prompts import UNKNOWN
 
-_MAX_LINE = 5
 _SHARE_REFERRED = 0.4  # of the rows whose thing an earlier line names
 _ROWS_A_WORDING = {"train": 34, "validation": 1, "test": 1}
 _ROWS_OF_YES_OR_NO = {"train": 90, "validation": 2, "test": 2}
@@ -30,29 +29,33 @@ def asked_rows(bank: Bank, domain: str, split: Split, rng: random.Random) -> lis
     rows = [
         _row(bank, kind, text, split, rng)
         for kind in bank.of(domain)
-        for text in _wordings(kind)
+        for text in tables_of("asked").get(kind.name, ())
         for _ in range(_ROWS_A_WORDING[split])
     ]
     more = _yes_or_no if domain == "chemistry" else _no_codons
     return [*rows, *more(bank, split, rng)]
 
 
-def _wordings(kind: Kind) -> list[str]:
-    return [*tables_of("asked").get(kind.name, ()), *read_facts()["asked"].get(kind.name, ())]
-
-
 def _row(bank: Bank, kind: Kind, text: str, split: Split, rng: random.Random) -> Row:
     (thing,) = rng.choice(kind.items_of(split))
-    question, parents = text.format(x=_written(kind, thing, rng)), []
-    sources = bank.sources(kind.takes[0], thing)
-    if sources and rng.random() < _SHARE_REFERRED:
-        above, operands = rng.choice(sources)
-        asked = rng.choice(above.in_split(split)).question(operands)
-        question = text.format(x=f"#{rng.randint(1, _MAX_LINE)}")
-        parents = [{"question": asked, "response": thing}]
-    else:
+    asked, parents = _perhaps_referred(bank, kind.takes[0], thing, split, rng)
+    question = text.format(x=asked if parents else _written(kind, thing, rng))
+    if not parents:
         question = maybe_spoken(rng, question, split)
     return expert_row(kind.domain, f"asked_{kind.name}", question, kind.answer((thing,)), parents)
+
+
+def _perhaps_referred(
+    bank: Bank, type_of: str, thing: str, split: Split, rng: random.Random
+) -> tuple[str, Parents]:
+    """The thing, or the line of a plan that names it, with what that line said."""
+    sources = bank.sources(type_of, thing)
+    if not sources or rng.random() >= _SHARE_REFERRED:
+        return thing, []
+    kind, operands = rng.choice(sources)
+    question = rng.choice(kind.in_split(split)).question(operands)
+    (asked,), parents = referred(rng, (thing,), {0: question})
+    return asked, parents
 
 
 def _written(kind: Kind, thing: str, rng: random.Random) -> str:
@@ -64,7 +67,7 @@ def _written(kind: Kind, thing: str, rng: random.Random) -> str:
 def _yes_or_no(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
     """As many of "yes" as of "no", of the bank's elements and the well-known heavy ones."""
     kinds = [*bank.of("chemistry"), *heavy_kinds(bank)]
-    for text, name, wanted in (*tables_of("is_so")["all"], *read_facts()["is_so"]):
+    for text, name, wanted in tables_of("is_so")["all"]:
         found = {
             thing: kind.answer((thing,))
             for kind in kinds
@@ -77,13 +80,7 @@ def _yes_or_no(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
             continue  # a small bank: no element of its own is liquid
         for number in range(_ROWS_OF_YES_OR_NO[split]):
             thing = rng.choice((so, others)[number % 2])
-            asked, parents = thing, []
-            sources = bank.sources("element", thing)
-            if sources and rng.random() < _SHARE_REFERRED:
-                above, operands = rng.choice(sources)
-                question = rng.choice(above.in_split(split)).question(operands)
-                asked = f"#{rng.randint(1, _MAX_LINE)}"
-                parents = [{"question": question, "response": thing}]
+            asked, parents = _perhaps_referred(bank, "element", thing, split, rng)
             answer = ("yes", "no")[number % 2]
             yield expert_row("chemistry", "is_so", text.format(x=asked), answer, parents)
 

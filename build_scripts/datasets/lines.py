@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from compllm.build_scripts.datasets.bank import Bank
 from compllm.build_scripts.datasets.forms import read_facts, tables_of
 from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Split
-from compllm.build_scripts.datasets.rows import Row, expert_row
+from compllm.build_scripts.datasets.rows import Parents, Row, expert_row, referred
 from compllm.build_scripts.datasets.spoken import maybe_spoken
 from compllm.prompts import UNKNOWN
 
 _Numbers = tuple[int, ...]
-_Asked = tuple[tuple[str, ...], list[dict[str, str]]]  # operands as written, and their facts
-_MAX_LINE = 5
 _SHARE_PLAIN = 0.25  # of the rows whose operands are all plain numbers
+_SHARE_NAMES_REFERRED = 0.85  # of the comparisons of two names
 _SHARE_PARTLY = 0.4  # of the others: one of two operands is a plain number
 _HELD_ROWS = 6  # of each operation in validation and test
 
@@ -93,10 +92,7 @@ class _Writer:
         rng = self._rng
         numbers = operation.draw(rng)
         text = self._text(operation.name)
-        if rng.random() < _SHARE_PLAIN:
-            asked, parents = _plain(numbers)
-        else:
-            asked, parents = self._referred(numbers)
+        asked, parents = self._perhaps_referred(numbers)
         question = text.format(**dict(zip("xyz", asked, strict=False)))
         if not parents:
             question = maybe_spoken(rng, question, self._split)
@@ -109,12 +105,9 @@ class _Writer:
         text, wants, measure = rng.choice(tables_of("lines")["names"])
         names = self._names(measure)
         numbers = _compared(rng)
-        while numbers[0] == numbers[1]:
-            numbers = _compared(rng)
-        asked, parents = _plain(numbers)
-        if rng.random() < 0.85:
-            questions = [f"{measure} {name}?" for name in names]
-            asked, parents = self._all_referred(numbers, questions)
+        is_referred = rng.random() < _SHARE_NAMES_REFERRED
+        questions = [f"{measure} {name}?" for name in names] if is_referred else []
+        asked, parents = referred(rng, tuple(map(str, numbers)), dict(enumerate(questions)))
         x, y = (f"{name} with {number}" for name, number in zip(names, asked, strict=True))
         chosen = (max if wants == "max" else min)(numbers)
         answer = names[numbers.index(chosen)]
@@ -135,27 +128,16 @@ class _Writer:
         first, second = rng.sample(items, 2)
         return first, second
 
-    def _all_referred(self, numbers: _Numbers, questions: Sequence[str]) -> _Asked:
-        lines = self._rng.sample(range(1, _MAX_LINE + 1), len(numbers))
-        facts = [
-            {"question": question, "response": str(number)}
-            for question, number in zip(questions, numbers, strict=True)
-        ]
-        order = sorted(range(len(lines)), key=lines.__getitem__)
-        return tuple(f"#{line}" for line in lines), [facts[place] for place in order]
-
-    def _referred(self, numbers: _Numbers) -> _Asked:
-        """Operands as lines of a plan; now and then one of two stays a plain number."""
+    def _perhaps_referred(self, numbers: _Numbers) -> tuple[tuple[str, ...], Parents]:
+        """Plain numbers, or lines of a plan; now and then one of two stays a plain number."""
         rng = self._rng
         places = list(range(len(numbers)))
-        if len(numbers) == 2 and rng.random() < _SHARE_PARTLY:
+        if rng.random() < _SHARE_PLAIN:
+            places = []
+        elif len(numbers) == 2 and rng.random() < _SHARE_PARTLY:
             places = [rng.choice(places)]
-        chosen = tuple(numbers[place] for place in places)
-        lines, parents = self._all_referred(chosen, [self._source(each) for each in chosen])
-        asked = list(map(str, numbers))
-        for place, line in zip(places, lines, strict=True):
-            asked[place] = line
-        return tuple(asked), parents
+        questions = {place: self._source(numbers[place]) for place in places}
+        return referred(rng, tuple(map(str, numbers)), questions)
 
     def _source(self, number: int) -> str:
         """A question with this answer; of a made-up thing where no fact has it."""
@@ -167,10 +149,6 @@ class _Writer:
         name = rng.choice(sorted({kind.name for kind, _ in sources}))
         kind, operands = rng.choice([each for each in sources if each[0].name == name])
         return rng.choice(kind.in_split(self._split)).question(operands)
-
-
-def _plain(numbers: _Numbers) -> _Asked:
-    return tuple(map(str, numbers)), []
 
 
 def _stories(split: Split, rng: random.Random) -> Iterator[Row]:

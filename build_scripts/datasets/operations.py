@@ -16,11 +16,10 @@ from compllm.build_scripts.datasets.forms import forms, tables_of
 from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Split
 from compllm.build_scripts.datasets.lines import operations
-from compllm.build_scripts.datasets.rows import Row, expert_row
+from compllm.build_scripts.datasets.rows import Row, expert_row, referred
 from compllm.prompts import UNKNOWN
 
 Numbers = tuple[int, ...]
-_MAX_LINE = 5
 _LARGEST = 210  # atomic masses and molecular weights stay below
 _HELD_ROWS = 6  # of each part in validation and test
 _TWO_DIGITS = 80  # pairs of two-digit numbers with a carry, and as many without, a kind
@@ -43,20 +42,10 @@ class _Writer:
     def row(self, kind: str, text: str, numbers: Numbers, answer: str, shown: int = 0) -> Row:
         """shown: how many operands, drawn at random, stand as `#k`."""
         places = sorted(self.rng.sample(range(len(numbers)), shown))
-        asked = list(map(str, numbers))
         questions = {place: self._source(numbers[place]) for place in places}
-        parents = self.refer(asked, questions)
+        asked, parents = referred(self.rng, tuple(map(str, numbers)), questions)
         slots = dict(zip("xyz", asked, strict=False))
         return expert_row("mathematics", kind, text.format(**slots), answer, parents)
-
-    def refer(self, asked: list[str], questions: dict[int, str]) -> list[dict[str, str]]:
-        """Put a line number in each operand's place; returns what the lines said, in order."""
-        lines = self.rng.sample(range(1, _MAX_LINE + 1), len(questions))
-        found = []
-        for line, (place, question) in zip(lines, questions.items(), strict=True):
-            found.append((line, {"question": question, "response": asked[place]}))
-            asked[place] = f"#{line}"
-        return [parent for _, parent in sorted(found, key=lambda each: each[0])]
 
     def text(self, name: str) -> str:
         """A wording of [tables]; the last of each is for validation and test."""
@@ -163,10 +152,8 @@ def _named(writer: _Writer) -> Iterator[Row]:
         winner = index % 2
         numbers = [0, 0]
         numbers[winner], numbers[1 - winner] = (high, low) if wants == "max" else (low, high)
-        asked, parents = list(map(str, numbers)), []
-        if rng.random() < 0.8:
-            each = {place: question.format(e=name) for place, name in enumerate(names)}
-            parents = writer.refer(asked, each)
+        said = [question.format(e=name) for name in names] if rng.random() < 0.8 else []
+        asked, parents = referred(rng, tuple(map(str, numbers)), dict(enumerate(said)))
         x, y = (f"{name} with {number}" for name, number in zip(names, asked, strict=True))
         written = text.format(x=x, y=y)
         yield expert_row("mathematics", "named", written, names[winner], parents)

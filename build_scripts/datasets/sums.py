@@ -16,10 +16,9 @@ from compllm.build_scripts.datasets.forms import forms, tables_of
 from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Kind, Operands, Split
 from compllm.build_scripts.datasets.operations import operation_rows
-from compllm.build_scripts.datasets.rows import Row, expert_row
+from compllm.build_scripts.datasets.rows import Parents, Row, expert_row, referred
 from compllm.build_scripts.datasets.spoken import maybe_spoken
 
-_Parents = list[dict[str, str]]
 _FACTORS = (
     (12, 18), (8, 12), (10, 15), (6, 9), (20, 30), (14, 21), (4, 6), (16, 24), (9, 12), (5, 7),
 )  # fmt: skip
@@ -63,7 +62,7 @@ def _written(kind: Kind, label: str, texts: Sequence[str], split: Split, rng: ra
     """An operation as signs ("3 + 5 = ?") or as a command ("Add 3 and 5.")."""
     operands = rng.choice(kind.items_of(split))
     asked: Operands = operands
-    parents: _Parents = []
+    parents: Parents = []
     if label == "commands" and rng.random() < 0.5:
         asked, parents = _referred(rng, operands)
     text = _filled(rng.choice(texts), asked)
@@ -115,26 +114,23 @@ def _of_table(table: Table, split: Split, rng: random.Random) -> Iterator[Row]:
         count = table.exposures if split == "train" else int(rng.random() < _SHARE_HELD)
         for _ in range(count):
             asked: Operands = operands
-            parents: _Parents = []
+            parents: Parents = []
             if table.name in _REFERRED and rng.random() < 0.25:
                 asked, parents = _referred(rng, operands)
             text = maybe_spoken(rng, _filled(rng.choice(texts), asked), split)
             yield expert_row("mathematics", table.name, text, answer, parents)
 
 
-def _referred(rng: random.Random, operands: Operands) -> tuple[Operands, _Parents]:
-    """One operand, or two, as lines of a plan whose parents are made up."""
+def _referred(rng: random.Random, operands: Operands) -> tuple[Operands, Parents]:
+    """One operand, or two, as lines of a plan whose questions are about made-up things."""
     places = list(range(len(operands)))
     if len(places) == 2 and rng.random() < 0.5:
         places = [rng.choice(places)]
-    lines = sorted(rng.sample(range(1, max(4, len(places) + 1)), len(places)))
-    asked, parents = list(operands), []
-    for place, line in zip(places, lines, strict=True):
-        asked[place] = f"#{line}"
-        noun = rng.choice(forms("numbers_of_made_up"))
-        question = f"What is {noun} of {invent_name(rng, 'train')}?"
-        parents.append({"question": question, "response": operands[place]})
-    return tuple(asked), parents
+    questions = {
+        place: f"What is {rng.choice(forms('numbers_of_made_up'))} of {invent_name(rng, 'train')}?"
+        for place in places
+    }
+    return referred(rng, operands, questions)
 
 
 def _filled(text: str, operands: Operands) -> str:

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 
 from compllm.build_scripts.datasets.leaves import Asked, Leaves, lower, plural, upper
+from compllm.prompts import REFERENCE
 
 _TABLES = ("plans_single", "plans_steps", "plans_parts", "plans_relations")
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
-_REFERENCE = re.compile(r"#(\d+)")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}
 _QUESTIONS = {"Q": None, "R": None, "T": None, "A": "number", "B": "number"}
 _THINGS = {"e": "element", "a": "amino", "c": "codon", "s": "symbol"}
@@ -118,4 +118,4 @@ class Templates:
 
 
 def _parents(line: str) -> tuple[int, ...]:
-    return tuple(sorted({int(found) - 1 for found in _REFERENCE.findall(line)}))
+    return tuple(sorted({int(found) - 1 for found in REFERENCE.findall(line)}))

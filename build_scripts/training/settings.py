@@ -32,8 +32,7 @@ class TrainSettings:
     validation_tokens: int = 8000  # examples of a validation, in tokens
     patience: int = 4  # evaluations without a better one before it ends
     seed: int = 0
-    # Of the frozen base and of the products; the factors are float32 always, a GPU has bfloat16.
-    precision: str = "float32"
+    precision: str = "float32"  # of the frozen base and of the products; factors are float32
 
     @property
     def scale_alpha(self) -> int:

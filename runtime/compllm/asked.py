@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from compllm.prompts import REFERENCE
 from compllm.types import SubQuery
 
 _SPACES = re.compile(r"\s+")
@@ -22,7 +23,6 @@ _NOT_TEXT = re.compile(r"[^\w#'| -]")
 _ENDS = (" |", " and ")  # what may follow a question that is asked for itself
 _SHORT = (("what's ", "what is "), ("who's ", "who is "), ("where's ", "where is "))
 _MIN_WORDS = 3  # "What is 9?" would stand in too much
-_REFERENCE = re.compile(r"#\d+")
 _PRONOUN = r"(?:it|they|this|that|(?:that|this|the) (?:number|result|answer|element|amino acid))"
 _PROPERTY = re.compile(r"what is the (.+) of #\d+")
 _NAMED = re.compile(r"what is (the .+)")
@@ -59,7 +59,7 @@ def _num_asking(query: str) -> int:
 
 def _shapes(words: str) -> list[str]:
     """Patterns of what the query may say for a line, whose plain words these are."""
-    shapes = [_PRONOUN.join(map(re.escape, _REFERENCE.split(words)))]
+    shapes = [_PRONOUN.join(map(re.escape, REFERENCE.split(words)[::2]))]
     if match := _PROPERTY.fullmatch(words):
         shapes.append(rf"what is (?:its|their) {re.escape(match[1])}")
     elif match := _NAMED.fullmatch(words):

@@ -16,8 +16,8 @@ from compllm.backend import Prompt, Segment
 from compllm.spelling import spelled, spelled_pairs
 from compllm.types import Expert
 
+REFERENCE = re.compile(r"#(\d+)")  # an earlier line of the plan, in a sub-query
 _MAX_VALUE_CHARS = 40  # of a response that stands in a sub-query
-_REFERENCE = re.compile(r"#(\d+)")
 MISSING = "(not known)"  # stands for the response of a parent that failed
 UNKNOWN = "I do not know"  # the response of an expert, and the answer, to what is not known
 
@@ -127,11 +127,11 @@ def with_responses(sub_query: str, responses: Sequence[str | None]) -> str | Non
     None where a response is missing, not known or no short value, and where the sub-query does not
     name each parent.
     """
-    ids = sorted({int(found) for found in _REFERENCE.findall(sub_query)})
+    ids = sorted({int(found) for found in REFERENCE.findall(sub_query)})
     if not ids or len(ids) != len(responses) or not all(map(_is_value, responses)):
         return None
     values = dict(zip(ids, responses, strict=True))
-    return _REFERENCE.sub(lambda found: one_line(str(values[int(found[1])])), sub_query)
+    return REFERENCE.sub(lambda found: one_line(str(values[int(found[1])])), sub_query)
 
 
 def _is_value(response: str | None) -> bool:

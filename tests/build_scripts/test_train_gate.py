@@ -72,11 +72,11 @@ def test_everyday_questions_join_from_the_folder_for_further_training(tmp_path: 
     """The gate knew no ordinary question and no short form: its sets had none."""
     write(tmp_path / "generator" / "train.jsonl", row("s0", 1, "single"))
     rows = [row(f"d{number}", 1, "everyday") for number in range(600)]
-    rows += [row(f"e{number}", 2, "everyday") for number in range(600)]
+    rows += [row(f"e{number}", 2, "everyday") for number in range(1600)]
     write(tmp_path / "generator-more" / "train.jsonl", *rows, row("p0", 2, "p"))
     found = read_part(tmp_path / "generator", None, "train")
     everyday = [each.is_direct for each in found if each.source == "everyday"]
-    assert (sum(everyday), len(everyday)) == (600, 1100)
+    assert (sum(everyday), len(everyday)) == (600, 600 + 1500)
     assert {each.source for each in found} == {"single", "everyday"}
 
 

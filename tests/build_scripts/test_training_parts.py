@@ -71,8 +71,8 @@ async def test_the_ids_of_training_are_those_that_serving_sends(tokenizer: Token
         plan_reply(plan, adapter_id=9),
         node_reply(iron, "26", adapter_id=7),
         node_reply(neon, "10", adapter_id=7),
-        node_reply(total, "36", adapter_id=8),
-        node_reply(other, "14", adapter_id=8),
+        node_reply("What is 26 plus 10?", "36", adapter_id=8),
+        node_reply("What is 10 plus 4?", "14", adapter_id=8),
         node_reply("Both?", "36; 14", adapter_id=10),
     )
     async with CompLLM(backend, HashingEncoder(), catalogue, path_settings()) as llm:
