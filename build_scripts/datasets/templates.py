@@ -16,7 +16,13 @@ from pathlib import Path
 from compllm.build_scripts.datasets.leaves import Asked, Leaves, lower, plural, upper
 from compllm.prompts import REFERENCE
 
-_TABLES = ("plans_single", "plans_steps", "plans_parts", "plans_relations")
+_TABLES = tuple(
+    f"plans_{name}"
+    for name in (
+        *("single", "steps", "parts", "relations"),
+        *("more_steps", "more_parts", "more_relations"),
+    )
+)
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}
 _QUESTIONS = {"Q": None, "R": None, "T": None, "A": "number", "B": "number"}
@@ -72,7 +78,7 @@ class Templates:
         taken = set(filling.values())
         while True:
             found = self._one(letters, number)
-            if not taken & {each for name, each in found.items() if name[0] != "n"}:
+            if not taken & set(found.values()):
                 filling.update(found)
                 return
 
