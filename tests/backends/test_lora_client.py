@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from compllm.backends import wire
 from compllm.backends.lora_client import LoraClient, LoraCounts
 from compllm.backends.stream import AdapterMissing, CacheFull
-from compllm.errors import BackendRejected, EngineError
+from compllm.errors import ArtefactError, BackendRejected
 
 
 def tensors(number: int = 1) -> wire.AdapterTensors:
@@ -160,7 +160,7 @@ async def test_engine_that_lacks_what_it_was_just_given_is_believed() -> None:
 
 async def test_unreadable_weights_refuse_the_request() -> None:
     def damaged(task_id: int) -> wire.AdapterTensors:
-        raise EngineError("it is damaged")
+        raise ArtefactError("it is damaged")
 
     with pytest.raises(BackendRejected, match="adapter 3 cannot be read: it is damaged"):
         await ask(LoraClient(damaged), Cache(1), 3)
@@ -244,7 +244,7 @@ async def test_one_adapter_more_is_tried_at_a_time() -> None:
         await asyncio.sleep(0)
     client._probe_at = 0.0
     client._wake()
-    assert len(client._tenures) == 2
+    assert len(client._leases) == 2
     assert len(client._waiting) == 5
     done.set()
     await asyncio.gather(holder, *waiting)

@@ -55,8 +55,8 @@ class _Adapter:
 
 
 @dataclass(slots=True, eq=False)
-class _Tenure:
-    """A time during which an adapter has a place in the cache: from a request to the last one."""
+class CacheLease:
+    """The time an adapter spends in the cache: from its first request to the end of its last."""
 
     task_id: int
     is_probe: bool = False  # more adapters than the engine is known to hold
@@ -67,7 +67,7 @@ class _Tenure:
 class _Waiter:
     task_id: int
     since: float
-    place: asyncio.Future[_Tenure]
+    lease: asyncio.Future[CacheLease]
 
 
 class LoraClient:
@@ -89,7 +89,7 @@ class LoraClient:
         self._is_prefetched = is_prefetched
         self._max_wait_s = max_wait_s
         self._adapters: dict[int, _Adapter] = {}
-        self._tenures: dict[int, _Tenure] = {}  # of adapters in use
+        self._leases: dict[int, CacheLease] = {}  # of adapters in use
         self._waiting: list[_Waiter] = []  # in the order they came
         self._capacity: int | None = None  # adapters in use at a time; None: no limit met yet
         self._probe_wait_s = _PROBE_S
@@ -102,10 +102,10 @@ class LoraClient:
 
     @asynccontextmanager
     async def use(self, task_id: int | None, counts: LoraCounts) -> AsyncIterator[AdapterUse]:
-        """A place for one request, from before its first message to its last response."""
+        """A lease for one request, from before its first message to its last response."""
         use = AdapterUse(self, task_id, counts)
         try:
-            await use._keep_place()
+            await use._keep_lease()
             yield use
         finally:
             use._leave()
@@ -142,82 +142,82 @@ class LoraClient:
         adapter.digest = digest
         return tensors
 
-    # Places
+    # Leases
 
-    async def _enter(self, task_id: int) -> _Tenure:
+    async def _enter(self, task_id: int) -> CacheLease:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        tenure = self._tenures.get(task_id)
+        lease = self._leases.get(task_id)
         is_urgent = bool(self._waiting) and now - self._waiting[0].since > _PATIENCE_S
-        if tenure is not None and not is_urgent:
-            tenure.num_users += 1
-            return tenure
+        if lease is not None and not is_urgent:
+            lease.num_users += 1
+            return lease
         waiter = _Waiter(task_id, now, loop.create_future())
         self._waiting.append(waiter)
         self._wake()
         try:
-            return await waiter.place
+            return await waiter.lease
         except asyncio.CancelledError:
-            if waiter.place.cancelled():
+            if waiter.lease.cancelled():
                 self._waiting = [each for each in self._waiting if each is not waiter]
                 self._wake()
             else:  # woken and cancelled in the same turn of the loop
-                self._leave(waiter.place.result())
+                self._leave(waiter.lease.result())
             raise
 
-    def _leave(self, tenure: _Tenure) -> None:
-        tenure.num_users -= 1
-        if tenure.num_users == 0 and self._is_current(tenure):
-            del self._tenures[tenure.task_id]
+    def _leave(self, lease: CacheLease) -> None:
+        lease.num_users -= 1
+        if lease.num_users == 0 and self._is_current(lease):
+            del self._leases[lease.task_id]
             self._wake()
 
-    def _is_current(self, tenure: _Tenure) -> bool:
-        return self._tenures.get(tenure.task_id) is tenure
+    def _is_current(self, lease: CacheLease) -> bool:
+        return self._leases.get(lease.task_id) is lease
 
-    def _open(self, task_id: int) -> _Tenure:
-        is_probe = self._capacity is not None and len(self._tenures) >= self._capacity
+    def _open(self, task_id: int) -> CacheLease:
+        is_probe = self._capacity is not None and len(self._leases) >= self._capacity
         if is_probe:  # one at a time
             self._probe_at = asyncio.get_running_loop().time() + self._probe_wait_s
-        tenure = self._tenures[task_id] = _Tenure(task_id, is_probe)
-        return tenure
+        lease = self._leases[task_id] = CacheLease(task_id, is_probe)
+        return lease
 
     def _has_room(self) -> bool:
-        if self._capacity is None or len(self._tenures) < self._capacity:
+        if self._capacity is None or len(self._leases) < self._capacity:
             return True
         return asyncio.get_running_loop().time() >= self._probe_at
 
     def _wake(self) -> None:
-        """Give places to who has waited longest, and to all who wait for the same adapter."""
+        """Give leases to the longest waiting request and to all that wait for the same adapter."""
         while self._waiting:
             task_id = self._waiting[0].task_id
-            tenure = self._tenures.get(task_id)
-            if tenure is None:
+            lease = self._leases.get(task_id)
+            if lease is None:
                 if not self._has_room():
                     return
-                tenure = self._open(task_id)
+                lease = self._open(task_id)
             for waiter in [each for each in self._waiting if each.task_id == task_id]:
                 self._waiting.remove(waiter)
-                if not waiter.place.done():  # else: cancelled, and about to notice
-                    tenure.num_users += 1
-                    waiter.place.set_result(tenure)
-            if tenure.num_users == 0:
-                del self._tenures[task_id]
+                if not waiter.lease.done():  # else: cancelled, and about to notice
+                    lease.num_users += 1
+                    waiter.lease.set_result(lease)
+            if lease.num_users == 0:
+                del self._leases[task_id]
 
-    def _accepted(self, tenure: _Tenure) -> None:
-        if tenure.is_probe:
-            tenure.is_probe = False
+    def _accepted(self, lease: CacheLease) -> None:
+        if lease.is_probe:
+            lease.is_probe = False
             self._probe_wait_s = _PROBE_S
-            self._capacity = max(self._capacity or 0, len(self._tenures))
+            self._capacity = max(self._capacity or 0, len(self._leases))
 
-    def _refused(self, tenure: _Tenure) -> bool:
+    def _refused(self, lease: CacheLease) -> bool:
         """The engine takes no more adapters. Says whether an end of ours will make room."""
-        if self._is_current(tenure):
-            del self._tenures[tenure.task_id]
-            if tenure.is_probe:
+        if self._is_current(lease):
+            del self._leases[lease.task_id]
+            if lease.is_probe:
                 self._probe_wait_s = min(2 * self._probe_wait_s, _MAX_PROBE_S)
-            self._capacity = max(1, len(self._tenures))
+            self._capacity = max(1, len(self._leases))
             self._probe_at = asyncio.get_running_loop().time() + self._probe_wait_s
-        return bool(self._tenures)
+        return bool(self._leases)
 
 
 class AdapterUse:
@@ -227,7 +227,7 @@ class AdapterUse:
         self._client = client
         self._task_id = task_id
         self._counts = counts
-        self._tenure: _Tenure | None = None
+        self._lease: CacheLease | None = None
         self._num_sends = 0  # of the adapter, when this request was last sent
         self._is_helpless = False  # it was sent with the weights, or there are none to send
         self._num_refusals = 0
@@ -241,17 +241,17 @@ class AdapterUse:
             return
         adapter = self._client._adapter(self._task_id)
         while True:
-            await self._keep_place()
+            await self._keep_lease()
             if adapter.is_known:
                 self._is_helpless = False
                 self._num_sends = adapter.num_sends
                 yield None
                 return
             async with adapter.sending:
-                if adapter.is_known or not self._has_place():
+                if adapter.is_known or not self._has_lease():
                     continue  # somebody has sent it, or was refused, while we waited
                 tensors = await self._client._load(self._task_id, adapter)
-                if not self._has_place():
+                if not self._has_lease():
                     continue
                 yield tensors
                 self._is_helpless = True
@@ -264,8 +264,8 @@ class AdapterUse:
 
     def accepted(self) -> None:
         """The engine has answered: the adapter is there."""
-        if self._tenure is not None:
-            self._client._accepted(self._tenure)
+        if self._lease is not None:
+            self._client._accepted(self._lease)
 
     def missing(self, error: AdapterMissing) -> None:
         """The request is to be sent again. Raises `error` where that would not help."""
@@ -275,14 +275,14 @@ class AdapterUse:
         self._forget()
 
     async def full(self, error: CacheFull) -> None:
-        """Return when the request may be sent again: `weights` will wait for a place. Raises
+        """Return when the request may be sent again: `weights` will wait for a lease. Raises
         CacheFull when that takes too long."""
         self._counts.num_refusals += 1
         self._num_refusals += 1
-        if self._tenure is None:
+        if self._lease is None:
             raise error
         self._forget()
-        has_own_end = self._client._refused(self._tenure)
+        has_own_end = self._client._refused(self._lease)
         self._leave()
         if not has_own_end:
             async with self._waiting():
@@ -295,15 +295,15 @@ class AdapterUse:
         if adapter.num_sends == self._num_sends:
             adapter.is_known = False
 
-    def _has_place(self) -> bool:
-        return self._tenure is not None and self._client._is_current(self._tenure)
+    def _has_lease(self) -> bool:
+        return self._lease is not None and self._client._is_current(self._lease)
 
-    async def _keep_place(self) -> None:
-        """Wait for a place where we have none, or where the engine has refused it to another."""
-        if self._task_id is not None and not self._has_place():
+    async def _keep_lease(self) -> None:
+        """Wait for a lease where we have none, or where the engine has revoked it."""
+        if self._task_id is not None and not self._has_lease():
             self._leave()
             async with self._waiting():
-                self._tenure = await self._client._enter(self._task_id)
+                self._lease = await self._client._enter(self._task_id)
 
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
@@ -323,9 +323,9 @@ class AdapterUse:
             self._counts.wait_s += loop.time() - since
 
     def _leave(self) -> None:
-        if self._tenure is not None:
-            self._client._leave(self._tenure)
-            self._tenure = None
+        if self._lease is not None:
+            self._client._leave(self._lease)
+            self._lease = None
 
 
 def _digest(tensors: wire.AdapterTensors) -> bytes:
