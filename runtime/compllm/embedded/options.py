@@ -1,10 +1,13 @@
-"""What can be chosen of the embedded engine: by its owner, the Triton model or the server."""
+"""The options of the embedded engine, and how the parameters of its Triton model set them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
+from compllm.errors import ConfigError
 from compllm.niceness import NICENESS
 
 if TYPE_CHECKING:
@@ -35,3 +38,60 @@ class ExecutorOptions:
     # Of the Triton model's process and of the session of a server that we start: see niceness.py.
     # An Executor in a process of your own leaves that as it is.
     niceness: int = NICENESS
+
+    @classmethod
+    def from_parameters(cls, parameters: Parameters) -> ExecutorOptions:
+        """TensorRT-LLM's own parameters, then `executor_options`: a JSON object of any fields.
+
+        Raises ConfigError, which names the parameter.
+        """
+        if parameters.number("max_beam_width", 1) != 1:
+            raise ConfigError("parameter max_beam_width must be 1: beam search is not supported")
+        chosen: dict[str, Any] = {
+            "kv_cache_tokens": parameters.number(
+                "max_tokens_in_paged_kv_cache", cls().kv_cache_tokens
+            ),
+            "is_prefix_reused": parameters.flag("enable_kv_cache_reuse", True),
+        }
+        return cls(**chosen | _named_fields(parameters.text("executor_options")))
+
+
+class Parameters:
+    """The `parameters` of a Triton model's config.pbtxt: strings, empty for the default."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self._values = values
+
+    def text(self, name: str) -> str:
+        return self._values.get(name, "").strip()
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Raises ConfigError."""
+        value = self.text(name).lower()
+        if value not in ("", "true", "1", "false", "0"):
+            raise ConfigError(f"parameter {name} is {value!r}: it takes true or false")
+        return value in ("true", "1") if value else default
+
+    def number(self, name: str, default: int) -> int:
+        """Raises ConfigError."""
+        value = self.text(name)
+        if value and not (value.isdecimal() and int(value) > 0):
+            raise ConfigError(f"parameter {name} is {value!r}: it takes a whole number above 0")
+        return int(value) if value else default
+
+
+def _named_fields(text: str) -> dict[str, Any]:
+    """The fields of ExecutorOptions in this JSON object. Raises ConfigError."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError as error:
+        raise ConfigError(f"parameter executor_options is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError("parameter executor_options must be a JSON object")
+    known = {field.name for field in fields(ExecutorOptions)}
+    if unknown := sorted(found.keys() - known):
+        raise ConfigError(
+            f"parameter executor_options has unknown options: {', '.join(unknown)}; known: "
+            f"{', '.join(sorted(known))}"
+        )
+    return found
