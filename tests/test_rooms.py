@@ -22,13 +22,13 @@ VOCABULARY = ALONE | {
 PATH = frozenset(
     {
         *("pipeline", "query_run", "query_check", "assembly", "decompose", "graph", "execute"),
-        *("compose", "asked", "confidence", "loops"),
+        *("compose", "asked", "confidence", "loops", "usage"),
     }
 )
 # Room -> rooms that it may import besides itself and the vocabulary. ROOM.MODULE: that module only.
 RULES: Mapping[str, frozenset[str]] = {
     "vocabulary": frozenset(),
-    "routing": frozenset({"embedded.products", "embedded.cores"}),
+    "routing": frozenset({"embedded.matmul_offload", "embedded.cores"}),
     "scheduling": frozenset(),
     "formats": frozenset(),
     "embedded": frozenset({"formats"}),
@@ -189,7 +189,7 @@ def test_no_two_rooms_import_each_other(found: list[Import]) -> None:
     [
         ("routing/route.py", "from compllm.backend import Backend", ""),
         ("routing/route.py", "from compllm import backend", ""),
-        ("routing/embed.py", "from compllm.embedded import products", ""),
+        ("routing/embed.py", "from compllm.embedded import matmul_offload", ""),
         ("routing/embed.py", "from compllm.embedded.ops import Arena", "embedded.ops of embedded"),
         ("types.py", "from compllm.errors import CompllmError", "types imports nothing of ours"),
         ("execute.py", "def f():\n    import compllm.backends.triton", "backends.triton of"),
@@ -205,7 +205,7 @@ def test_a_broken_rule_is_named_with_file_and_line(
     tmp_path: Path, importer: str, text: str, rule: str
 ) -> None:
     for name in (
-        *("types.py", "errors.py", "backend.py", "execute.py", "embedded/products.py"),
+        *("types.py", "errors.py", "backend.py", "execute.py", "embedded/matmul_offload.py"),
         *("embedded/ops.py", "backends/triton.py", "cli/view.py", "build_scripts/fetch_base.py"),
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)

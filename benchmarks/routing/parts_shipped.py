@@ -106,10 +106,10 @@ def part_speed(bench: Bench) -> None:
         for number in range(bench.arguments.rounds):
             for has_own in (True, False) if number % 2 == 0 else (False, True):
                 # A new encoder: nothing is kept from the round before.
-                model = OpenVINOEncoder(ir, has_own_products=has_own)
+                model = OpenVINOEncoder(ir, has_matmul_offload=has_own)
                 encoder = SentenceEncoder(model, source)
                 cells = await measure(router, encoder, texts)
-                products = "the engine's kernels" if model.num_own_products else "OpenVINO's"
+                products = "the engine's kernels" if model.num_offloaded_matmuls else "OpenVINO's"
                 bench.report.add(SPEED, products=products, round=number + 1, **cells)
             bench.tick("speed")
 

@@ -1,5 +1,5 @@
 // A product with one matrix of a table as an OpenVINO operation: the sentence encoder's
-// (compllm/embedded/products.py), whose graph stays OpenVINO's for all the rest.
+// (compllm/embedded/matmul_offload.py), whose graph stays OpenVINO's for all the rest.
 #pragma once
 
 #include <memory>

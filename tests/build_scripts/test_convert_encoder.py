@@ -63,7 +63,7 @@ def test_the_vectors_are_the_librarys_for_another_pooling_too(
     converted: Path, has_own: bool, within: float
 ) -> None:
     texts = ["a", "How many legs has a spider?", "iron " * 300, ""]
-    ours = OpenVINOEncoder(ir_dir(converted), has_own_products=has_own)
+    ours = OpenVINOEncoder(ir_dir(converted), has_matmul_offload=has_own)
     assert ours.get_embedding_dimension() == 32
     oracle = sentence_transformer(converted).encode(texts, normalize_embeddings=True)
     np.testing.assert_allclose(ours.encode(texts), oracle, atol=within)

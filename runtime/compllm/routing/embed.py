@@ -126,12 +126,12 @@ class SentenceEncoder:
 class OpenVINOEncoder:
     """A converted encoder, with a SentenceTransformer's interface as far as it is used here."""
 
-    def __init__(self, ir: Path, *, has_own_products: bool = True) -> None:
-        """has_own_products: on the engine's kernels where they are faster; else OpenVINO's own."""
+    def __init__(self, ir: Path, *, has_matmul_offload: bool = True) -> None:
+        """has_matmul_offload: multiply with the engine's kernels where they are faster."""
         import tokenizers
 
         from compllm.embedded.cores import new_core
-        from compllm.embedded.products import move_products
+        from compllm.embedded.matmul_offload import offload_matmuls
 
         config = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -141,7 +141,7 @@ class OpenVINOEncoder:
         core = new_core()
         model = core.read_model(ir / IR_MODEL)
         # Kept: the compiled models point to it.
-        self._products = move_products(model, core) if has_own_products else None
+        self._offloaded = offload_matmuls(model, core) if has_matmul_offload else None
         self._inputs = [port.any_name for port in model.inputs]
         self._dim = int(model.output(0).partial_shape[-1].get_length())
         self._request = core.compile_model(model, "CPU", config).create_infer_request()
@@ -156,9 +156,9 @@ class OpenVINOEncoder:
         self._padding = {name: padding[name] for name in kept if name in padding}
 
     @property
-    def num_own_products(self) -> int:
+    def num_offloaded_matmuls(self) -> int:
         """Products that run on the engine's kernels."""
-        return self._products.num_products if self._products else 0
+        return self._offloaded.num_matmuls if self._offloaded else 0
 
     def get_embedding_dimension(self) -> int:
         return self._dim

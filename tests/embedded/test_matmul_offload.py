@@ -10,7 +10,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from compllm.embedded import products
+from compllm.embedded import matmul_offload
 from compllm.embedded.ops import library_path, load_library
 
 F32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -20,7 +20,9 @@ F32 = {"INFERENCE_PRECISION_HINT": "f32"}
 def _any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     library = library_path()
     assert library is not None
-    monkeypatch.setattr(products, "_FASTER_ON", (load_library(library).compllm_isa().decode(),))
+    monkeypatch.setattr(
+        matmul_offload, "_FASTER_ON", (load_library(library).compllm_isa().decode(),)
+    )
 
 
 def _model(
@@ -49,9 +51,9 @@ def test_a_moved_product_is_the_product(rows: int, bias_shape: tuple[int, ...] |
     bias = None if bias_shape is None else np.arange(rows, dtype=np.float32).reshape(bias_shape)
     wanted = _run(_model(rows=rows, bias=bias), core)
     model = _model(rows=rows, bias=bias)
-    moved = products.move_products(model, core)
+    moved = matmul_offload.offload_matmuls(model, core)
     assert moved is not None
-    assert moved.num_products == 1
+    assert moved.num_matmuls == 1
     assert not [node for node in model.get_ops() if node.get_type_name() in ("MatMul", "Add")]
     np.testing.assert_allclose(_run(model, core), wanted, atol=5e-3, rtol=1e-3)
 
@@ -60,7 +62,7 @@ def test_a_fixed_shape_still_fits() -> None:
     core = openvino.Core()
     wanted = _run(_model(), core, tokens=3)
     model = _model()
-    moved = products.move_products(model, core)
+    moved = matmul_offload.offload_matmuls(model, core)
     assert moved is not None
     model.reshape([2, 3, 24])
     assert list(model.outputs[0].shape) == [2, 3, 40]
@@ -72,7 +74,7 @@ def test_an_addition_that_is_no_bias_stays() -> None:
     table = np.arange(7 * 40, dtype=np.float32).reshape(1, 7, 40)  # one for each token
     wanted = _run(_model(bias=table), core)
     model = _model(bias=table)
-    moved = products.move_products(model, core)
+    moved = matmul_offload.offload_matmuls(model, core)
     assert moved is not None
     assert [node for node in model.get_ops() if node.get_type_name() == "Add"]
     np.testing.assert_allclose(_run(model, core), wanted, atol=5e-3, rtol=1e-3)
@@ -85,7 +87,7 @@ def test_a_product_read_twice_keeps_its_addition() -> None:
     product = ops.matmul(x, weight, transpose_a=False, transpose_b=True)
     biased = ops.add(product, ops.constant(np.ones(16, np.float32)))
     model = openvino.Model([product, biased], [x])
-    moved = products.move_products(model, core)
+    moved = matmul_offload.offload_matmuls(model, core)
     assert moved is not None
     plain, added = core.compile_model(model, "CPU", F32)(np.ones((2, 16), np.float32)).values()
     assert (plain == 1).all()
@@ -95,18 +97,18 @@ def test_a_product_read_twice_keeps_its_addition() -> None:
 @pytest.mark.parametrize("odd", [{"is_turned": False}, {"top": 1e5}], ids=["other way", "too big"])
 def test_what_does_not_fit_is_left(odd: dict[str, Any]) -> None:
     model = _model(**odd)
-    assert products.move_products(model, openvino.Core()) is None
+    assert matmul_offload.offload_matmuls(model, openvino.Core()) is None
     assert [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
 
 
 def test_without_the_library_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "library_path", lambda: None)
-    assert products.move_products(_model(), openvino.Core()) is None
+    monkeypatch.setattr(matmul_offload, "library_path", lambda: None)
+    assert matmul_offload.offload_matmuls(_model(), openvino.Core()) is None
 
 
 def test_where_nothing_is_gained_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_FASTER_ON", ("another",))
-    assert products.move_products(_model(), openvino.Core()) is None
+    monkeypatch.setattr(matmul_offload, "_FASTER_ON", ("another",))
+    assert matmul_offload.offload_matmuls(_model(), openvino.Core()) is None
 
 
 def test_every_product_of_the_encoder_is_moved(encoder_dir: Path) -> None:
@@ -117,6 +119,6 @@ def test_every_product_of_the_encoder_is_moved(encoder_dir: Path) -> None:
     assert ir is not None
     core = openvino.Core()
     model = core.read_model(ir / IR_MODEL)
-    moved = products.move_products(model, core)
+    moved = matmul_offload.offload_matmuls(model, core)
     assert moved is not None
-    assert moved.num_products == 36
+    assert moved.num_matmuls == 36

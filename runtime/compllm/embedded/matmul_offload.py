@@ -20,7 +20,7 @@ from compllm.embedded.ops import GROUPS, Arena, library_path, load_library
 _FASTER_ON = ("avx2",)
 
 
-def move_products(model: Any, core: Any) -> HalfProducts | None:
+def offload_matmuls(model: Any, core: Any) -> OffloadedMatmuls | None:
     """Replace what can be replaced in an openvino.Model that `core` will compile. Keep what is
     returned for as long as it runs.
 
@@ -34,10 +34,10 @@ def move_products(model: Any, core: Any) -> HalfProducts | None:
     if not found:
         return None
     core.add_extension(str(library))
-    return HalfProducts(model, found, library)
+    return OffloadedMatmuls(model, found, library)
 
 
-class HalfProducts:
+class OffloadedMatmuls:
     """The matrices of a graph's products as halves, and their biases, for the C++ side."""
 
     def __init__(
@@ -48,7 +48,7 @@ class HalfProducts:
         factory = NodeFactory()
         factory.add_extension(str(library))
         calls = load_library(library)
-        self.num_products = len(products)
+        self.num_matmuls = len(products)
         self._kept: list[NDArray[np.float32]] = []  # what the C++ side points to
         # A table's places come in layers; of a decoder's other sizes nothing is used here.
         num_layers = -(-len(products) // len(GROUPS))
