@@ -17,7 +17,7 @@ PACKAGE = ROOT / "runtime" / "compllm"
 ALONE = frozenset({"types", "errors", "paths"})
 VOCABULARY = ALONE | {
     *("_core", "backend", "catalogue", "config", "plan", "prompts", "served", "spelling"),
-    *("extras", "heap", "niceness", "plural", "printable", "storage", "testing", "trace"),
+    *("extras", "gc_freeze", "niceness", "plural", "printable", "storage", "testing", "trace"),
 }
 PATH = frozenset(
     {

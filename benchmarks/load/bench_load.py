@@ -92,7 +92,7 @@ def repeated(graphs: Sequence[ReplayGraph], count: int) -> list[ReplayGraph]:
 async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -> Seen:
     """A runtime of its own: its counters are this run's."""
     from compllm.config import load_config
-    from compllm.heap import settle
+    from compllm.gc_freeze import freeze_startup_objects
     from compllm.lab.replay.runner import ReplayLLM
     from compllm.lab.replay.session import ReplaySession
 
@@ -100,7 +100,7 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
     async with await ReplayLLM.connect(load_config(bench.config, bench.overrides)) as llm:
         assert isinstance(llm, ReplayLLM)
         llm.use_admission(policy)
-        settle()
+        freeze_startup_objects()
         await session.run(llm)
         waits_ms = [1e3 * engine.max_wait_s for engine in llm.stats().engines.values()]
     well = [ran for ran in session.ran if ran.error is None and ran.answer is not None]

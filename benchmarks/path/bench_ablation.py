@@ -85,7 +85,7 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
     from compllm.backends.triton import TritonBackend
     from compllm.catalogue import load_catalogue
     from compllm.config import GateConfig, load_config
-    from compllm.heap import settle
+    from compllm.gc_freeze import freeze_startup_objects
     from compllm.lab.replay.runner import ReplayLLM
     from compllm.routing.embed import SentenceEncoder
 
@@ -107,7 +107,7 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
             llm.use_admission(variant.admission)
             llm.use_gate(GateConfig(mode=variant.gate, whole_to_base=False))
             llms[variant.name] = await stack.enter_async_context(llm)
-        settle()
+        freeze_startup_objects()
         yield llms
 
 

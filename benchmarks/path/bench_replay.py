@@ -114,7 +114,7 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
     from compllm.backends.triton import TritonBackend
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
-    from compllm.heap import settle
+    from compllm.gc_freeze import freeze_startup_objects
     from compllm.lab.replay.drive import ReplaySettings
     from compllm.lab.replay.runner import ReplayLLM
     from compllm.routing.embed import SentenceEncoder
@@ -134,7 +134,7 @@ async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
             backend = await TritonBackend.connect(url)
             llm = ReplayLLM(backend, encoder, catalogue, config)
             llms[part] = await stack.enter_async_context(llm)
-        settle()
+        freeze_startup_objects()
         yield llms
 
 

@@ -82,13 +82,13 @@ async def measure(
 
 
 async def bench(report: Report, arguments: argparse.Namespace, **backends: CompLLM) -> None:
-    from compllm.heap import settle
+    from compllm.gc_freeze import freeze_startup_objects
 
     num_queries = 4 if arguments.quick else 40
     num_rounds = 1 if arguments.quick else 5
     for name, llm in backends.items():
         async with llm:
-            settle()  # as `compllm` and its Triton models do
+            freeze_startup_objects()  # as `compllm` and its Triton models do
             await measure(llm, 1, 2, random.Random(arguments.seed))
             rounds: dict[int, list[tuple[list[float], int]]] = {}
             # Other users of the machine stop this process for tens of ms now and then: that is in

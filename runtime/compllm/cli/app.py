@@ -40,7 +40,7 @@ from compllm.cli.console import (
 )
 from compllm.cli.shared import Compose, Gate, with_server
 from compllm.errors import ConfigError, ConfigWarning
-from compllm.heap import settle
+from compllm.gc_freeze import freeze_startup_objects
 from compllm.plural import counted
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ async def _connect(settings: Config, console: Console) -> CompLLM:
         from compllm.pipeline import CompLLM
 
         llm = await CompLLM.connect(settings)
-        settle()
+        freeze_startup_objects()
         return llm
 
 

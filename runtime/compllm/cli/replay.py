@@ -20,7 +20,7 @@ import typer
 from compllm.cli.console import STDIN, say, write
 from compllm.cli.shared import AdmissionOrder, Overhead, with_server
 from compllm.errors import ConfigError
-from compllm.heap import settle
+from compllm.gc_freeze import freeze_startup_objects
 from compllm.plural import counted
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ async def _run(session: ReplaySession, settings: Config, admission: str | None) 
 
     async with await ReplayLLM.connect(settings) as llm:
         assert isinstance(llm, ReplayLLM)
-        settle()
+        freeze_startup_objects()
         if admission is not None:
             llm.use_admission(admission)  # type: ignore[arg-type]
         with _progress(len(session.graphs)) as advance:

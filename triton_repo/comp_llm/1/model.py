@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 from compllm.frontends.triton.comp_llm_metrics import FAMILIES, QueueGauges
 from compllm.frontends.triton.comp_llm_serving import ErrorCode, FaceModel, load
 from compllm.frontends.triton.metrics import Families
-from compllm.heap import settle
+from compllm.gc_freeze import freeze_startup_objects
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
@@ -46,7 +46,7 @@ class TritonPythonModel:
             gauges.publish,
             lambda end: pb_utils.Logger.log_info(str(end)),
         )
-        settle()
+        freeze_startup_objects()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

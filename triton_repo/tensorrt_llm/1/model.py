@@ -18,7 +18,7 @@ from compllm.formats.lora_tensors import read_base_shape
 from compllm.frontends.triton.core_metrics import FAMILIES, Gauges
 from compllm.frontends.triton.core_serving import CoreModel
 from compllm.frontends.triton.metrics import Families
-from compllm.heap import settle
+from compllm.gc_freeze import freeze_startup_objects
 from compllm.niceness import give_way
 
 _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -67,7 +67,7 @@ class TritonPythonModel:
             cancellation_check_period_s=settings.number("cancellation_check_period_ms", 10) / 1e3,
             on_stats=gauges.publish,
         )
-        settle()
+        freeze_startup_objects()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:

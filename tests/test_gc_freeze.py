@@ -1,4 +1,4 @@
-"""The heap after start-up: nothing of it is walked again, and what came later still is."""
+"""gc_freeze: the collector leaves out the objects of start-up and still walks later ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from compllm.heap import settle
+from compllm.gc_freeze import freeze_startup_objects
 
 
 class Thing:
@@ -24,12 +24,12 @@ def _unfrozen() -> Iterator[None]:
 def test_what_start_up_made_is_not_walked_again() -> None:
     """A full collection took 28 ms, in the middle of a query."""
     assert len(gc.get_objects()) > 1000
-    settle()
+    freeze_startup_objects()
     assert len(gc.get_objects()) < 100
 
 
 def test_garbage_of_later_is_still_collected() -> None:
-    settle()
+    freeze_startup_objects()
     one, two = Thing(), Thing()
     one.other, two.other = two, one
     gone = weakref.ref(one)
