@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from compllm.backend import Backend, GenerateRequest, Prompt, open_chunks
+from compllm.backend import Backend, Chunk, GenerateRequest, Prompt, open_chunks
 from compllm.errors import BackendError
 from compllm.loops import MIN_COPIES, LoopGuard
 from compllm.prompts import CHATML, ChatTemplate, aggregator_prompt, one_line
@@ -26,6 +26,7 @@ from compllm.types import (
 
 JOINT = "; "  # between responses
 _SHORT = 24  # characters of a response that an answer must hold as it is
+OnChunk = Callable[[Chunk], None]
 OnEnd = Callable[[FinishReason], None]
 
 
@@ -55,10 +56,12 @@ async def compose(
     backend: Backend,
     aggregator: Aggregator,
     on_end: OnEnd = lambda _: None,
+    on_chunk: OnChunk = lambda _: None,
 ) -> AsyncGenerator[str, None]:
     """Yield the answer's text as it is written. `leaves`: (question, response); None: it has none.
 
-    on_end: is called where a model wrote, with the reason of its end. Raises BackendError.
+    Where a model writes, on_end is called with the reason of its end, and on_chunk with each chunk.
+    Raises BackendError.
     """
     if not aggregator.needs_model(leaves):
         yield join(leaves)
@@ -76,6 +79,7 @@ async def compose(
     text = LoopGuard(max(MIN_COPIES, len(leaves) + 1))
     async with open_chunks(backend, request) as chunks:
         async for chunk in chunks:
+            on_chunk(chunk)
             is_last = chunk.finish_reason is not None
             new_text = chunk.text
             if aggregator.cuts_loops:

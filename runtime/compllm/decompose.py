@@ -8,7 +8,7 @@ breaks a rule, a generator that fails or stalls: the one-node plan takes its pla
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 
 from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
@@ -16,6 +16,8 @@ from compllm.errors import BackendError, PlanError
 from compllm.plan import PlanLimits, PlanParser, fallback_plan, plan_guide
 from compllm.prompts import CHATML, ChatTemplate, generator_prompt
 from compllm.types import Plan, Query, SamplingParams, SubQuery
+
+OnChunk = Callable[[Chunk], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +49,25 @@ class Generator:
 
 
 async def decompose(
-    query: Query, backend: Backend, generator: Generator
+    query: Query, backend: Backend, generator: Generator, on_chunk: OnChunk = lambda _: None
 ) -> AsyncGenerator[SubQuery | Plan, None]:
     """Yield each sub-query when its line ends, last the Plan of them all.
 
-    When that Plan `is_fallback`, it replaces every sub-query yielded before. Raises nothing of its
-    own.
+    When that Plan `is_fallback`, it replaces every sub-query yielded before. on_chunk: is called
+    with each chunk of the request. Raises nothing of its own.
     """
     parser = PlanParser(generator.limits)
     sub_queries: list[SubQuery] = []
     log_probs: list[float] = []
+
+    def received(chunk: Chunk) -> None:
+        log_probs.extend(chunk.log_probs)
+        on_chunk(chunk)
+
     deadline = asyncio.get_running_loop().time() + generator.timeout_s
     try:
         async with open_chunks(backend, generator.request(query)) as chunks:
-            async for line in _lines(chunks, parser, deadline, log_probs):
+            async for line in _lines(chunks, parser, deadline, received):
                 if any(line.text == earlier.text for earlier in sub_queries):
                     break  # small generators loop: a line said again ends the plan
                 sub_queries.append(line)
@@ -75,9 +82,8 @@ async def decompose(
 
 
 async def _lines(
-    chunks: AsyncIterator[Chunk], parser: PlanParser, deadline: float, log_probs: list[float]
+    chunks: AsyncIterator[Chunk], parser: PlanParser, deadline: float, on_chunk: OnChunk
 ) -> AsyncGenerator[SubQuery, None]:
-    """log_probs: grows by those of the tokens read."""
     is_open = True
     while is_open:
         # Around the wait alone: a timeout scope must not span a yield.
@@ -85,7 +91,7 @@ async def _lines(
             chunk = await anext(chunks, None)
         if chunk is None:
             raise BackendError("the plan broke off before its end")
-        log_probs += chunk.log_probs
+        on_chunk(chunk)
         is_open = chunk.finish_reason is None
         if chunk.finish_reason == "length":
             raise PlanError("the generator was cut off at its token limit")

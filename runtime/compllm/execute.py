@@ -36,6 +36,7 @@ from compllm.types import (
     SubQuery,
     Usage,
 )
+from compllm.usage import RequestUsage, UsageCounter
 
 Emit = Callable[[Event], None]
 _TEMPLATE_CHARS = 128  # what a node's prompt has beside its texts, or more
@@ -75,6 +76,7 @@ class LiveQuery:
     seq: int  # rises with the arrival of queries
     start_s: float  # of the event loop's clock
     emit: Emit
+    usage: UsageCounter = field(default_factory=UsageCounter)
 
     def elapsed_s(self) -> float:
         return asyncio.get_running_loop().time() - self.start_s
@@ -302,11 +304,14 @@ class Execution:
         )
         self._slots[node_id] = slot = self._slot(node_id, expert)
         times = self._times[node_id]
+        used: RequestUsage | None = None
         try:
             # What waits in the queue is not late: time counts from the start.
             async with asyncio.timeout(None) as limit:
 
                 def started(at_s: float) -> None:
+                    nonlocal used
+                    used = used or live.usage.request()
                     self._slots.pop(node_id, None)
                     at_s = max(at_s - live.start_s, times.ready_s)
                     times.start_s = at_s if times.start_s is None else times.start_s
@@ -321,6 +326,10 @@ class Execution:
                 query_id=live.id,
                 node_id=node_id,
             ) from None
+        if used is not None and outcome.is_shared:
+            live.usage.discard(used)
+        elif used is not None:
+            used.add(outcome.last)
         text, usage = outcome.text.strip(), outcome.last.usage or Usage()
         if engine.nodes.cuts_loops:
             text = cut_loop(text) or text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
@@ -24,7 +24,7 @@ from compllm.assembly import (
 )
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
-from compllm.compose import answer_prompt, compose
+from compllm.compose import answer_prompt, compose, join
 from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
 from compllm.decompose import decompose
@@ -42,6 +42,8 @@ from compllm.routing.ownership import Ownership
 from compllm.routing.route import Router
 from compllm.scheduling.admission import Admission
 from compllm.types import (
+    ANSWER_NODE,
+    PLAN_NODE,
     Answer,
     AnswerFinished,
     Event,
@@ -54,7 +56,6 @@ from compllm.types import (
 
 # Generator and aggregator requests go through admission too: the whole query waits for them.
 _WHOLE_PATH = 1e9
-_PLAN_NODE, _ANSWER_NODE = 0, -1
 
 
 class CompLLM:
@@ -243,8 +244,7 @@ class CompLLM:
             run.finish_plan(given)
             yield given.sub_queries
             return
-        items = decompose(run.query, self._engine.backend, self._generator)
-        async with self._slot(run.live, _PLAN_NODE), aclosing(items):
+        async with self._slot(run.live, PLAN_NODE), aclosing(self._generate(run)) as items:
             async for item in items:
                 if isinstance(item, SubQuery):
                     yield (item,)
@@ -255,6 +255,11 @@ class CompLLM:
                     yield item.sub_queries
                 else:
                     run.proposed = item
+
+    def _generate(self, run: Run) -> AsyncGenerator[SubQuery | Plan, None]:
+        usage = run.live.usage
+        usage.plan = usage.request()
+        return decompose(run.query, self._engine.backend, self._generator, usage.plan.add)
 
     async def _embed(self, run: Run, lines: Sequence[SubQuery]) -> Array:
         start_s = run.live.elapsed_s()
@@ -287,17 +292,22 @@ class CompLLM:
             yield UNKNOWN
             return
         leaves = verdict.leaves
-        has_slot = self._aggregator.needs_model(leaves)
-        async with self._slot(run.live, _ANSWER_NODE) if has_slot else nullcontext():
-            backend = self._engine.backend
-            texts = compose(run.query, leaves, backend, self._aggregator, run.answer_ended)
+        if not self._aggregator.needs_model(leaves):
+            yield join(leaves)
+            return
+        usage, backend = run.live.usage, self._engine.backend
+        async with self._slot(run.live, ANSWER_NODE):
+            usage.answer = usage.request()
+            texts = compose(
+                run.query, leaves, backend, self._aggregator, run.answer_ended, usage.answer.add
+            )
             async with aclosing(texts):
                 async for text in texts:
                     yield text
 
     def _slot(self, live: LiveQuery, node_id: int) -> AbstractAsyncContextManager[None]:
         """A place at the engine for a request that the whole query waits for."""
-        model = self._generator.model if node_id == _PLAN_NODE else self._aggregator.model
+        model = self._generator.model if node_id == PLAN_NODE else self._aggregator.model
         return self._engine.admission.slot(model, live.seq, node_id, _WHOLE_PATH)
 
     # Before anything is sent.

@@ -91,6 +91,7 @@ class Run:
             finish_reason="error" if is_partial else end,
             confidence=verdict.confidence,
             is_low_confidence=verdict.is_low,
+            usage=self.live.usage.total(),
         )
 
     def _timings(self, nodes: Sequence[NodeResult]) -> Timings:

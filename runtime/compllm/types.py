@@ -7,11 +7,15 @@ ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 NodeStatus = Literal["waiting", "ready", "running", "done", "failed", "skipped", "cancelled"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 ComposePolicy = Literal["always", "auto", "never"]
+
+# Where the plan and the answer stand among a query's nodes, whose ids rise from 1.
+PLAN_NODE: Final = 0
+ANSWER_NODE: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,18 @@ class Usage:
     scheduled_s: float = 0.0  # arrival to first scheduled
     first_token_s: float = 0.0  # arrival to first token
     total_s: float = 0.0  # arrival to last token
+
+
+@dataclass(frozen=True, slots=True)
+class QueryUsage:
+    """What one query used of the engines, over all its requests: the plan's, the sub-queries' and
+    the answer's. A response that is shared counts for the query that asked first."""
+
+    num_requests: int = 0  # attempts that failed too
+    num_input_tokens: int = 0  # of requests that ran to their end: the engine reports it there
+    num_output_tokens: int = 0
+    plan: Usage | None = None  # of the request that wrote the plan; None: none ran to its end
+    answer: Usage | None = None  # of the request that composed the answer; None: as above
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +172,7 @@ class Answer:
     # the engine no log-probabilities.
     confidence: float | None = None
     is_low_confidence: bool = False  # below answer.min_confidence, or parts were not given
+    usage: QueryUsage = field(default_factory=QueryUsage)
 
 
 # What `CompLLM.stream` yields, in the order things happen. Times are seconds from the query's
