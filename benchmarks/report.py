@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def percentiles(values: Iterable[float]) -> dict[str, float]:
-    """p50, p95 and p99: the smallest value that so many percent of all do not exceed."""
+    """p50, p95 and p99: the smallest value that a percentage of all does not exceed."""
     ordered = sorted(values)
     if not ordered:
         raise ValueError("there are no values to take percentiles of")
@@ -108,7 +108,8 @@ def commit() -> dict[str, Cell]:
 
 
 def _told(value: Any) -> Any:
-    """An argument as others may read it: of a file its name, not the folders of whoever ran it.
+    """An argument as others may read it: of a file its name, not the folders of the machine that
+    ran it.
 
     PATH and NAME=PATH, and lists of them; the rest as it is.
     """

@@ -70,7 +70,8 @@ async def timed(backend: Backend, request: GenerateRequest, due: float | None = 
 
 
 def prompts(tokenizer: Tokenizer, count: int, num_tokens: int, rng: random.Random) -> list[str]:
-    """Texts of about so many tokens that share no beginning: seeded words of the vocabulary."""
+    """Texts of about `num_tokens` tokens that share no beginning: seeded words of the
+    vocabulary."""
     words = [
         word
         for each in range(1000, min(tokenizer.vocab_size, 20_000))
@@ -125,7 +126,7 @@ def read_metrics(url: str) -> dict[str, float]:
 async def idle_metrics(
     url: str, min_tokens: float = 0.0, timeout_s: float = 30.0
 ) -> dict[str, float]:
-    """The metrics, once the engine tells of no active request and of so many generated tokens: it
+    """The metrics, once the engine shows no active request and that number of generated tokens: it
     publishes them a little after the last answer."""
     async with asyncio.timeout(timeout_s):
         while True:

@@ -78,7 +78,7 @@ def shipped_folder() -> Path:
 def default_adapters(checkpoint: Path | None = None) -> tuple[AdapterSource, ...]:
     """The adapters that travel with the package: every PEFT directory under engines/adapters/.
 
-    checkpoint: leave out those of another base; nobody asked for them by name.
+    checkpoint: leave out those of another base; no caller asked for them by name.
     """
     found = tuple(
         AdapterSource(path.parent, check_adapter_name(path.parent.name))

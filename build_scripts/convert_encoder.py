@@ -136,7 +136,7 @@ def _convert(encoder: Path, into: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what PyTorch and OpenVINO tell of each other's versions: nothing to act on."""
+    """Without what PyTorch and OpenVINO print about each other's versions: nothing to act on."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -225,7 +225,7 @@ def _find(folder: Path, wheel: Wheel) -> Path | None:
 
 
 def _reason(pip_errors: str) -> str:
-    """The line of pip's errors that tells most, and what to do about it."""
+    """The line of pip's errors that explains most, and what to do about it."""
     if "No module named pip" in pip_errors:
         return f"{sys.executable} has no pip: run `{sys.executable} -m ensurepip` first"
     lines = [line.strip() for line in pip_errors.splitlines() if line.strip()]

@@ -1,7 +1,7 @@
 """Who is compared: each contestant turns a composite question into an Outcome.
 
 Comp-LLM runs through `CompLLM.ask` itself; what it is compared with asks the same engine, with the
-same prompt format and greedily. Every contestant is told, or has been trained, to join several
+same prompt format and greedily. Every contestant is asked, or has been trained, to join several
 answers by "; ".
 """
 
@@ -74,7 +74,7 @@ def contestants(lab: Lab, shots: Sequence[Composite], two: Sequence[str]) -> dic
 
 
 def joined(outcome: Outcome) -> Outcome:
-    """The outcome of Comp-LLM had nobody composed: its leaves' responses, joined."""
+    """The outcome of Comp-LLM without composing: its leaves' responses, joined."""
     needed = {parent for above in outcome["parents"] for parent in above}
     leaves = [r for i, r in enumerate(outcome["responses"]) if i not in needed]
     return {**outcome, "answer": "; ".join(response for response in leaves if response)}
@@ -230,7 +230,7 @@ def _alone(pick: Callable[[Lab], Expert]) -> Open:
 
 
 def told_base(lab: Lab) -> Expert:
-    """The base, told how several answers are written."""
+    """The base with a prompt that says how several answers are written."""
     base = lab.catalogue.base
     return replace(base, system=base.system + JOIN_HINT)
 

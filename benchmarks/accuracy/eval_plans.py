@@ -7,7 +7,7 @@ Plans the test questions of the generator's set, source by source: our composite
 that need no plan, and the held-out parts of the two human sets; compares with the gold plans.
 Beside them stands what the best plan that never reads the question reaches, out of all graphs of
 one to four nodes: only what beats it counts. --foretold asks of the human sets what could be
-beaten at all: how far the graph can be told from the question, by a classifier that writes no
+beaten at all: how far a classifier predicts the graph from the question, without writing any
 sub-query (no engine needed; eval_plans_foretold.json and .md). Outcomes are kept in
 $COMPLLM_HOME/evaluation: a killed run goes on. Writes eval_plans.json, .md and .png.
 """

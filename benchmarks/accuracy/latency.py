@@ -2,8 +2,8 @@
 
 One question at a time on an otherwise idle engine, nothing taken from the cache of answers. The
 contestants take turns on each question, in an order that rotates and turns round from question to
-question, since the engine reuses the prompt blocks of whoever asked the same before: rotated alone,
-one would nearly always come behind its neighbour.
+question, since the engine reuses the prompt blocks of the one that asked the same before: rotated
+alone, one would nearly always come behind its neighbour.
 """
 
 from __future__ import annotations

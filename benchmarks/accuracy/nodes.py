@@ -1,6 +1,6 @@
 """One step alone: what each expert knows (given gold parents), and what the aggregator composes.
 
-Rows by kind of question tell which kinds cost a composite its answer.
+Rows by kind of question show which kinds cost a composite its answer.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def _turned(words: list[str]) -> list[str]:
 
 
 def constant_graphs(max_nodes: int = MAX_CONSTANT_NODES) -> Iterator[Graph]:
-    """Every graph of up to so many nodes: what a plan that never reads the question can be."""
+    """Every graph of up to `max_nodes` nodes: what a plan that never reads the question can be."""
     for num_nodes in range(1, max_nodes + 1):
         possible = tuple(itertools.combinations(range(1, num_nodes + 1), 2))
         for size in range(len(possible) + 1):

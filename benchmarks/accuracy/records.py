@@ -58,7 +58,7 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class NodeItem:
-    """A question for one expert; `parents` are what it is told."""
+    """A question for one expert; `parents` are the responses that it is given."""
 
     id: str
     domain: str

@@ -1,4 +1,4 @@
-"""How much of a plan's graph can be told from its question: shapes foretold by a classifier.
+"""How much of a plan's graph its question predicts: shapes from a classifier.
 
 People take the same question apart in different ways. Where a classifier of the words, which need
 write no sub-query, does no better than one graph for all questions, little can be asked of a
@@ -39,8 +39,8 @@ def foretell(questions: Sequence[str], golds: Sequence[Graph], seed: int = 0) ->
 
 
 def _foretold_edges(words: Any, golds: Sequence[Graph], seed: int) -> float:
-    """Of the candidate with the highest expected F1, which may be one that nobody drew: where two
-    shapes are likely, the edges of both may pay."""
+    """Of the candidate with the highest expected F1, which may be one that no person drew: where
+    two shapes are likely, the edges of both may pay."""
     common = [shape for shape, _ in Counter(golds).most_common(_MAX_SHAPES)]
     labels = np.array([common.index(g) if g in common else len(common) for g in golds])
     chances, classes = _chances(words, labels, seed)

@@ -2,15 +2,16 @@
 
     python -m benchmarks.load.bench_client [--cancels 1000] [--engine DIR]
 
-Storm: more adapters than the engine's LoRA cache holds, all asked for at once, by 64 requests. Told
-are failures, answers of a wrong adapter, weights sent again, and the engine's own evictions. An
-answer counts as a wrong adapter's when it has more of its beginning in common with what another
-adapter says to the same prompt alone than with what its own says: an int8 engine's texts may part
-late for other reasons. Each storm has a client of its own, which knows nothing of the cache.
+Storm: more adapters than the engine's LoRA cache holds, all asked for at once, by 64 requests.
+Reported are failures, answers of a wrong adapter, weights sent again, and the engine's own
+evictions. An answer counts as a wrong adapter's when it has more of its beginning in common with
+what another adapter says to the same prompt alone than with what its own says: an int8 engine's
+texts may part late for other reasons. Each storm has a client of its own, which knows nothing of
+the cache.
 
 Cancels: one to four requests at a time, each ended after a random while in one of three ways: its
-iterator closed, its task cancelled, the connection of all dropped. Told are the steps that the
-engine took between hearing of it and its end (its own gauge), the tokens that were made for nobody,
+iterator closed, its task cancelled, the connection of all dropped. Reported are the steps that the
+engine took between hearing of it and its end (its own gauge), the tokens that no client received,
 and the time until the gauge of active requests was seen at 0.
 """
 

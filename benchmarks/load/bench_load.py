@@ -12,7 +12,7 @@ seed alone; then, of the very requests that ran, `simulated`, on the step times 
 run, when the engine had nothing else to do, `replayed`, on those that the engine counted in the
 run, and `paced`, on those and the pace that they had at each time of it. The first two are
 forecasts, and near the capacity a few percent of step time are a queue; the third knows the
-engine's mean but not the machine's moods; the fourth tells what the model of the engine, the queue
+engine's mean but not the machine's moods; the fourth shows what the model of the engine, the queue
 and the path itself is worth. Nodes and answers have as many tokens in both parts.
 Results: load_simulated.json, bench_load.json and bench_load.png.
 """
@@ -75,7 +75,7 @@ class Seen:
 
 
 def repeated(graphs: Sequence[ReplayGraph], count: int) -> list[ReplayGraph]:
-    """So many: where they are fewer, again with other words before, that no cache knows."""
+    """`count` graphs: where they are fewer, again with other words before, that no cache knows."""
     from compllm.types import Plan
 
     def again(graph: ReplayGraph, turn: int) -> ReplayGraph:

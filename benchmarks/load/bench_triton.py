@@ -4,10 +4,10 @@
     python -m benchmarks.load.bench_triton --url HOST:8001 --metrics-url http://HOST:8002/metrics \\
         --tokenizer DIR --adapter-ids 11,12,13 [--adapters-dir DIR]
 
-Closed loop: so many users, each with one request at a time. Open loop: Poisson arrivals at given
-rates, or at shares of the best closed-loop throughput; latencies count from when a request was due,
-so that a server which falls behind cannot hide it. Requests go round-robin over the base and the
-adapters, stream, and share no prefix. An llmapi repository is found out by itself.
+Closed loop: a number of users, each with one request at a time. Open loop: Poisson arrivals at
+given rates, or at shares of the best closed-loop throughput; latencies count from when a request
+was due, so that a server which falls behind cannot hide it. Requests go round-robin over the base
+and the adapters, stream, and share no prefix. An llmapi repository is found out by itself.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Target:
 
 @contextlib.asynccontextmanager
 async def target(arguments: argparse.Namespace) -> AsyncIterator[Target]:
-    """Somebody's server, or one of our own with random adapters in a cache of as many places."""
+    """The server at the given address, or one of our own with random adapters in a cache of as many
+    places."""
     from compllm.backends.select import connect
     from compllm.backends.triton import TritonBackend
     from compllm.formats.lora_tensors import read_base_shape
@@ -150,7 +151,7 @@ async def open_loop(
 def add_rows(
     report: Report, table: str, load: Row, results: Sequence[Timed], wall_s: float, **more: Cell
 ) -> float:
-    """What both loops tell of one load. Gives requests a second."""
+    """What both loops report of one load. Gives requests a second."""
     done = [each for each in results if not each.error]
     num_tokens = sum(each.num_tokens for each in done)
     tpots = [each.tpot_s for each in done if each.tpot_s is not None]

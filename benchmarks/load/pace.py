@@ -2,7 +2,7 @@
 
 Stands beside `replayed.py`: the simulator knows one time for each kind of step, but a shared
 machine has moods, and near the capacity a spell of slow steps makes a queue that outlasts it. The
-engine's counters, read every few seconds of the run, tell those spells. What is left between
+engine's counters, read every few seconds of the run, show those spells. What is left between
 prediction and replay then is the error of the model of queue, path and engine.
 """
 

@@ -1,4 +1,4 @@
-"""What bench_ablation tells of its records: tables, whether all did the same work, a picture."""
+"""What bench_ablation reports of its records: tables, whether all did the same work, a picture."""
 
 from __future__ import annotations
 

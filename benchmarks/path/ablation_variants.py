@@ -64,14 +64,14 @@ VARIANTS: Mapping[Part, tuple[Variant, ...]] = {
 
 
 def salt_of(part: Part, variant: Variant, round_number: int) -> str:
-    """Two letters that no other run of the bench has: nobody finds another's prefix cached."""
+    """Two letters that no other run of the bench has: no run finds another's prefix cached."""
     before = sum(len(VARIANTS[each]) for each in list(VARIANTS)[: list(VARIANTS).index(part)])
     number = before + VARIANTS[part].index(variant)
     return f"{chr(ord('A') + number)} {chr(ord('A') + round_number)}"
 
 
 def neighbours(graphs: Sequence[ReplayGraph], count: int) -> list[ReplayGraph]:
-    """So many queries, of which every second one has the first sub-queries (those without parents)
+    """`count` queries, of which every second one has the first sub-queries (those without parents)
     in common with the one before it, and nothing else."""
     return [_marked(graphs[number // 2 % len(graphs)], number) for number in range(count)]
 

@@ -166,7 +166,7 @@ async def closed_loop(
     settings: ReplaySettings,
     arguments: argparse.Namespace,
 ) -> float:
-    """Queries a second with always so many under way that the engine has no pause."""
+    """Queries a second with enough of them under way that the engine has no pause."""
     from compllm.lab.replay.drive import replay
 
     ran: list[Ran] = []

@@ -6,9 +6,9 @@
 
 Both ask the same engine for the same questions, greedily, streamed, in alternating order: once by
 `CompLLM` in this process, once by a gRPC stream to `comp_llm`, whose runtime is a process of its
-own. `outside` is what a user waits beyond what the path itself tells of a query: in process next to
-nothing, at the model its tensors, its responses and the gRPC stream. The engine's own noise is in
-`first` and `all`, and not in it.
+own. `outside` is what a user waits beyond what the path itself reports of a query: in process next
+to nothing, at the model its tensors, its responses and the gRPC stream. The engine's own noise is
+in `first` and `all`, and not in it.
 """
 
 from __future__ import annotations

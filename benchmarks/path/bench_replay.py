@@ -3,14 +3,14 @@
     python -m benchmarks.path.bench_replay --graphs strategyqa=FILE --graphs break=FILE [--limit 30]
 
 Graph by graph, policy by policy, in an order that rotates, so that a drift of the machine meets all
-of them alike. Part `stage` is the expert stage alone (plan and routes are given, nobody composes),
-part `whole` writes the gold plan through the generator and composes an answer. Each run has a salt
-of its own before its questions: no policy finds another's prefix in the engine's cache. What a step
-of the engine takes is measured again every few graphs; a graph's bound counts the mean of the
-measurements before and behind it; beside it stands the bound of the same requests on the built-in
-`gpu-like` profile, an engine whose step takes as long for eight as for one: hypothetical, it tells
-what of a missed aim the two cores are to blame for. Without --graphs: a chain, a diamond, a fan-in,
-and a mix of them.
+of them alike. Part `stage` is the expert stage alone (plan and routes are given, no answer is
+composed), part `whole` writes the gold plan through the generator and composes an answer. Each run
+has a salt of its own before its questions: no policy finds another's prefix in the engine's cache.
+What a step of the engine takes is measured again every few graphs; a graph's bound counts the mean
+of the measurements before and behind it; beside it stands the bound of the same requests on the
+built-in `gpu-like` profile, an engine whose step takes as long for eight as for one: hypothetical,
+it shows what of a missed aim the two cores are to blame for. Without --graphs: a chain, a diamond,
+a fan-in, and a mix of them.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def read_sets(arguments: argparse.Namespace, config: Config) -> dict[str, list[R
 
 @contextlib.asynccontextmanager
 async def opened(arguments: argparse.Namespace) -> AsyncIterator[LLMs]:
-    """An LLM for each part, on somebody's server or one of our own."""
+    """An LLM for each part, on the server at the given address or one of our own."""
     from compllm.backends.triton import TritonBackend
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config

@@ -141,7 +141,7 @@ def run_to_the_end(built: Built) -> int:
 def time_once(
     build: Callable[[Parents], Built], parents: Parents, num_graphs: int
 ) -> tuple[float, float]:
-    """Microseconds of CPU per node to build and to run so many graphs of one shape."""
+    """Microseconds of CPU per node to build and to run a number of graphs of one shape."""
     started = time.process_time()
     built = [build(parents) for _ in range(num_graphs)]
     between = time.process_time()

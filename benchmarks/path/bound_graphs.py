@@ -5,7 +5,7 @@
 
 Every graph of two nodes or more; no engine and no server: the bounds are those that a replay is
 measured against (`compllm.lab.replay.ideal`), the tokens those that the simulator counts. Beside
-the profile stands the built-in `gpu-like` one, which nobody measured. Without --graphs: the shapes
+the profile stands the built-in `gpu-like` one, which is hypothetical. Without --graphs: the shapes
 of bench_replay. Saves bound_graphs.json and .md.
 """
 
@@ -88,7 +88,7 @@ class LoadCounter(RequestCounter):
 
 
 def nodes_alone(loads: Mapping[int, Load]) -> dict[int, Load]:
-    """Part `stage` of the same query: the plan is given, nobody composes."""
+    """Part `stage` of the same query: the plan is given, no answer is composed."""
     return {
         node: replace(load, num_plan_tokens=0)
         for node, load in loads.items()
@@ -117,7 +117,8 @@ def bounds(all_loads: Sequence[Mapping[int, Load]], profile: EngineProfile) -> B
 
 
 def cells(values: Sequence[float], seed: int) -> Row:
-    """The mean with its interval, and the smallest value that so many percent do not exceed."""
+    """The mean with its interval, and the smallest value that a percentage of them does not
+    exceed."""
     estimate = mean(values, seed)
     p10, p50, p90 = np.percentile(values, (10, 50, 90), method="inverted_cdf").tolist()
     numbers = {"mean": estimate.value, "low": estimate.low, "high": estimate.high}

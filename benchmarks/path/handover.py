@@ -63,7 +63,8 @@ def gaps_ms(plan: Plan, nodes: Sequence[NodeResult]) -> list[float]:
 async def measure(
     llm: CompLLM, num_live: int, num_queries: int, rng: random.Random
 ) -> tuple[list[float], int]:
-    """Gaps of so many queries, `num_live` of them at a time, and how many nodes were not done."""
+    """Gaps of `num_queries` queries, `num_live` of them at a time, and how many nodes were not
+    done."""
     plans = iter([make_plan(rng.choice([*SHAPES]), rng) for _ in range(num_queries)])
     gaps: list[float] = []
     num_failed = 0
@@ -126,7 +127,7 @@ def spread(rounds: Sequence[Sequence[float]]) -> Row:
 
 
 async def connect(url: str) -> CompLLM:
-    """To this server. The answer is not measured, so nobody composes it."""
+    """To this server. The answer is not measured, so none is composed."""
     from compllm.config import load_config
     from compllm.pipeline import CompLLM
 

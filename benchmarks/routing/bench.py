@@ -67,7 +67,7 @@ class Bench:
         return self.sample([*ours, *extra]), self.sample(theirs)
 
     def own_training(self, max_each: int) -> list[Question]:
-        """Generated one-step questions to fit on, at most so many an expert."""
+        """Generated one-step questions to fit on, at most `max_each` an expert."""
         from compllm.build_scripts.routing.questions import read_datasets, thin_out
 
         if self.arguments.datasets is None:

@@ -7,7 +7,7 @@ Fits every router on one half of the subject questions (with our own training qu
 catalogue's examples) and tests on the other half; then the shipped routers on our sub-queries, the
 base model's own vectors, 3 to 32 experts, other dress, the base model asked. Vectors, fits and
 answers are kept in $COMPLLM_HOME: a killed run goes on. Writes eval_router.json, .md and two .png;
-with some --parts alone, eval_router_PARTS.json and .md. `--parts speed` tells what embedding and
+with some --parts alone, eval_router_PARTS.json and .md. `--parts speed` measures what embedding and
 routing one sub-query takes: run it alone on an idle machine.
 """
 

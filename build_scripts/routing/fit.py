@@ -1,9 +1,9 @@
 """Vectors and labels to heads that the runtime runs: class means, prototypes, softmax, neighbours.
 
 scikit-learn fits, numpy routes: what is learned leaves here as plain arrays. The default head
-averages two softmax layers: one tells every topic from every other and adds up an expert's topics,
-the other tells the experts and "none" apart with all experts weighing the same. The first knows
-better what belongs to nobody, the second which expert it is; together they beat both.
+averages two softmax layers: one separates every topic from every other and adds up an expert's
+topics, the other keeps the experts and "none" apart with all experts weighing the same. The first
+knows better what belongs to no expert, the second which expert it is; together they beat both.
 
 Generated questions lie elsewhere than those that people wrote for the same expert. So they are
 clusters and classes of their own: thrown together, they move the borders between people's

@@ -95,7 +95,8 @@ class Bench:
         return [float(value) for labels, value in mine if label in labels]
 
     def wait_active(self, limit_s: float) -> None:
-        """Until the server tells of an active request: its gauges are set a few times a second."""
+        """Wait until the server shows an active request: its gauges are set a few times a
+        second."""
         self._wait(limit_s, lambda active: active > 0, "no request became active")
 
     def wait_idle(self, limit_s: float) -> float:

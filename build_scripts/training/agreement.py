@@ -1,8 +1,8 @@
 """Does the embedded engine write what transformers + PEFT write with the same adapter?
 
 Greedy decoding of both, token by token. The reference computes in float32 on the weights that the
-engine has in half precision; where tokens part, the gap between its two best logits tells a tie of
-rounding from a fault.
+engine has in half precision; where tokens part, the gap between its two best logits separates a tie
+of rounding from a fault.
 """
 
 from __future__ import annotations

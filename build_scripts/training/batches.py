@@ -1,5 +1,5 @@
-"""Which examples make up step k: a function of seed and k alone, so a resumed run goes on with the
-very batches that it would have had.
+"""Which examples make up step k: a function of seed and k alone, so a resumed run continues with
+the very batches that it would have had.
 
 Packing (packing.py) pays nothing for unequal lengths, so there are no buckets by length. Groups of
 examples that begin alike save work instead: what they share is computed once.

@@ -2,7 +2,7 @@
 
 Every prompt is made by `compllm.prompts` and tokenised by `compllm.backends.tokenizer`, as serving
 does, so that a trained adapter meets at run time the very ids it was trained on. Which role a
-record trains is told by what it holds: a plan (generator), facts (aggregator), else an answer
+record trains follows from what it holds: a plan (generator), facts (aggregator), else an answer
 (expert, or a model that answers a composite question in one go).
 """
 

@@ -2,7 +2,7 @@
 
 Exact match is that of greedy decoding, without decoding: a response is written token by token
 exactly when each of its tokens is the most likely one after those before it (and the token that
-ends it after the last). One forward pass tells that for all tokens at once; a test compares it with
+ends it after the last). One forward pass shows that for all tokens at once; a test compares it with
 real generation.
 """
 

@@ -49,7 +49,7 @@ IMAGES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class SeenGpu:
-    """A GPU as nvidia-smi tells it."""
+    """A GPU as nvidia-smi reports it."""
 
     index: int
     name: str
@@ -118,7 +118,7 @@ def script_path(tool: str, examples: Path) -> Path:
 
 
 def same_version(seen: str, pinned: str) -> bool:
-    """Equal, or one tells more digits than the other: 10.14.1 and 10.14.1.48."""
+    """Equal, or one has more digits than the other: 10.14.1 and 10.14.1.48."""
     one, two = seen.split("."), pinned.split(".")
     shared = min(len(one), len(two))
     return shared >= 3 and one[:shared] == two[:shared]

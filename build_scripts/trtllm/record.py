@@ -1,6 +1,6 @@
 """manifest.json of a directory of TensorRT-LLM engines: what they are, from what, for which GPU.
 
-The runner writes it last; make_triton_repo.py and whoever serves read it first. A directory:
+The runner writes it last; make_triton_repo.py and the server read it first. A directory:
 
     manifest.json
     <engine>/config.json, rank<N>.engine     one folder an engine, named as its Triton model
@@ -149,7 +149,7 @@ class TrtManifest:
 
 
 def default_dir() -> Path:
-    """Where engines go when nobody says otherwise."""
+    """Where engines go by default."""
     return home_dir() / "engines" / "trtllm"
 
 

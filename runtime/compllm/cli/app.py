@@ -230,7 +230,7 @@ async def _ask(query: Query, plan: Plan | None, settings: Config, *, is_live: bo
 
 
 async def _connect(settings: Config, console: Console) -> CompLLM:
-    """Loading the encoder takes a second or more: a terminal is told."""
+    """Loading the encoder takes a second or more: a terminal shows it."""
     with console.status("loading the encoder"):
         from compllm.pipeline import CompLLM
 

@@ -107,8 +107,8 @@ async def _plan(llm: CompLLM, question: Question) -> Record:
 
 
 async def _is_gone(url: str) -> bool:
-    """Whether nobody listens there. A generator that fails is a fall-back plan; a server that ended
-    must not turn the rest of the file into them."""
+    """Whether no server listens there. A generator that fails is a fall-back plan; a server that
+    ended must not turn the rest of the file into them."""
     host, _, port = url.rpartition(":")
     if not host:
         return False

@@ -3,7 +3,7 @@ catalogue's adapters.
 
     python -m compllm.cli.prepare
 
-`compllm up` runs it first. Each step returns at once when its result is there, tells its progress
+`compllm up` runs it first. Each step returns at once when its result is there, reports its progress
 on stderr and leaves nothing half-made when it is interrupted.
 """
 

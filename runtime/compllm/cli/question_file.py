@@ -1,5 +1,5 @@
 """Files of questions, one JSON object with a "question" a line, of any length: read line by line,
-and an output beside them that a stopped run goes on with.
+and an output beside them that a stopped run continues.
 
 Bad lines are named by number before any work is done, except in standard input, which is read once.
 """

@@ -144,7 +144,7 @@ class GraphView:
 
 
 def _layout(rows: Collection[_Row], width: int) -> _Layout:
-    """The sub-query comes first: what tells less gives way to it."""
+    """The sub-query comes first: less important columns give way to it."""
     layouts = (*(_Layout(each) for each in _BAR_WIDTHS), _Layout())
     for layout in layouts:
         if width - _taken(rows, layout) >= _TEXT_WIDTH:

@@ -58,7 +58,7 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be allocated now: free ones and cached ones nobody uses."""
+        """Blocks that can be allocated now: free ones and cached ones that no sequence uses."""
         return len(self._free) + len(self._evictable)
 
     @property
@@ -72,7 +72,7 @@ class BlockPool:
         return len(self._evictable)
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold so many tokens."""
+        """The number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.tokens_per_block)
 
     def match_prefix(self, key: Hashable, tokens: Sequence[int]) -> list[int]:
@@ -117,7 +117,7 @@ class BlockPool:
         )
 
     def reserve(self, table: BlockTable, num_tokens: int) -> bool:
-        """Make the table hold so many tokens. False, and nothing changed, if blocks lack."""
+        """Make the table hold `num_tokens` tokens. False, and nothing changed, if blocks lack."""
         missing = self.num_blocks_for(num_tokens) - len(table.blocks)
         if missing <= 0:
             return True

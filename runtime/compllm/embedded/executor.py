@@ -318,7 +318,7 @@ class Executor:
             self._deliver(sampled, tokens)
 
     def _clock(self, counts: list[int]) -> None:
-        """A step has ended that computed so many tokens of each of its sequences."""
+        """Count a step that has ended and computed these tokens of its sequences."""
         now = time.monotonic_ns()
         num_decodes = counts.count(1)
         kind = num_decodes, num_decodes < len(counts)

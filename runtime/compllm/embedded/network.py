@@ -50,8 +50,8 @@ def plain_network(weights: Weights, adapters: MaskedAdapters | None = None) -> o
 
 
 def decode_network(table: DecoderTable, num_sequences: int = 0) -> ov.Model:
-    """A step of one new token for each of so many sequences (0: of any number), all in one C++
-    operation over the caches that the table was told of: logits f32 [N, vocab]."""
+    """A step of one new token for each of `num_sequences` sequences (0: any), all in one C++
+    operation over the caches that the table holds: logits f32 [N, vocab]."""
     network = _Builder(table.weights).decode(table)
     if num_sequences:
         blocks = ("block_indices", "block_indices_begins")  # as many as the caches are long

@@ -106,8 +106,8 @@ class DecoderTable:
             raise EngineError(f"adapter slot {slot} does not exist")
 
     def set_cache(self, layer: int, keys: NDArray[Any], values: NDArray[Any]) -> None:
-        """Tell where a layer's keys and values are, [blocks, kv heads, tokens of a block, head_dim]
-        in float16 or float32; whoever made them keeps them."""
+        """Set where a layer's keys and values are, [blocks, kv heads, tokens of a block, head_dim]
+        in float16 or float32; the caller keeps them alive."""
         code = self._library.compllm_table_cache(
             self.id,
             layer,

@@ -207,7 +207,7 @@ def check_sampling(sampling: EngineSampling) -> None:
 
 
 class StopMatcher:
-    """Tells after each new token whether the output ends in a stop word or holds a stop string.
+    """Reports after each new token whether the output ends in a stop word or holds a stop string.
 
     stop_words: token sequences, matched in the output alone. stop: strings, matched in the decoded
     output; they need `decode`, token ids to text. Before `min_tokens` nothing matches.

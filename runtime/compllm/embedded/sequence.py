@@ -61,7 +61,7 @@ class Sequence:
         return is_first or is_line or now_ns - self.delivered_ns >= interval_ns
 
     def deliver(self, now_ns: int) -> None:
-        """Tell what nobody was told of yet."""
+        """Report the output that was not delivered yet."""
         self.delivered_ns = now_ns
         self.on_event(self.news())
 

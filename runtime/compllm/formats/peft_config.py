@@ -117,7 +117,7 @@ def _check_base(config: Mapping[str, Any], directory: Path, base: BaseShape) -> 
 
 
 def base_name(directory: Path) -> str:
-    """The base that a PEFT directory was trained on; empty where it does not tell. Raises
+    """The base that a PEFT directory was trained on; empty where it does not say. Raises
     EngineError."""
     return _base_name(read_json(directory / "adapter_config.json"))
 

@@ -46,7 +46,7 @@ def read_archive(
 
 @contextmanager
 def told_as(what: str, path: Path, trained: str) -> Iterator[None]:
-    """Whatever is wrong with a file, told as one ConfigError that names it and the remedy."""
+    """Whatever is wrong with a file, raised as one ConfigError that names it and the remedy."""
     try:
         yield
     except FileNotFoundError:

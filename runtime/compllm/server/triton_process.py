@@ -113,7 +113,7 @@ def release(info: ServerInfo) -> None:
 
 
 class _PortTaken(ServerError):
-    """Somebody bound a port between our look and the server's."""
+    """Another process bound a port between our check and the server's."""
 
 
 def _spawn(binary: Path, models: Path, backends: Path, ports: _BoundPorts) -> ServerInfo:
@@ -195,7 +195,7 @@ def _wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
 
 
 class _BoundPorts(NamedTuple):
-    """Ports that the server is told to listen at."""
+    """Ports that the server is started to listen at."""
 
     grpc: int
     http: int
@@ -302,7 +302,7 @@ def stop(info: ServerInfo) -> None:
 
 def _group(info: ServerInfo) -> list[int]:
     """What lives of the server's process group. Only what was started out of its directory counts:
-    the number of a group may have passed to somebody else."""
+    the number of a group may have passed to another process."""
     directory = str(Path(info.log).parent)
     members = []
     for process in psutil.process_iter():

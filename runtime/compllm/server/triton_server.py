@@ -108,7 +108,7 @@ def check_up(
 def status() -> ServerInfo | None:
     """The server that `up` started, ready; None when there is none.
 
-    Raises ServerError when there should be one but it died, hangs, or somebody else answers at its
+    Raises ServerError when there should be one but it died, hangs, or another server answers at its
     port.
     """
     info = _read_state()
@@ -207,7 +207,7 @@ def _check_same(
     has_face: bool,
     config: Path | None = None,
 ) -> None:
-    """Raises ServerError unless the live server is the one asked for: somebody may be using it."""
+    """Raises ServerError unless the live server is the one asked for: a client may be using it."""
     differs = None
     if Path(info.engine_dir) != engine:
         differs = f"the engine {info.engine_dir}"

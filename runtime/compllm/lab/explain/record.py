@@ -1,6 +1,6 @@
 """What was measured of one query: the JSON of `ask --json` or a line of `replay` -> Run.
 
-A file is somebody's input: every number is checked, and what is damaged is a ConfigError of one
+A file is input from outside: every number is checked, and what is damaged is a ConfigError of one
 line that names the place. Times are milliseconds from the start of the query.
 """
 
@@ -74,7 +74,7 @@ def read_run(lines: Iterable[str], origin: str, id: str | None = None) -> Run:
 
 
 def run_of(record: Mapping[str, Any]) -> Run:
-    """The run that a record tells of. Raises ConfigError."""
+    """The run that a record describes. Raises ConfigError."""
     if isinstance(record.get("answer"), Mapping):  # of benchmarks/path/run_questions.py
         record = record["answer"]
     times = record.get("timings", {})
@@ -159,7 +159,7 @@ def _value(text: str) -> Any:
 
 
 def _chosen(records: Iterable[Mapping[str, Any]], id: str | None) -> Mapping[str, Any]:
-    """All are read, so that damage behind the record is told too."""
+    """All are read, so that damage behind the record is reported too."""
     found: Mapping[str, Any] | None = None
     num_records = 0
     for record in records:

@@ -54,8 +54,8 @@ def seen(profile: EngineProfile, steps: Sequence[TimedSteps]) -> EngineProfile:
     """The profile with the times that the engine's own steps took, as it counted them under load.
 
     Sizes that came hardly ever keep the profile's time. What contexts add is in the times already.
-    What a step of prefill alone takes beside its tokens stays as it is: a sum cannot tell it from
-    them.
+    What a step of prefill alone takes beside its tokens stays as it is: a sum cannot separate it
+    from them.
     """
     decoding = [each for each in steps if not each.has_prefill and each.num_steps >= _ENOUGH_STEPS]
     times = dict(profile.step_ms) | {
