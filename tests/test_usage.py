@@ -8,6 +8,7 @@ from path_parts import DIAMOND, make_llm, node_reply, plan_reply
 
 from compllm.backend import Chunk
 from compllm.errors import BackendUnavailable
+from compllm.plan import direct_plan
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Query, QueryUsage, Usage
 from compllm.usage import UsageCounter
@@ -64,8 +65,8 @@ async def test_an_answer_that_no_model_wrote_used_nothing() -> None:
 
 
 async def test_a_plan_without_a_generator_used_nothing() -> None:
-    async with make_llm(ScriptedBackend(node_reply(IRON, "26")), gate__mode="on") as llm:
-        usage = (await llm.ask(IRON)).usage
+    async with make_llm(ScriptedBackend(node_reply(IRON, "26"))) as llm:
+        usage = (await llm.ask(IRON, plan=direct_plan(IRON))).usage
     assert (usage.num_requests, usage.plan) == (1, None)
 
 

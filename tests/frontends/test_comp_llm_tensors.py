@@ -25,7 +25,6 @@ from compllm.frontends.triton.comp_llm_tensors import (
     parse,
     respond,
 )
-from compllm.frontends.triton.comp_llm_usage import QueryUsage
 from compllm.types import (
     Answer,
     AnswerDelta,
@@ -36,11 +35,13 @@ from compllm.types import (
     Plan,
     PlanFinished,
     Query,
+    QueryUsage,
     Route,
     SamplingParams,
     SubQuery,
     SubQueryPlanned,
     Timings,
+    Usage,
 )
 
 LIMITS = LimitsConfig()
@@ -150,19 +151,17 @@ def _answer(*nodes: NodeResult, **more: Any) -> Answer:
     return Answer(**given)
 
 
-async def _responses(
-    *events: Event, is_streamed: bool = True, usage: QueryUsage | None = None
-) -> list[FaceResponse]:
+async def _responses(*events: Event, is_streamed: bool = True) -> list[FaceResponse]:
     async def stream() -> AsyncIterator[Event]:
         for event in events:
             yield event
 
     request = FaceRequest(Query("?"), is_streamed)
-    return [each async for each in respond(stream(), request, usage or QueryUsage())]
+    return [each async for each in respond(stream(), request)]
 
 
-async def _last(answer: Answer, usage: QueryUsage | None = None) -> FaceResponse:
-    return (await _responses(AnswerFinished(answer), usage=usage))[-1]
+async def _last(answer: Answer) -> FaceResponse:
+    return (await _responses(AnswerFinished(answer)))[-1]
 
 
 async def test_stream_tells_the_plan_then_the_text_then_the_end() -> None:
@@ -214,6 +213,16 @@ async def test_without_stream_everything_comes_in_one_response() -> None:
     assert response.stats is not None
     sure = {"confidence", "is_low_confidence"}
     assert set(response.stats) == {"nodes", "timings", "bound", "usage"} | sure
+
+
+async def test_usage_is_the_sums_of_all_requests() -> None:
+    last = await _last(_answer(usage=QueryUsage(3, 40, 9, plan=Usage(30, 7))))
+    assert last.stats is not None
+    assert last.stats["usage"] == {
+        "num_requests": 3,
+        "num_input_tokens": 40,
+        "num_output_tokens": 9,
+    }
 
 
 async def test_finish_reason_is_the_answers() -> None:

@@ -8,7 +8,6 @@ import pytest
 
 from compllm.backend import Backend, GenerateRequest, Segment, collect, max_batch_size
 from compllm.errors import BackendUnavailable
-from compllm.frontends.triton.comp_llm_usage import MeteredBackend
 from compllm.frontends.triton.lazy_backend import LateBackend
 from compllm.testing import Reply, ScriptedBackend
 
@@ -91,7 +90,7 @@ async def test_closing_ends_an_attempt_and_a_connection() -> None:
 
 
 async def test_limits_of_the_engine_are_passed_on() -> None:
-    """Through both Backends of the face, so that its queue fits the engine."""
+    """So that the queue in front of the engine fits it."""
 
     class Telling(ScriptedBackend):
         async def max_batch_size(self, model: str) -> int | None:
@@ -100,6 +99,6 @@ async def test_limits_of_the_engine_are_passed_on() -> None:
     async def connect() -> Backend:
         return Telling()
 
-    backend = MeteredBackend(LateBackend(connect))
+    backend = LateBackend(connect)
     assert await max_batch_size(backend, "tensorrt_llm") == 128
     assert await max_batch_size(backend, "other") is None

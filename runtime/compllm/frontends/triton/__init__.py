@@ -2,7 +2,7 @@
 
 core_tensors core_serving core_metrics             the model `tensorrt_llm`: the embedded engine
 comp_llm_tensors comp_llm_serving comp_llm_metrics
-comp_llm_usage lazy_backend                        the model `comp_llm`: a question in, its plan and
+lazy_backend                                       the model `comp_llm`: a question in, its plan and
                                                    the streamed answer out
 metrics                                            numbers that change -> Triton's custom metrics
 """

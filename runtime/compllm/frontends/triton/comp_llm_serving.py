@@ -45,7 +45,6 @@ from compllm.frontends.triton.comp_llm_tensors import (
     parse,
     respond,
 )
-from compllm.frontends.triton.comp_llm_usage import MeteredBackend
 from compllm.frontends.triton.lazy_backend import LateBackend
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
@@ -84,11 +83,10 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The path, and the two Backends through which it sees the engine."""
+    """The path, and the Backend through which it sees the engine."""
 
     llm: CompLLM
     engine: LateBackend
-    meter: MeteredBackend
 
 
 Load = Callable[[], Awaitable[Runtime]]
@@ -123,9 +121,8 @@ async def load(server_url: str = "", config_file: str = "") -> Runtime:
     catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
     url = config.server.url or "127.0.0.1:8001"
     engine = LateBackend(lambda: connect_as_set(url, config.server, catalogue))
-    meter = MeteredBackend(engine)
     encoder = await SentenceEncoder.load(encoder_dir())
-    return Runtime(CompLLM(meter, encoder, catalogue, config), engine, meter)
+    return Runtime(CompLLM(engine, encoder, catalogue, config), engine)
 
 
 class FaceModel:
@@ -287,15 +284,13 @@ class _Desk:
             self._senders.submit(live.fail, "the request was cancelled", "CANCELLED")
 
     async def _answer(self, request: FaceRequest) -> AsyncGenerator[FaceResponse, None]:
-        runtime = self._runtime
         query = await self._until_ready(request)
-        with runtime.meter.watch(query.id) as usage:
-            async with (
-                aclosing(runtime.llm.stream(query)) as events,
-                aclosing(respond(events, request, usage)) as responses,
-            ):
-                async for response in responses:
-                    yield response
+        async with (
+            aclosing(self._runtime.llm.stream(query)) as events,
+            aclosing(respond(events, request)) as responses,
+        ):
+            async for response in responses:
+                yield response
 
     async def _until_ready(self, request: FaceRequest) -> Query:
         """The query, with the time that is left of its deadline once the engine is there."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from compllm.config import LimitsConfig
 from compllm.errors import QueryError
-from compllm.frontends.triton.comp_llm_usage import QueryUsage
 from compllm.trace import answer_to_dict, plan_to_dict
 from compllm.types import (
     Answer,
@@ -40,6 +39,7 @@ Tensors = Mapping[str, NDArray[Any]]
 INPUTS = ("text_input", "max_tokens", "temperature", "top_p", "seed", "stream", "deadline_ms")
 OUTPUTS = ("text_output", "finish_reason", "plan_json", "stats_json")
 
+_USAGE = ("num_requests", "num_input_tokens", "num_output_tokens")
 _MAX_DEADLINE_MS = 86_400_000  # a day, as for the settings
 # What Triton or its front ends take as parameters for themselves.
 _RESERVED = (
@@ -96,7 +96,7 @@ def parse(
 
 
 async def respond(
-    events: AsyncIterator[Event], request: FaceRequest, usage: QueryUsage
+    events: AsyncIterator[Event], request: FaceRequest
 ) -> AsyncGenerator[FaceResponse, None]:
     """The responses to what happens to a query. Streamed, the plan comes as soon as it is routed,
     in a response without text; else everything comes in one."""
@@ -104,7 +104,7 @@ async def respond(
     is_plan_told = False
     async for event in events:
         if isinstance(event, AnswerFinished):
-            yield _last(event.answer, request, usage, is_plan_told=is_plan_told)
+            yield _last(event.answer, request, is_plan_told=is_plan_told)
         elif not request.is_streamed:
             continue
         elif isinstance(event, AnswerDelta):
@@ -129,13 +129,11 @@ def outputs(response: FaceResponse) -> dict[str, NDArray[Any]]:
     }
 
 
-def _last(
-    answer: Answer, request: FaceRequest, usage: QueryUsage, *, is_plan_told: bool
-) -> FaceResponse:
+def _last(answer: Answer, request: FaceRequest, *, is_plan_told: bool) -> FaceResponse:
     stats = answer_to_dict(answer)
     for told_elsewhere in ("query", "answer", "finish_reason", "plan"):
         del stats[told_elsewhere]
-    stats["usage"] = asdict(usage)
+    stats["usage"] = {name: getattr(answer.usage, name) for name in _USAGE}
     return FaceResponse(
         "" if request.is_streamed else answer.text,
         None if is_plan_told else plan_to_dict(answer.plan, answer.routes),
