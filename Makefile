@@ -1,5 +1,5 @@
 # make demo    set up, start the server, ask one composite question, stop what was started
-# make test    set up, run every test          make check   style, types, stubs
+# make test    set up, run every test          make check   style, types, stubs, language
 # make bench   set up, run every benchmark     make clean   forget what was installed and compiled
 # make test-install   what the README shows a new user, in an empty environment with an empty home
 #
@@ -79,11 +79,15 @@ test: prepare
 test-install:
 	$(PYTHON) .ci/user_install.py $(USER_INSTALL_ARGS)
 
+PROSE := *.md docs Makefile pyproject.toml .ci benchmarks build_scripts engines runtime tests triton_repo
+
 check: install
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	find runtime/csrc -type f | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	$(VENV)/bin/codespell $(PROSE)
+	$(PY) -m pytest -q tests/test_prose.py
 	$(PY) -m pytest -q tests/test_core.py -k stub
 
 # Hours; BENCH_ARGS=--quick proves in minutes that all of them run. Each starts the server that it needs.
