@@ -33,7 +33,7 @@ from compllm.build_scripts.staging import (
     staged_directory,
 )
 from compllm.embedded import model
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, check_adapter_name, read_peft, save_adapter_npz
 from compllm.formats.checkpoint import (
     OPTIONAL_TOKENIZER_FILES,
@@ -101,11 +101,11 @@ def build_engine(
 ) -> Manifest:
     """Make `out` the engine of this checkpoint with exactly these adapters, in this order of slots.
 
-    Does only what is missing, and replaces `out` as a whole at the end. Raises EngineError for a
+    Does only what is missing, and replaces `out` as a whole at the end. Raises ArtefactError for a
     checkpoint, an adapter or an `out` that cannot be used; OSError for the disk.
     """
     if dtype not in model.DTYPES:
-        raise EngineError(f"dtype {dtype!r} is not known; known are {', '.join(model.DTYPES)}")
+        raise ArtefactError(f"dtype {dtype!r} is not known; known are {', '.join(model.DTYPES)}")
     out = out.resolve()
     _refuse_foreign(out)
     shape = validate_checkpoint(checkpoint)
@@ -155,7 +155,7 @@ def _builder_hash() -> str:
     valid. The next change of `model.py` makes that replacement superfluous.
     """
     text = Path(model.__file__).read_text(encoding="utf-8")
-    errors = "from compllm.errors import EngineError\n"
+    errors = "from compllm.errors import ArtefactError\n"
     now = f"{errors}from compllm.formats.shape import BaseShape\n"
     before = f"from compllm.embedded.shape import BaseShape\n{errors}"
     return hashlib.sha256(text.replace(now, before).encode()).hexdigest()
@@ -166,7 +166,8 @@ def update_adapters(
 ) -> Manifest:
     """Add adapters to the engine in `out` and remove others; a same-named one keeps its slot.
 
-    Needs no checkpoint. Raises EngineError when `out` is no engine or has no adapter of that name.
+    Needs no checkpoint. Raises ArtefactError when `out` is no engine or lacks an adapter of that
+    name.
     """
     out = out.resolve()
     _refuse_duplicates(source.name for source in add)
@@ -179,7 +180,7 @@ def update_adapters(
         for name in remove:
             if wanted.pop(name, None) is None:
                 there = ", ".join(entry.name for entry in old.adapters) or "none"
-                raise EngineError(f"engine {out} has no adapter {name!r}; it has {there}")
+                raise ArtefactError(f"engine {out} has no adapter {name!r}; it has {there}")
         for source in add:
             wanted[source.name] = read_peft(source.directory, shape, source.name)
         if _is_same(old, tuple(wanted.values())):
@@ -253,7 +254,7 @@ def _reusable(out: Path) -> Manifest | None:
     try:
         manifest = Manifest.read(out)
         manifest.verify(out)
-    except EngineError as error:
+    except ArtefactError as error:
         say(f"building anew: {error}")
         return None
     return manifest
@@ -269,28 +270,28 @@ def _refuse_foreign(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise EngineError(f"{out} is a file: give a directory for the engine")
+        raise ArtefactError(f"{out} is a file: give a directory for the engine")
     if not any(out.iterdir()):
         return
     is_ours = (out / MANIFEST_FILE).is_file() and str(
         read_json(out / MANIFEST_FILE).get("format")
     ).startswith("compllm-engine/")
     if not is_ours:
-        raise EngineError(f"{out} holds other files and is not replaced: give an empty directory")
+        raise ArtefactError(f"{out} holds other files and is not replaced: give an empty directory")
 
 
 def _refuse_duplicates(names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise EngineError(f"adapter {name} is given twice: name one of them with NAME=DIR")
+            raise ArtefactError(f"adapter {name} is given twice: name one of them with NAME=DIR")
         seen.add(name)
 
 
 def _limits(checkpoint: Path, shape: BaseShape) -> dict[str, int]:
     context = read_json(checkpoint / "config.json").get("max_position_embeddings")
     if not isinstance(context, int) or context < 1:
-        raise EngineError(f"config.json: max_position_embeddings is {context!r}")
+        raise ArtefactError(f"config.json: max_position_embeddings is {context!r}")
     return {"max_seq_len": context, "vocab_size": shape.vocab}
 
 

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(directory: Path) -> None:
-    """Raises EngineError unless the engines there are whole and run in this image, on this GPU."""
+    """Raises ArtefactError unless the engines are whole and run in this image, on this GPU."""
     manifest = TrtManifest.read(directory)
     manifest.verify(directory)
     manifest.check_serving(look())

@@ -99,7 +99,7 @@ def ensure_base() -> Path:
     """The base checkpoint directory: fetched and converted when it is not there yet.
 
     A checkpoint chosen with --checkpoint is validated and returned instead. Raises ConfigError
-    (download, hash, space) or EngineError (a chosen checkpoint that cannot be used).
+    (download, hash, space) or ArtefactError (a chosen checkpoint that cannot be used).
     """
     chosen = selected_base()
     if chosen is not None:
@@ -147,7 +147,7 @@ def ensure_encoder() -> Path:
 def select_checkpoint(directory: Path | None) -> Path:
     """Make a local checkpoint the base from now on; None goes back to the default base.
 
-    It stays where it is, the cache only links to it. Raises EngineError when it cannot be used.
+    It stays where it is, the cache only links to it. Raises ArtefactError when it cannot be used.
     """
     link = home_dir() / "base" / "selected"
     require_writable(link.parent)

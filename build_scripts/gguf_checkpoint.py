@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compllm.build_scripts.staging import saving
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,7 +27,7 @@ _PROBES = ("The capital of France is Paris.", "2024-11-30: 12345 + 6789", "  naÃ
 def convert(gguf: Path, directory: Path) -> None:
     """Write config.json, model.safetensors (fp16), generation_config.json and the tokenizer.
 
-    Raises EngineError for a GGUF of another kind than the pinned one, ConfigError for a full disk.
+    Raises ArtefactError for another kind of GGUF than the pinned one, ConfigError for a full disk.
     """
     from gguf import GGUFReader
 
@@ -35,7 +35,7 @@ def convert(gguf: Path, directory: Path) -> None:
     wanted = ("tokenizer.", "general.architecture", "llama.context_length")
     metadata = {key: fields[key].contents() for key in fields if key.startswith(wanted)}
     if metadata.get("general.architecture") != "llama":
-        raise EngineError(f"the GGUF holds a {metadata.get('general.architecture')}, not a llama")
+        raise ArtefactError(f"the GGUF holds a {metadata.get('general.architecture')}, not a llama")
     tokenizer = build_tokenizer(metadata)
     _check_tokenizer(tokenizer, metadata)
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -52,7 +52,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 
     kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
     if kind != ("gpt2", "smollm"):
-        raise EngineError(f"the GGUF's tokenizer is {kind}, known is ('gpt2', 'smollm')")
+        raise ArtefactError(f"the GGUF's tokenizer is {kind}, known is ('gpt2', 'smollm')")
     tokens = metadata["tokenizer.ggml.tokens"]
     first_merges = (merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"])
     tokenizer = Tokenizer(
@@ -83,13 +83,13 @@ def _check_tokenizer(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
     """No token was added or renumbered, and text survives the way to ids and back."""
     tokens = metadata["tokenizer.ggml.tokens"]
     if tokenizer.get_vocab_size() != len(tokens):
-        raise EngineError(
+        raise ArtefactError(
             f"tokenizer has {tokenizer.get_vocab_size()} tokens, the GGUF {len(tokens)}"
         )
     for text in _PROBES:
         back = tokenizer.decode(tokenizer.encode(text).ids)
         if back != text:
-            raise EngineError(f"tokenizer does not give {text!r} back, but {back!r}")
+            raise ArtefactError(f"tokenizer does not give {text!r} back, but {back!r}")
 
 
 def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:

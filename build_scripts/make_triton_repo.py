@@ -48,7 +48,7 @@ from compllm.build_scripts.staging import (
 from compllm.build_scripts.trtllm.record import TOKENIZER, TrtManifest, default_dir
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.manifest import MANIFEST_FILE, installed_versions, sha256_file
 from compllm.paths import home_dir, resource_dir
 from compllm.server.triton_files import CORE_MODEL, FACE_MODEL, write_repository
@@ -73,7 +73,7 @@ def default_out() -> Path:
 
 
 def make_repository(inputs: Inputs, out: Path) -> Path:
-    """Make `out` the repository of these engines. Raises EngineError, ConfigError; what was there
+    """Make `out` the repository of these engines. Raises ArtefactError, ConfigError; what was there
     stays then."""
     engines, out = inputs.engines.resolve(), out.resolve()
     manifest = TrtManifest.read(engines)
@@ -110,7 +110,7 @@ def make_embedded(engine: Path, out: Path, *, server_url: str = "127.0.0.1:8001"
     """The repository that `compllm up` writes for an embedded engine, to be served by hand."""
     engine, out = engine.resolve(), out.resolve()
     if not (engine / MANIFEST_FILE).is_file():
-        raise EngineError(f"{engine} is not an embedded engine: build it with build_openvino.py")
+        raise ArtefactError(f"{engine} is not an embedded engine: build it with build_openvino.py")
     values = {
         "engine_dir": str(engine),
         "tokenizer_dir": str(engine),
@@ -145,7 +145,7 @@ def _check(folder: Path, *, is_embedded: bool) -> None:
     if config.name != folder.name:
         found.append(f"it is named {config.name}, its folder {folder.name}")
     if found:
-        raise EngineError(f"{path} is not upstream's core model: {'; '.join(found)}")
+        raise ArtefactError(f"{path} is not upstream's core model: {'; '.join(found)}")
 
 
 def _record(

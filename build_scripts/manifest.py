@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import (
     OPTIONAL_TOKENIZER_FILES,
     TOKENIZER_FILES,
@@ -32,7 +32,7 @@ def weights_sha256(checkpoint: Path) -> str:
         with open(path, "rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if length > _MAX_HEADER_BYTES:
-                raise EngineError(f"{path} is damaged: its header has {length} bytes")
+                raise ArtefactError(f"{path} is damaged: its header has {length} bytes")
             header = json.loads(handle.read(length))
             header.pop("__metadata__", None)
             digest.update(json.dumps(header, sort_keys=True).encode())

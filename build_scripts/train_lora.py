@@ -218,7 +218,7 @@ _HELP = {  # what it is, with its unit; the default is added
 
 def summed_rank(adapters: Sequence[Path]) -> int:
     """The rank at which one adapter has as many parameters as all of these together. Raises
-    EngineError for a folder that holds no adapter."""
+    ArtefactError for a folder that holds no adapter."""
     return sum(int(read_json(folder / "adapter_config.json")["r"]) for folder in adapters)
 
 

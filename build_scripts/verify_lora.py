@@ -21,7 +21,7 @@ from compllm.backends.tokenizer import Tokenizer
 from compllm.build_scripts.fetch_base import ensure_base
 from compllm.build_scripts.staging import run_script
 from compllm.build_scripts.training.examples import SPLITS, load_examples
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.prompts import TEMPLATES
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         print(json.dumps({dtype: dataclasses.asdict(each) for dtype, each in found.items()}))
         if "fp16" in found and found["fp16"].num_apart:
-            raise EngineError(
+            raise ArtefactError(
                 f"{found['fp16'].num_apart} of {len(chosen)} examples part from PEFT where it was "
                 f"decided: the engine does not serve {options.adapter} as it was trained"
             )

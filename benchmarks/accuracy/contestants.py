@@ -146,7 +146,7 @@ async def _gold_answers(lab: Lab) -> AsyncIterator[Ask]:
 
 def _or_empty(answer: Ask) -> Ask:
     """A question that the engine refuses or fails at is an empty answer with its error; an
-    EngineError, which is not that question's fault, passes."""
+    EngineClosed, which is not that question's fault, passes."""
 
     @functools.wraps(answer)
     async def guarded(record: Composite) -> Outcome:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from benchmarks.store import source_hash
 from compllm.backend import Chunk, GenerateRequest
 from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
-from compllm.errors import BackendError, BackendRejected, ConfigError, EngineError
+from compllm.errors import BackendError, BackendRejected, ConfigError, EngineClosed, Situation
 from compllm.types import Usage
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class ExecutorBackend:
                 event = await inbox.get()
                 is_over = event.is_final
                 if event.error is not None:
-                    raise _error(event.error, is_client_error=event.is_client_error)
+                    raise _error(event.error, event.situation)
                 num_tokens += len(event.token_ids)
                 new = stops.push(text.push(event.token_ids))
                 if not is_over:
@@ -125,7 +125,7 @@ class LocalEngine:
 
 def open_engine(directory: Path, adapters: Sequence[str] = ()) -> LocalEngine:
     """Open an engine directory; `adapters` are `NAME=DIR` of PEFT adapters to load beside, or in
-    place of, those of the engine. Raises EngineError and ConfigError."""
+    place of, those of the engine. Raises ArtefactError and ConfigError."""
     from compllm.embedded.executor import Executor
     from compllm.formats.adapters import read_peft
     from compllm.formats.manifest import Manifest
@@ -172,11 +172,11 @@ def num_parameters(modules: Mapping[tuple[int, str], LoraWeights]) -> int:
     return sum(weights.a.size + weights.b.size for weights in modules.values())
 
 
-def _error(text: str, *, is_client_error: bool) -> Exception:
+def _error(text: str, situation: Situation) -> Exception:
     """A dead engine ends the evaluation, which would else score its silence as wrong answers."""
     if text.startswith(("the engine failed", "the engine is shut down")):
-        return EngineError(text)
-    return BackendRejected(text) if is_client_error else BackendError(text)
+        return EngineClosed(text)
+    return BackendRejected(text) if situation.http_status < 500 else BackendError(text)
 
 
 def _usage(perf: EnginePerf | None, num_input_tokens: int, num_output_tokens: int) -> Usage:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from compllm.build_scripts.repository.core import CoreModel, GuidedDecoding, LoraCache
 from compllm.build_scripts.trtllm.record import ADAPTERS, TOKENIZER, EngineEntry, TrtManifest
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 # Where engines share a GPU the fraction only must not be what binds: it is of the memory that is
 # free when a model loads, so it would give the first to load most of it. Their tokens are fixed.
@@ -22,10 +22,10 @@ def core_models(
     manifest: TrtManifest, engines: Path, guided: GuidedDecoding | None
 ) -> tuple[CoreModel, ...]:
     """A model for each engine, the base's first. `engines`: the directory of the manifest, where
-    the server sees it. Raises EngineError."""
+    the server sees it. Raises ArtefactError."""
     names = Counter(entry.name for entry in manifest.engines)
     if twice := [name for name, count in names.items() if count > 1]:
-        raise EngineError(f"{engines}: two engines are named {twice[0]}: build them again")
+        raise ArtefactError(f"{engines}: two engines are named {twice[0]}: build them again")
     on_gpu = Counter(gpu for entry in manifest.engines for gpu in entry.devices)
     return tuple(
         _core_model(
@@ -49,12 +49,12 @@ def _core_model(
 ) -> CoreModel:
     settings = entry.settings
     if settings["kv_cache_type"] != "paged":
-        raise EngineError(
+        raise ArtefactError(
             f"engine {entry.name} has a {settings['kv_cache_type']} KV cache: requests are batched "
             "in flight, which needs kv_cache_type = 'paged'"
         )
     if entry.kv_tokens < settings["max_seq_len"]:
-        raise EngineError(
+        raise ArtefactError(
             f"engine {entry.name}: its share of the KV cache is {entry.kv_tokens} tokens, less "
             f"than one sequence of max_seq_len {settings['max_seq_len']}: lower that, or use more "
             "GPUs"

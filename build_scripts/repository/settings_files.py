@@ -17,14 +17,14 @@ from typing import Any
 from compllm.build_scripts.trtllm.record import ADAPTERS, TOKENIZER, TrtManifest
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.config import load_config, read_toml
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 
 CATALOGUE, SETTINGS, GATE = "experts.toml", "compllm.toml", "gate.npz"
 
 
 def write_catalogue(catalogue: Catalogue, manifest: TrtManifest, engines: Path, to: Path) -> None:
     """experts.toml: every expert on the model and adapter that serve it; with it, the files that it
-    names. Raises EngineError when an expert's adapter is in no engine, ConfigError when a file is
+    names. Raises ArtefactError when an expert's adapter is in no engine, ConfigError when a file is
     missing."""
     table = read_toml(catalogue.path)
     models = {entry.expert: entry.name for entry in manifest.engines}
@@ -39,7 +39,7 @@ def write_catalogue(catalogue: Catalogue, manifest: TrtManifest, engines: Path, 
             continue
         expert.pop("model", None)
         if adapter and adapter not in served:
-            raise EngineError(
+            raise ArtefactError(
                 f"expert {expert['name']} of {catalogue.path} needs adapter {adapter}, which these "
                 f"engines do not have (they have {', '.join(served) or 'none'}): build them again"
             )

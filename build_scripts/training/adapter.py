@@ -37,7 +37,7 @@ def fast_precision(device: torch.device) -> str:
 
 
 def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.device) -> Any:
-    """The frozen base with fresh factors in float32. Raises EngineError for a checkpoint that no
+    """The frozen base with fresh factors in float32. Raises ArtefactError for a checkpoint that no
     engine could serve."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -72,7 +72,7 @@ def load_trainable(checkpoint: Path, settings: TrainSettings, device: torch.devi
 def start_from(model: Any, adapter: Path, settings: TrainSettings, checkpoint: Path) -> str:
     """Set the factors to a trained adapter's, to go on from there; returns its sha256.
 
-    Raises EngineError for a folder that holds no adapter of this base, ConfigError where the
+    Raises ArtefactError for a folder that holds no adapter of this base, ConfigError where the
     settings ask for other factors than it has.
     """
     from safetensors.torch import load_file

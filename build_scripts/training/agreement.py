@@ -18,7 +18,7 @@ from compllm.build_scripts.training.examples import Example
 from compllm.embedded.executor import Executor
 from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineEvent, EngineRequest
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 TIE = 1e-2  # of logits that span about 30
 
@@ -105,7 +105,7 @@ def by_engine(engine_dir: Path, examples: Sequence[Example], max_tokens: int) ->
     for event in events:
         assert event is not None
         if event.error:
-            raise EngineError(f"the engine refused an example: {event.error}")
+            raise ArtefactError(f"the engine refused an example: {event.error}")
         results.append(Written(event.token_ids))
     return results
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compllm.build_scripts.trtllm import flags
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import WEIGHTS_FILE, Adapter
 from compllm.formats.lora_tensors import to_tensors
 from compllm.formats.shape import ATTENTION_MODULES, BaseShape
@@ -42,12 +42,12 @@ def target_modules(adapters: Iterable[Adapter]) -> tuple[str, ...]:
 
 
 def check_ranks(adapter: Adapter, shape: BaseShape, max_rank: int) -> None:
-    """Raises EngineError when the engine, or the converter, could not take the adapter's ranks.
+    """Raises ArtefactError when the engine, or the converter, could not take the adapter's ranks.
 
     max_rank: the engine's; 0 takes what the adapters have.
     """
     if max_rank and adapter.rank > max_rank:
-        raise EngineError(
+        raise ArtefactError(
             f"adapter {adapter.name} has rank {adapter.rank}, lora.max_rank is {max_rank}: "
             "raise it, or set it to 0 to take the largest rank there is"
         )
@@ -55,7 +55,7 @@ def check_ranks(adapter: Adapter, shape: BaseShape, max_rank: int) -> None:
     for (layer, module), weights in adapter.modules.items():
         # The converter takes the smaller side of a matrix for the rank.
         if weights.rank > min(sizes[module]):
-            raise EngineError(
+            raise ArtefactError(
                 f"adapter {adapter.name}: layer {layer} {module} has rank {weights.rank}, more "
                 f"than the {min(sizes[module])} of the layer itself: TensorRT-LLM cannot take it"
             )
@@ -86,22 +86,22 @@ def write_prepared(adapter: Adapter, directory: Path) -> None:
 
 
 def check_converted(adapter: Adapter, directory: Path) -> None:
-    """Raises EngineError unless `directory` holds this adapter as the engine will read it."""
+    """Raises ArtefactError unless `directory` holds this adapter as the engine will read it."""
     weights, config = (_load(directory / name) for name in (WEIGHTS_NPY, CONFIG_NPY))
     if weights.ndim != 3 or config.ndim != 3 or config.shape != (1, weights.shape[1], 4):
-        raise EngineError(
+        raise ArtefactError(
             f"adapter {adapter.name}: hf_lora_convert wrote weights {list(weights.shape)} and "
             f"config {list(config.shape)}, expected are [1, rows, width] and [1, rows, 4]"
         )
     if weights.dtype != np.float16 or config.dtype != np.int32:
-        raise EngineError(
+        raise ArtefactError(
             f"adapter {adapter.name}: hf_lora_convert wrote {weights.dtype} weights and "
             f"{config.dtype} config, expected are float16 and int32"
         )
     expected, actual = _rows(*to_tensors(adapter)), _rows(weights[0], config[0])
     if expected.keys() != actual.keys():
         odd = sorted(expected.keys() ^ actual.keys())[0]
-        raise EngineError(
+        raise ArtefactError(
             f"adapter {adapter.name}: hf_lora_convert wrote {len(actual)} modules of "
             f"{len(expected)}; module {odd[0]} of layer {odd[1]}, rank {odd[2]}, differs"
         )
@@ -110,7 +110,7 @@ def check_converted(adapter: Adapter, directory: Path) -> None:
         padding = (*row[size:], *actual[key][size:])
         is_close = np.allclose(row[:size], actual[key][:size], rtol=2e-3, atol=1e-6)
         if not is_close or any(padding):
-            raise EngineError(
+            raise ArtefactError(
                 f"adapter {adapter.name}: hf_lora_convert wrote other numbers than the adapter "
                 f"has for module {key[0]} of layer {key[1]}"
             )
@@ -131,5 +131,5 @@ def _load(path: Path) -> NDArray[Any]:
         with open(path, "rb") as handle:
             array: NDArray[Any] = np.load(handle, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise EngineError(f"{path} is missing or damaged: {error}") from error
+        raise ArtefactError(f"{path} is missing or damaged: {error}") from error
     return array

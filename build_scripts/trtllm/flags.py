@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 FLAGS_FILE = Path(__file__).with_name("flags.json")
 _TYPES: dict[str, type] = {"int": int, "float": float}
@@ -41,7 +41,7 @@ def lora_module_ids() -> dict[str, int]:
 
 
 def check(tool: str, arguments: Sequence[str]) -> None:
-    """Raises EngineError unless the tool takes exactly these arguments."""
+    """Raises ArtefactError unless the tool takes exactly these arguments."""
     flags = _data()["tools"][tool]["flags"]
     parser = _Parser(prog=program(tool), add_help=False, allow_abbrev=False)
     for name, flag in flags.items():
@@ -49,12 +49,12 @@ def check(tool: str, arguments: Sequence[str]) -> None:
     parser.parse_args(list(arguments))
     for argument in arguments:
         if flags.get(argument, {}).get("deprecated"):
-            raise EngineError(f"{program(tool)}: {argument} is deprecated")
+            raise ArtefactError(f"{program(tool)}: {argument} is deprecated")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise EngineError(f"{self.prog} does not take these arguments: {message}")
+        raise ArtefactError(f"{self.prog} does not take these arguments: {message}")
 
 
 def _add(parser: argparse.ArgumentParser, name: str, flag: dict[str, Any]) -> None:

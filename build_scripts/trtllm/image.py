@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compllm.build_scripts.trtllm import flags
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 EXAMPLES = Path("/app/examples")  # where the image keeps the scripts of its release
 _TIMEOUT_S = 120.0
@@ -69,35 +69,37 @@ class Environment:
 
 
 def find_image(tag: str) -> Image:
-    """The image of this tag. Raises EngineError with the tags there are."""
+    """The image of this tag. Raises ArtefactError with the tags there are."""
     for image in IMAGES:
         if image.tag == tag:
             return image
     known = ", ".join(image.tag for image in IMAGES)
-    raise EngineError(f"image tag {tag!r} is not one that compiles engines here: use {known}")
+    raise ArtefactError(f"image tag {tag!r} is not one that compiles engines here: use {known}")
 
 
 def inspect(image: Image, examples: Path = EXAMPLES) -> Environment:
-    """The environment, checked against `image`. Raises EngineError that says what to run instead.
+    """The environment, checked against `image`. Raises ArtefactError that says what to run instead.
 
     examples: the folder with convert_checkpoint.py and the other scripts of the release.
     """
     remedy = f"run this inside the image tritonserver:{image.tag} with its GPUs (--gpus all)"
     if shutil.which(flags.program("build")) is None:
-        raise EngineError(f"TensorRT-LLM is missing (no {flags.program('build')}): {remedy}")
+        raise ArtefactError(f"TensorRT-LLM is missing (no {flags.program('build')}): {remedy}")
     for tool in ("convert_llama", "convert_qwen", "quantize", "lora_convert"):
         script = script_path(tool, examples)
         if not script.is_file():
-            raise EngineError(f"{script} is missing: {remedy}, or name its folder with --examples")
+            raise ArtefactError(
+                f"{script} is missing: {remedy}, or name its folder with --examples"
+            )
     seen = look()
     for name, version, pinned in (
         ("TensorRT-LLM", seen.tensorrt_llm, image.tensorrt_llm),
         ("TensorRT", seen.tensorrt, image.tensorrt),
     ):
         if not same_version(version, pinned):
-            raise EngineError(f"{name} is {version or 'missing'}, not {pinned}: {remedy}")
+            raise ArtefactError(f"{name} is {version or 'missing'}, not {pinned}: {remedy}")
     if not seen.gpus:
-        raise EngineError(f"no GPU is visible: {remedy}")
+        raise ArtefactError(f"no GPU is visible: {remedy}")
     return seen
 
 

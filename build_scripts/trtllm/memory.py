@@ -13,7 +13,7 @@ from typing import Any
 
 from compllm.build_scripts.trtllm.rules import check_rules
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu, Quantisation
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.shape import BaseShape
 
 GIB = 2**30
@@ -202,7 +202,7 @@ class Load:
 
 
 def fit(load: Load, gpu: Gpu, num_gpus: int, gpus: Sequence[Gpu]) -> tuple[Share, ...]:
-    """The shares of the engines on one GPU. Raises EngineError that says what does fit.
+    """The shares of the engines on one GPU. Raises ArtefactError that says what does fit.
 
     num_gpus: GPUs that may be used; gpus: the kinds that may be suggested.
     """
@@ -223,7 +223,7 @@ def fit(load: Load, gpu: Gpu, num_gpus: int, gpus: Sequence[Gpu]) -> tuple[Share
     remedy = (
         "set " + ", or ".join(ways[:4]) if ways else "use GPUs with more memory, or a smaller base"
     )
-    raise EngineError(
+    raise ArtefactError(
         f"{many} cannot fit {gpu.label}: {_gib(sum(parts.values()))} GiB needed, "
         f"{_gib(int(gpu.memory_gib * GIB * USABLE))} usable ({told}): {remedy}"
     )
@@ -247,7 +247,7 @@ def _is_buildable(load: Load, settings: EngineSettings, gpu: Gpu, num_gpus: int)
     try:
         for shape, _ in load.engines:
             check_rules(shape, settings, gpu, num_gpus)
-    except EngineError:
+    except ArtefactError:
         return False
     return replace(load, settings=settings).fits(gpu)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from compllm.build_scripts.manifest import copied_files
 from compllm.build_scripts.staging import run_script, saving
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
 
@@ -24,7 +24,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def merge(base: Path, adapter: Path, out: Path, dtype: str = "float16") -> None:
-    """Write base + adapter to `out`. Raises EngineError when the two do not fit each other."""
+    """Write base + adapter to `out`. Raises ArtefactError when the two do not fit each other."""
     read_peft(adapter, validate_checkpoint(base))  # in our words, before PEFT in its own
     import torch
     from peft import PeftModel
@@ -34,7 +34,7 @@ def merge(base: Path, adapter: Path, out: Path, dtype: str = "float16") -> None:
     try:
         merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload(safe_merge=True)
     except ValueError as error:  # safe_merge found a number that is none
-        raise EngineError(f"adapter {adapter} cannot be merged: {error}") from error
+        raise ArtefactError(f"adapter {adapter} cannot be merged: {error}") from error
     merged.to(getattr(torch, dtype))
     with saving("merging the adapter", out):
         merged.save_pretrained(out)

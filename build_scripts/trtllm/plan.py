@@ -18,7 +18,7 @@ from compllm.build_scripts.trtllm.memory import Load, LoraNeed, Share, fit
 from compllm.build_scripts.trtllm.rules import check_rules, is_calibrated
 from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings
 from compllm.catalogue import Catalogue
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, read_peft
 from compllm.formats.checkpoint import read_json, validate_checkpoint
 from compllm.formats.shape import BaseShape
@@ -83,14 +83,14 @@ class _Draft:
 
 
 def make_plan(catalogue: Catalogue, settings: GpuSettings, checkpoint: Path) -> BuildPlan:
-    """The plan for this base checkpoint. Raises EngineError or ConfigError, one clear line each."""
+    """The plan for this base checkpoint. Raises ArtefactError or ConfigError, one line each."""
     base = _read_source(checkpoint)
     adapters = tuple(_read_adapter(adapter, base) for adapter in catalogue.adapters)
     drafts, served = _drafts(catalogue, settings, base, {a.adapter.name: a for a in adapters})
     for planned in served:
         check_ranks(planned.adapter, base.shape, settings.lora.max_rank)
     if served and settings.engine.dtype != "float16":
-        raise EngineError(
+        raise ArtefactError(
             f"engine.dtype = {settings.engine.dtype!r}: adapters travel as float16, "
             "and the engine must have their type: use 'float16'"
         )
@@ -100,7 +100,7 @@ def make_plan(catalogue: Catalogue, settings: GpuSettings, checkpoint: Path) -> 
     for draft in drafts:
         check_rules(draft.source.shape, engine, settings.gpu, settings.num_gpus)
     if served and engine.kv_cache_type != "paged":
-        raise EngineError(
+        raise ArtefactError(
             f"kv_cache_type {engine.kv_cache_type!r}: adapters mix in an in-flight batch, "
             "which needs 'paged'"
         )
@@ -118,12 +118,12 @@ def _drafts(
     names = {expert.name for expert in catalogue.experts}
     for name in settings.checkpoints:
         if settings.topology == "shared":
-            raise EngineError(
+            raise ArtefactError(
                 f"{settings.path}: experts.{name}.checkpoint is a model of its own: it needs "
                 "topology = 'per-expert'"
             )
         if name not in names:
-            raise EngineError(
+            raise ArtefactError(
                 f"{settings.path}: experts.{name} is no expert of {catalogue.path}: there are "
                 + (", ".join(sorted(names)) or "none")
             )
@@ -148,7 +148,7 @@ def _check_names(drafts: Sequence[_Draft]) -> None:
     seen: set[str] = set()
     for draft in drafts:
         if draft.name in seen or not _NAME.fullmatch(draft.name):
-            raise EngineError(
+            raise ArtefactError(
                 f"expert {draft.expert}: its model {draft.name!r} must be a name of letters, "
                 "digits, '.', '_' and '-' that no other engine has"
             )
@@ -166,7 +166,7 @@ def _read_source(directory: Path) -> Source:
     sha256 = weights_sha256(directory)
     positions = config.get("max_position_embeddings")
     if type(positions) is not int or positions < 1:
-        raise EngineError(f"{directory}/config.json: max_position_embeddings is {positions!r}")
+        raise ArtefactError(f"{directory}/config.json: max_position_embeddings is {positions!r}")
     return Source(
         directory=directory.resolve(),
         shape=replace(shape, sha256=sha256),
@@ -180,7 +180,7 @@ def _read_adapter(listed: catalogues.Adapter, base: Source) -> PlannedAdapter:
     directory = listed.path or resource_dir("engines") / "adapters" / listed.name
     adapter = read_peft(directory, base.shape, listed.name)
     if listed.id != adapter.task_id:
-        raise EngineError(
+        raise ArtefactError(
             f"adapter {listed.name}: the catalogue's id is {listed.id}, its content gives "
             f"{adapter.task_id}: the adapter has changed, set adapters.{listed.name}.id to that"
         )
@@ -195,7 +195,7 @@ def _check_tokenizer(expert: str, source: Source, base: Source) -> None:
         return value.get("model"), value.get("added_tokens")
 
     if vocabulary(source.directory) != vocabulary(base.directory):
-        raise EngineError(
+        raise ArtefactError(
             f"expert {expert}: the tokenizer of {source.directory} is not the base's "
             f"({base.directory}): fine-tune from that base, without new tokens"
         )
@@ -219,7 +219,7 @@ def _limit_length(settings: GpuSettings, drafts: Sequence[_Draft]) -> EngineSett
     if settings.engine.max_seq_len <= shortest.max_positions:
         return settings.engine
     if "max_seq_len" in settings.explicit:
-        raise EngineError(
+        raise ArtefactError(
             f"engine.max_seq_len = {settings.engine.max_seq_len}: {shortest.shape.name} was made "
             f"for {shortest.max_positions} positions"
         )
@@ -230,7 +230,7 @@ def _check_calibration(engine: EngineSettings) -> None:
     """A folder is looked for now; a data set's name is the image's business, and its network's."""
     folder = Path(engine.calib_dataset)
     if is_calibrated(engine) and folder.is_absolute() and not folder.is_dir():
-        raise EngineError(
+        raise ArtefactError(
             f"engine.calib_dataset = {engine.calib_dataset!r} is not a directory: give one with a "
             "'train' split and a 'text' column, or the name of a data set"
         )

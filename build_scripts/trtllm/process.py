@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 from compllm.build_scripts.trtllm.commands import Command
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 _FULL = ("No space left on device", "Disk quota exceeded")
 _OUT_OF_MEMORY = ("CUDA out of memory", "OutOfMemory", "out of memory")
@@ -21,7 +21,7 @@ _TAIL_BYTES = 65536
 
 
 def run(command: Command, log: Path, directory: Path) -> None:
-    """Run it in `directory` (upstream's tools leave caches where they stand). Raises EngineError
+    """Run it in `directory` (upstream's tools leave caches where they stand). Raises ArtefactError
     that names the log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as sink:
@@ -35,14 +35,14 @@ def run(command: Command, log: Path, directory: Path) -> None:
                 start_new_session=True,  # a group of its own, to be ended as a whole
             )
         except OSError as error:
-            raise EngineError(f"{command.argv[0]} cannot run: {error.strerror}") from error
+            raise ArtefactError(f"{command.argv[0]} cannot run: {error.strerror}") from error
         try:
             status = process.wait()
         except BaseException:
             _end(process)
             raise
     if status != 0:
-        raise EngineError(f"{command.label} failed: {_reason(status, log)}")
+        raise ArtefactError(f"{command.label} failed: {_reason(status, log)}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compllm.build_scripts.trtllm.image import Environment, same_version
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import read_json
 from compllm.formats.manifest import MANIFEST_FILE, FileEntry, sha256_file
 from compllm.paths import home_dir
@@ -72,12 +72,12 @@ class TrtManifest:
     files: Mapping[str, FileEntry]  # every file but the manifest, by path below the directory
 
     def engine(self, expert: str) -> EngineEntry:
-        """The engine of this expert or of "base". Raises EngineError."""
+        """The engine of this expert or of "base". Raises ArtefactError."""
         for entry in self.engines:
             if entry.expert == expert:
                 return entry
         there = ", ".join(entry.expert for entry in self.engines)
-        raise EngineError(f"there is no engine of {expert!r}: there are {there}")
+        raise ArtefactError(f"there is no engine of {expert!r}: there are {there}")
 
     def write(self, directory: Path) -> None:
         """Into `directory`, which is being made and not yet in use."""
@@ -86,23 +86,23 @@ class TrtManifest:
 
     @classmethod
     def read(cls, directory: Path) -> TrtManifest:
-        """Raises EngineError when there is none, when it is damaged or of another format."""
+        """Raises ArtefactError when there is none, when it is damaged or of another format."""
         path = directory / MANIFEST_FILE
         if not path.is_file():
-            raise EngineError(
+            raise ArtefactError(
                 f"{directory} holds no finished TensorRT-LLM engines (no manifest.json): {_AGAIN}"
             )
         value = read_json(path)
         form = value.pop("format", None)
         if form != FORMAT:
-            raise EngineError(f"{path} has format {form!r}, read is {FORMAT!r}: {_AGAIN}")
+            raise ArtefactError(f"{path} has format {form!r}, read is {FORMAT!r}: {_AGAIN}")
         try:
             return _parse(value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EngineError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
+            raise ArtefactError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
 
     def verify(self, directory: Path, *, is_deep: bool = True) -> None:
-        """Raises EngineError unless the directory holds exactly what was built.
+        """Raises ArtefactError unless the directory holds exactly what was built.
 
         is_deep: hashes too, not only sizes.
         """
@@ -113,35 +113,37 @@ class TrtManifest:
                     not is_deep or sha256_file(path) == entry.sha256
                 )
             except OSError as error:
-                raise EngineError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from error
+                raise ArtefactError(
+                    f"{path} cannot be read ({error.strerror}): {_AGAIN}"
+                ) from error
             if not is_same:
-                raise EngineError(f"{path} is damaged (its hash or size differs): {_AGAIN}")
+                raise ArtefactError(f"{path} is damaged (its hash or size differs): {_AGAIN}")
         for engine in self.engines:
             check_engine(
                 directory / engine.name, engine.settings, engine.max_lora_rank, self.versions
             )
 
     def check_serving(self, serving: Environment) -> None:
-        """Raises EngineError unless these engines run in this image on these GPUs."""
+        """Raises ArtefactError unless these engines run in this image on these GPUs."""
         for name, seen in (
             ("tensorrt_llm", serving.tensorrt_llm),
             ("tensorrt", serving.tensorrt),
         ):
             if not same_version(seen, self.versions[name]):
-                raise EngineError(
+                raise ArtefactError(
                     f"the engines were built with {name} {self.versions[name]}, here is "
                     f"{seen or 'none'}: serve them from the image tritonserver:{self.image}, "
                     f"or {_AGAIN} in this one"
                 )
         needed = 1 + max(device for engine in self.engines for device in engine.devices)
         if len(serving.gpus) < needed:
-            raise EngineError(
+            raise ArtefactError(
                 f"the engines are planned for {needed} GPUs, {len(serving.gpus)} are visible: "
                 f"give the container more of them, or {_AGAIN} with fewer (num_gpus)"
             )
         for gpu in serving.gpus[:needed]:
             if gpu.compute_capability != self.compute_capability:
-                raise EngineError(
+                raise ArtefactError(
                     f"the engines were built for {self.gpu} (compute capability "
                     f"{self.compute_capability}), GPU {gpu.index} is {gpu.name} "
                     f"({gpu.compute_capability}): {_AGAIN} on it"
@@ -159,11 +161,11 @@ def check_engine(
     max_lora_rank: int,
     versions: Mapping[str, str],
 ) -> None:
-    """Raises EngineError unless trtllm-build left there a whole engine of these settings."""
+    """Raises ArtefactError unless trtllm-build left there a whole engine of these settings."""
     config = read_json(directory / "config.json")
     version = str(config.get("version"))
     if not same_version(version, versions["tensorrt_llm"]):
-        raise EngineError(
+        raise ArtefactError(
             f"{directory} was built by TensorRT-LLM {version}, not {versions['tensorrt_llm']}: "
             f"{_AGAIN}"
         )
@@ -178,13 +180,13 @@ def check_engine(
     for key, (section, value) in expected.items():
         seen = section.get(key) if isinstance(section, dict) else None
         if seen != value:
-            raise EngineError(
+            raise ArtefactError(
                 f"{directory / 'config.json'}: {key} is {seen!r}, {value!r} was asked for: {_AGAIN}"
             )
     for rank in range(world_size):
         path = directory / f"rank{rank}.engine"
         if not path.is_file() or path.stat().st_size == 0:
-            raise EngineError(f"{directory} is half-built: {path.name} is missing: {_AGAIN}")
+            raise ArtefactError(f"{directory} is half-built: {path.name} is missing: {_AGAIN}")
 
 
 def _section(value: Mapping[str, Any], key: str) -> dict[str, Any]:

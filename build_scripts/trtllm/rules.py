@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.shape import BaseShape
 
 _AWQ_BLOCK = 128  # weights that share a scale
 
 
 def check_rules(shape: BaseShape, settings: EngineSettings, gpu: Gpu, num_gpus: int) -> None:
-    """Raises EngineError unless these settings can build a model of this shape for this GPU."""
+    """Raises ArtefactError unless these settings can build a model of this shape for this GPU."""
     _check_parallel(shape, settings, num_gpus)
     _check_precision(shape, settings, gpu)
     _check_kv(settings)
@@ -23,7 +23,7 @@ def is_calibrated(settings: EngineSettings) -> bool:
 
 def _check_parallel(shape: BaseShape, settings: EngineSettings, num_gpus: int) -> None:
     if settings.world_size > num_gpus:
-        raise EngineError(
+        raise ArtefactError(
             f"engine.tp {settings.tp} x engine.pp {settings.pp} needs {settings.world_size} GPUs, "
             f"num_gpus is {num_gpus}"
         )
@@ -32,13 +32,13 @@ def _check_parallel(shape: BaseShape, settings: EngineSettings, num_gpus: int) -
         (shape.intermediate, "MLP rows"),
     ):
         if number % settings.tp:
-            raise EngineError(f"engine.tp = {settings.tp} does not divide the {number} {what}")
+            raise ArtefactError(f"engine.tp = {settings.tp} does not divide the {number} {what}")
     if shape.num_kv_heads % settings.tp and settings.tp % shape.num_kv_heads:
-        raise EngineError(
+        raise ArtefactError(
             f"engine.tp = {settings.tp}: {shape.num_kv_heads} key-value heads cannot be shared out"
         )
     if shape.num_layers % settings.pp:
-        raise EngineError(
+        raise ArtefactError(
             f"engine.pp = {settings.pp} does not divide the {shape.num_layers} layers"
         )
 
@@ -46,7 +46,7 @@ def _check_parallel(shape: BaseShape, settings: EngineSettings, num_gpus: int) -
 def _check_precision(shape: BaseShape, settings: EngineSettings, gpu: Gpu) -> None:
     wants_fp8 = settings.quantisation == "fp8" or settings.kv_cache_dtype == "fp8"
     if wants_fp8 and not gpu.has_fp8:
-        raise EngineError(
+        raise ArtefactError(
             f"{gpu.label} (compute capability {gpu.compute_capability}) has no FP8: "
             "use int8 or int4_awq weights and kv_cache_dtype 'auto'"
         )
@@ -56,7 +56,7 @@ def _check_precision(shape: BaseShape, settings: EngineSettings, gpu: Gpu) -> No
             (shape.intermediate // settings.tp, "MLP rows of one GPU"),
         ):
             if number % _AWQ_BLOCK:
-                raise EngineError(
+                raise ArtefactError(
                     f"quantisation int4_awq needs a {what} that is a multiple of {_AWQ_BLOCK}, "
                     f"it is {number}: use int8 or int4"
                 )
@@ -65,21 +65,21 @@ def _check_precision(shape: BaseShape, settings: EngineSettings, gpu: Gpu) -> No
 def _check_kv(settings: EngineSettings) -> None:
     block = settings.tokens_per_block
     if block & (block - 1):
-        raise EngineError(f"engine.tokens_per_block = {block}: expected a power of two")
+        raise ArtefactError(f"engine.tokens_per_block = {block}: expected a power of two")
     if not settings.paged_context_fmha:
         return
     if settings.kv_cache_type != "paged":
-        raise EngineError(
+        raise ArtefactError(
             f"kv_cache_type {settings.kv_cache_type!r} goes without paged_context_fmha: "
             "set engine.paged_context_fmha = false"
         )
     if settings.kv_cache_dtype == "int8":
-        raise EngineError(
+        raise ArtefactError(
             "kv_cache_dtype 'int8' goes without paged_context_fmha, which then loses prefix reuse: "
             "set engine.paged_context_fmha = false, or use kv_cache_dtype 'fp8'"
         )
     if settings.kv_cache_dtype == "fp8" and settings.quantisation != "fp8":
-        raise EngineError(
+        raise ArtefactError(
             "kv_cache_dtype 'fp8' with paged_context_fmha needs quantisation 'fp8' too: "
             "set it, or engine.paged_context_fmha = false"
         )

@@ -43,7 +43,7 @@ from compllm.build_scripts.trtllm.record import (
     TrtManifest,
     check_engine,
 )
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES, read_json
 from compllm.formats.manifest import MANIFEST_FILE, installed_versions
 
@@ -94,7 +94,7 @@ def adapter_command(planned: PlannedAdapter, places: Places) -> Command:
 def build(
     plan: BuildPlan, environment: Environment, out: Path, examples: Path = EXAMPLES
 ) -> TrtManifest:
-    """Make `out` the engines of this plan. Does only what is missing. Raises EngineError."""
+    """Make `out` the engines of this plan. Does only what is missing. Raises ArtefactError."""
     _check_gpus(plan, environment)
     out = out.resolve()
     _refuse_foreign(out)
@@ -283,13 +283,13 @@ def _check_gpus(plan: BuildPlan, environment: Environment) -> None:
     gpu = plan.settings.gpu
     for seen in environment.gpus:
         if seen.compute_capability != gpu.compute_capability:
-            raise EngineError(
+            raise ArtefactError(
                 f"GPU {seen.index} is {seen.name} (compute capability {seen.compute_capability}), "
                 f"the plan is for {gpu.label} ({gpu.compute_capability}): "
                 "name its kind with --gpu, or hide it with CUDA_VISIBLE_DEVICES"
             )
         if seen.memory_mib < gpu.memory_gib * 1024 * 0.98:
-            raise EngineError(
+            raise ArtefactError(
                 f"GPU {seen.index} is {seen.name} with {seen.memory_mib / 1024:.1f} GiB, the plan "
                 f"counts on {gpu.memory_gib} ({gpu.name}): name its kind with --gpu"
             )
@@ -302,7 +302,7 @@ def _reusable(out: Path) -> TrtManifest | None:
     try:
         manifest = TrtManifest.read(out)
         manifest.verify(out)
-    except EngineError as error:
+    except ArtefactError as error:
         say(f"building anew: {error}")
         return None
     return manifest
@@ -313,13 +313,13 @@ def _refuse_foreign(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise EngineError(f"{out} is a file: give a directory for the engines")
+        raise ArtefactError(f"{out} is a file: give a directory for the engines")
     if not any(out.iterdir()):
         return
     path = out / MANIFEST_FILE
     form = str(read_json(path).get("format")) if path.is_file() else ""
     if not form.startswith("compllm-trtllm/"):
-        raise EngineError(f"{out} holds other files and is not replaced: give an empty directory")
+        raise ArtefactError(f"{out} holds other files and is not replaced: give an empty directory")
 
 
 def _is_done(target: Path, key: str) -> bool:
@@ -327,7 +327,7 @@ def _is_done(target: Path, key: str) -> bool:
     try:
         record = read_json(target / _STEP)
         sizes = {name: (target / name).stat().st_size for name in record["sizes"]}
-    except (EngineError, OSError, KeyError, TypeError):
+    except (ArtefactError, OSError, KeyError, TypeError):
         return False
     return bool(record.get("key") == key and record["sizes"] == sizes)
 

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from compllm.catalogue import Catalogue, load_catalogue
     from compllm.config import Config, load_config
     from compllm.errors import (
+        AdapterUnknown,
+        ArtefactError,
         BackendError,
         BackendRejected,
         BackendUnavailable,
@@ -21,9 +23,12 @@ if TYPE_CHECKING:
         ConfigWarning,
         CycleError,
         DeadlineExceeded,
+        EngineClosed,
         EngineError,
+        EngineOverloaded,
         PlanError,
         QueryError,
+        RequestInvalid,
         RouteError,
         ServerError,
         UnknownNodeError,
@@ -56,6 +61,8 @@ _MODULES = {
     "catalogue": ("Catalogue", "load_catalogue"),
     "config": ("Config", "load_config"),
     "errors": (
+        "AdapterUnknown",
+        "ArtefactError",
         "BackendError",
         "BackendRejected",
         "BackendUnavailable",
@@ -64,9 +71,12 @@ _MODULES = {
         "ConfigWarning",
         "CycleError",
         "DeadlineExceeded",
+        "EngineClosed",
         "EngineError",
+        "EngineOverloaded",
         "PlanError",
         "QueryError",
+        "RequestInvalid",
         "RouteError",
         "ServerError",
         "UnknownNodeError",
@@ -100,9 +110,11 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdapterUnknown",
     "Answer",
     "AnswerDelta",
     "AnswerFinished",
+    "ArtefactError",
     "BackendError",
     "BackendRejected",
     "BackendUnavailable",
@@ -115,7 +127,9 @@ __all__ = [
     "ConfigWarning",
     "CycleError",
     "DeadlineExceeded",
+    "EngineClosed",
     "EngineError",
+    "EngineOverloaded",
     "Event",
     "Expert",
     "NodeFinished",
@@ -127,6 +141,7 @@ __all__ = [
     "Query",
     "QueryError",
     "QueryGraph",
+    "RequestInvalid",
     "Route",
     "RouteError",
     "SamplingParams",

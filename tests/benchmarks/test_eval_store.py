@@ -12,7 +12,7 @@ from benchmarks.accuracy.runner import Work, run_records
 from benchmarks.store import ResultStore, content_hash, source_hash
 
 from compllm.backend import GenerateRequest, Segment, collect
-from compllm.errors import BackendError, ConfigError, EngineError
+from compllm.errors import ArtefactError, BackendError, ConfigError
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import SamplingParams
 
@@ -41,12 +41,12 @@ async def test_a_killed_run_goes_on_with_what_is_missing(tmp_path: Path) -> None
 
     async def answer(item: Item) -> dict[str, str]:
         if item.id == "c" and len(asked) < 3:
-            raise EngineError("the engine failed: dead")
+            raise ArtefactError("the engine failed: dead")
         asked.append(item.id)
         return {"answer": item.text}
 
     items = [Item(name, name.upper()) for name in "abcd"]
-    with pytest.raises(EngineError, match="dead"):
+    with pytest.raises(ArtefactError, match="dead"):
         await run_records("", items, answer, ResultStore(tmp_path, "x", "1"), Work(1, True))
     assert asked == ["a", "b"]
     asked.append("restart")

@@ -15,7 +15,7 @@ from compllm.build_scripts import build_openvino
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine, update_adapters
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.embedded import model
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import validate_checkpoint
 from compllm.formats.manifest import Manifest
 
@@ -142,12 +142,12 @@ def test_damaged_engine_is_built_anew(
 
 def test_foreign_directory_is_never_replaced(tmp_path: Path, tiny_checkpoint: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(EngineError, match="holds other files and is not replaced"):
+    with pytest.raises(ArtefactError, match="holds other files and is not replaced"):
         build_engine(tiny_checkpoint, [], tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "webapp/1"}')
-    with pytest.raises(EngineError, match="holds other files and is not replaced"):
+    with pytest.raises(ArtefactError, match="holds other files and is not replaced"):
         build_engine(tiny_checkpoint, [], tmp_path)
-    with pytest.raises(EngineError, match="is a file"):
+    with pytest.raises(ArtefactError, match="is a file"):
         build_engine(tiny_checkpoint, [], tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
@@ -162,7 +162,7 @@ def test_refused_adapter_leaves_the_engine_as_it_was(
 ) -> None:
     copy = Path(shutil.copytree(bio.directory, tmp_path / "bad"))
     rewrite_json(copy / "adapter_config.json", {"use_dora": True})
-    with pytest.raises(EngineError, match="adapter bio: DoRA"):
+    with pytest.raises(ArtefactError, match="adapter bio: DoRA"):
         build_engine(tiny_checkpoint, [chem, AdapterSource(copy, "bio")], engine)
     assert names(Manifest.read(engine)) == [(1, "chem")]
 
@@ -191,14 +191,14 @@ def test_failure_leaves_the_old_engine(
 
 
 def test_unknown_dtype_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="dtype 'int4' is not known; known are int8, fp16"):
+    with pytest.raises(ArtefactError, match="dtype 'int4' is not known; known are int8, fp16"):
         build_engine(tiny_checkpoint, [], tmp_path / "engine", "int4")
 
 
 def test_same_name_twice_is_refused(
     engine: Path, tiny_checkpoint: Path, chem: AdapterSource
 ) -> None:
-    with pytest.raises(EngineError, match="adapter chem is given twice"):
+    with pytest.raises(ArtefactError, match="adapter chem is given twice"):
         build_engine(tiny_checkpoint, [chem, chem], engine)
 
 
@@ -219,16 +219,16 @@ def test_update_adds_replaces_and_removes(
 def test_update_of_what_is_not_there_is_refused(
     engine: Path, tmp_path: Path, bio: AdapterSource
 ) -> None:
-    with pytest.raises(EngineError, match="has no adapter 'physics'; it has chem"):
+    with pytest.raises(ArtefactError, match="has no adapter 'physics'; it has chem"):
         update_adapters(engine, remove=["physics"])
-    with pytest.raises(EngineError, match="is not an engine directory"):
+    with pytest.raises(ArtefactError, match="is not an engine directory"):
         update_adapters(tmp_path / "nowhere", add=[bio])
 
 
 def test_sources_are_parsed_with_and_without_a_name(tmp_path: Path) -> None:
     assert AdapterSource.parse("chem=some/dir") == AdapterSource(Path("some/dir"), "chem")
     assert AdapterSource.parse(f"{tmp_path}/a").name == "a"
-    with pytest.raises(EngineError, match="adapter name"):
+    with pytest.raises(ArtefactError, match="adapter name"):
         AdapterSource.parse("base=dir")
 
 

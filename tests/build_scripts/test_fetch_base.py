@@ -18,7 +18,7 @@ from helpers import rewrite_json
 
 from compllm import paths
 from compllm.build_scripts import fetch_base
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 
 CONTENT = {"config.json": b"{}", "sub/weights.bin": bytes(range(256)) * 400}
 
@@ -228,7 +228,7 @@ def test_chosen_checkpoint_that_is_gone_is_an_error(
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
     fetch_base.select_checkpoint(copy)
     shutil.rmtree(copy)
-    with pytest.raises(EngineError, match="is not a directory"):
+    with pytest.raises(ArtefactError, match="is not a directory"):
         fetch_base.ensure_base()
 
 
@@ -237,7 +237,7 @@ def test_unusable_checkpoint_changes_nothing(
 ) -> None:
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
     rewrite_json(copy / "config.json", {"architectures": ["GPT2LMHeadModel"]})
-    with pytest.raises(EngineError, match="GPT2LMHeadModel; supported are LlamaForCausalLM"):
+    with pytest.raises(ArtefactError, match="GPT2LMHeadModel; supported are LlamaForCausalLM"):
         fetch_base.select_checkpoint(copy)
     assert paths.selected_base() is None
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from compllm.build_scripts import gguf_checkpoint
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import validate_checkpoint
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -118,7 +118,7 @@ def test_tokenizer_splits_digits_and_adds_nothing(converted: tuple[Path, dict[st
 
 def test_unknown_splitting_is_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "other.gguf", pre="qwen2")
-    with pytest.raises(EngineError, match="'qwen2'"):
+    with pytest.raises(ArtefactError, match="'qwen2'"):
         gguf_checkpoint.convert(tmp_path / "other.gguf", tmp_path)
 
 

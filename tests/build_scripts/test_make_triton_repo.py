@@ -25,7 +25,7 @@ from compllm.build_scripts.trtllm.record import AdapterEntry, TrtManifest
 from compllm.build_scripts.trtllm.settings import EngineSettings, Topology
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.checkpoint import validate_checkpoint
 from compllm.routing.embed import SentenceEncoder
 from compllm.routing.route import Router
@@ -182,7 +182,7 @@ def test_expert_without_its_adapter_is_refused(
 ) -> None:
     entry = engine_entry(validate_checkpoint(tiny_checkpoint), max_lora_rank=16)
     write_engines(engines, tiny_checkpoint, [entry], ADAPTERS[:1])
-    with pytest.raises(EngineError, match=r"expert biology .* needs adapter biology"):
+    with pytest.raises(ArtefactError, match=r"expert biology .* needs adapter biology"):
         make_repository(inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -393,12 +393,12 @@ def test_foreign_directory_is_not_replaced(
 def test_missing_and_half_built_engines_are_refused(
     inputs: Inputs, tiny_checkpoint: Path, engines: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineError, match=r"no finished .* \(no manifest\.json\)"):
+    with pytest.raises(ArtefactError, match=r"no finished .* \(no manifest\.json\)"):
         make_repository(inputs, tmp_path / "out")
     entry = engine_entry(validate_checkpoint(tiny_checkpoint))
     write_engines(engines, tiny_checkpoint, [entry])
     (engines / "tensorrt_llm" / "rank0.engine").unlink()
-    with pytest.raises(EngineError, match=r"rank0\.engine cannot be read"):
+    with pytest.raises(ArtefactError, match=r"rank0\.engine cannot be read"):
         make_repository(inputs, tmp_path / "out")
 
 
@@ -407,7 +407,7 @@ def test_kv_share_below_one_sequence_is_refused(
 ) -> None:
     entry = engine_entry(validate_checkpoint(tiny_checkpoint), kv_tokens=4064)
     write_engines(engines, tiny_checkpoint, [entry])
-    with pytest.raises(EngineError, match=r"4064 tokens, less than one sequence .* 4096"):
+    with pytest.raises(ArtefactError, match=r"4064 tokens, less than one sequence .* 4096"):
         make_repository(inputs, tmp_path / "out")
 
 
@@ -417,7 +417,7 @@ def test_cache_without_pages_is_refused(
     settings = EngineSettings(kv_cache_type="continuous")
     entry = engine_entry(validate_checkpoint(tiny_checkpoint), settings=settings)
     write_engines(engines, tiny_checkpoint, [entry])
-    with pytest.raises(EngineError, match="continuous KV cache"):
+    with pytest.raises(ArtefactError, match="continuous KV cache"):
         make_repository(inputs, tmp_path / "out")
 
 

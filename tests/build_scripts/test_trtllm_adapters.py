@@ -25,7 +25,7 @@ from compllm.build_scripts.trtllm.adapters import (
     target_modules,
     write_prepared,
 )
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, LoraWeights, make_adapter, read_peft
 from compllm.formats.checkpoint import validate_checkpoint
 from compllm.formats.lora_tensors import MODULE_IDS, from_tensors
@@ -139,9 +139,9 @@ def test_ranks_that_cannot_be_served_are_refused() -> None:
     shape = BaseShape(2, 64, 96, 4, 2, 16, 100)
     check_ranks(made(q_proj=8), shape, 0)
     check_ranks(made(q_proj=8), shape, 8)
-    with pytest.raises(EngineError, match=r"chem has rank 8, lora\.max_rank is 4: raise it"):
+    with pytest.raises(ArtefactError, match=r"chem has rank 8, lora\.max_rank is 4: raise it"):
         check_ranks(made(q_proj=8), shape, 4)
-    with pytest.raises(EngineError, match="layer 0 k_proj has rank 40, more than the 32"):
+    with pytest.raises(ArtefactError, match="layer 0 k_proj has rank 40, more than the 32"):
         check_ranks(made(k_proj=40), shape, 0)
 
 
@@ -162,7 +162,7 @@ def test_wrong_output_is_refused(converter: Path, tmp_path: Path, damage: Any, s
     paths = [out / f"model.lora_{kind}.npy" for kind in ("weights", "config")]
     for path, array in zip(paths, damage(*map(np.load, paths)), strict=True):
         np.save(path, array)
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         check_converted(adapter, out)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -173,8 +173,8 @@ def test_missing_or_cut_output_is_refused(converter: Path, tmp_path: Path) -> No
     out = convert(converter, adapter, tmp_path)
     path = out / "model.lora_config.npy"
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(EngineError, match=r"lora_config\.npy is missing or damaged"):
+    with pytest.raises(ArtefactError, match=r"lora_config\.npy is missing or damaged"):
         check_converted(adapter, out)
     path.unlink()
-    with pytest.raises(EngineError, match=r"lora_config\.npy is missing or damaged"):
+    with pytest.raises(ArtefactError, match=r"lora_config\.npy is missing or damaged"):
         check_converted(adapter, out)

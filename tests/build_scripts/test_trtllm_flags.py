@@ -23,7 +23,7 @@ from compllm.build_scripts.trtllm.make_flags import make_flags
 from compllm.build_scripts.trtllm.memory import LoraNeed
 from compllm.build_scripts.trtllm.plan import PlannedEngine
 from compllm.build_scripts.trtllm.settings import KvDtype, Quantisation
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 UPSTREAM = Path(__file__).parents[3] / "shared" / "trtllm"
 HERE, EXAMPLES = Path("/work dir"), Path("/app/examples")
@@ -98,7 +98,7 @@ def test_our_lists_are_those_made_from_upstream() -> None:
     ],
 )
 def test_invented_flag_or_value_is_refused(tool: str, arguments: list[str], said: str) -> None:
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         flags.check(tool, arguments)
     assert said in str(caught.value)
 

@@ -15,7 +15,7 @@ from compllm.build_scripts.trtllm.image import (
     same_version,
     visible_gpus,
 )
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 REMEDY = "run this inside the image tritonserver:26.07-trtllm-python-py3 with its GPUs"
 
@@ -26,7 +26,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tools:
 
 
 def refusal(tools: Tools) -> str:
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         inspect(IMAGES[0], tools.examples)
     assert REMEDY in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -84,7 +84,7 @@ def test_odd_lines_of_nvidia_smi_are_no_gpus(tools: Tools) -> None:
 
 def test_unknown_tag_is_told_with_the_known_ones() -> None:
     assert find_image("26.05-trtllm-python-py3").tensorrt_llm == "1.2.1"
-    with pytest.raises(EngineError, match=r"use 26\.07-trtllm-python-py3, 26\.06-trtllm"):
+    with pytest.raises(ArtefactError, match=r"use 26\.07-trtllm-python-py3, 26\.06-trtllm"):
         find_image("25.12-trtllm-python-py3")
 
 

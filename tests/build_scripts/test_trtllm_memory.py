@@ -21,7 +21,7 @@ from compllm.build_scripts.trtllm.memory import (
     weight_bytes,
 )
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.shape import BaseShape
 
 GPUS = (H100, A100, L4)
@@ -110,7 +110,7 @@ def test_fractions_give_each_cache_its_bytes() -> None:
 
 
 def refusal(load: Load, gpu: Gpu, num_gpus: int = 1) -> str:
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         fit(load, gpu, num_gpus, GPUS)
     assert "\n" not in str(caught.value)
     return str(caught.value)

@@ -21,7 +21,7 @@ from compllm.build_scripts.trtllm.settings import (
     load_settings,
 )
 from compllm.catalogue import load_catalogue
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
 from compllm.formats.shape import BaseShape
@@ -104,7 +104,7 @@ def test_no_adapters_build_an_engine_without_the_plugin(plan: Plan) -> None:
 
 def test_default_length_bends_to_the_model_and_a_written_one_does_not(plan: Plan) -> None:
     assert plan().engines[0].settings.max_seq_len == 512
-    with pytest.raises(EngineError, match=r"max_seq_len = 4096: tiny-llama was made for 512"):
+    with pytest.raises(ArtefactError, match=r"max_seq_len = 4096: tiny-llama was made for 512"):
         plan(engine="max_seq_len = 4096")
 
 
@@ -113,9 +113,11 @@ def test_full_fine_tune_is_an_engine_of_its_own(plan: Plan, tiny_checkpoint: Pat
     made = plan(topology="per-expert", more=more)
     assert [engine.expert for engine in made.engines] == ["base", "chem", "bio", "other"]
     assert made.engines[3].merged is None
-    with pytest.raises(EngineError, match="needs topology = 'per-expert'"):
+    with pytest.raises(ArtefactError, match="needs topology = 'per-expert'"):
         plan(more=more)
-    with pytest.raises(EngineError, match=r"experts\.physics is no expert .*: there are bio, chem"):
+    with pytest.raises(
+        ArtefactError, match=r"experts\.physics is no expert .*: there are bio, chem"
+    ):
         plan(topology="per-expert", more=more.replace("other", "physics"))
 
 
@@ -127,7 +129,9 @@ def test_fine_tune_with_other_tokens_is_refused(
     rewrite_json(
         folder / "tokenizer.json", {"added_tokens": [*tokenizer["added_tokens"], {"id": 1}]}
     )
-    with pytest.raises(EngineError, match=r"expert bio: the tokenizer of .*tuned is not the base"):
+    with pytest.raises(
+        ArtefactError, match=r"expert bio: the tokenizer of .*tuned is not the base"
+    ):
         plan(topology="per-expert", more=f"[experts.bio]\ncheckpoint = '{folder}'\n")
 
 
@@ -138,7 +142,7 @@ def broken(folders: Folders, tmp_path: Path, name: str = "chem") -> tuple[Folder
 
 
 def refusal(plan: Plan, **arguments: Any) -> str:
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         plan(**arguments)
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -226,7 +230,7 @@ def test_settings_that_cannot_be_built_are_named(
     shape: BaseShape, settings: dict[str, Any], said: str
 ) -> None:
     num_gpus = 8 if settings.get("tp") == 6 else 2
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         check_rules(shape, EngineSettings(**settings), H100, num_gpus)
     assert said in str(caught.value)
 
@@ -234,5 +238,5 @@ def test_settings_that_cannot_be_built_are_named(
 def test_fp8_needs_a_gpu_that_has_it() -> None:
     both = EngineSettings(quantisation="fp8", kv_cache_dtype="fp8")
     check_rules(LLAMA_8B, both, H100, 1)
-    with pytest.raises(EngineError, match=r"NVIDIA A100 80GB \(compute capability 8\.0\) has no"):
+    with pytest.raises(ArtefactError, match=r"NVIDIA A100 80GB \(compute capability 8\.0\) has no"):
         check_rules(LLAMA_8B, both, A100, 1)

@@ -14,7 +14,7 @@ from trtllm_plans import planned_engine
 from compllm.build_scripts.manifest import file_entries
 from compllm.build_scripts.trtllm.image import Environment, SeenGpu
 from compllm.build_scripts.trtllm.record import AdapterEntry, EngineEntry, TrtManifest
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 H100 = SeenGpu(0, "NVIDIA H100 80GB HBM3", "9.0", 81559, "590.44.01")
 SERVING = Environment("1.2.1", "10.14.1.48", "26.07", (H100, replace(H100, index=1)))
@@ -72,7 +72,7 @@ def test_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read == manifest
     read.verify(tmp_path)
     assert read.engine("base").name == "tensorrt_llm"
-    with pytest.raises(EngineError, match="no engine of 'bio': there are base"):
+    with pytest.raises(ArtefactError, match="no engine of 'bio': there are base"):
         read.engine("bio")
 
 
@@ -96,7 +96,7 @@ def test_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_other_image_or_gpu_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     manifest = finished(tmp_path)
     manifest.check_serving(SERVING)
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         manifest.check_serving(replace(SERVING, **changes))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -105,14 +105,14 @@ def test_other_image_or_gpu_is_refused(tmp_path: Path, changes: dict[str, Any], 
 def test_half_built_engine_is_refused(tmp_path: Path) -> None:
     manifest = finished(tmp_path)
     (tmp_path / "tensorrt_llm" / "rank1.engine").unlink()
-    with pytest.raises(EngineError, match=r"rank1\.engine cannot be read .*build it again"):
+    with pytest.raises(ArtefactError, match=r"rank1\.engine cannot be read .*build it again"):
         manifest.verify(tmp_path)
     # The same without a manifest that lists it, as an interrupted trtllm-build leaves it.
     files = {name: entry for name, entry in manifest.files.items() if "rank1" not in name}
-    with pytest.raises(EngineError, match=r"half-built: rank1\.engine is missing"):
+    with pytest.raises(ArtefactError, match=r"half-built: rank1\.engine is missing"):
         replace(manifest, files=files).verify(tmp_path)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(EngineError, match="holds no finished TensorRT-LLM engines"):
+    with pytest.raises(ArtefactError, match="holds no finished TensorRT-LLM engines"):
         TrtManifest.read(tmp_path)
 
 
@@ -120,7 +120,7 @@ def test_changed_file_is_refused(tmp_path: Path) -> None:
     manifest = finished(tmp_path)
     (tmp_path / "tensorrt_llm" / "rank0.engine").write_bytes(b"ENGINE")
     manifest.verify(tmp_path, is_deep=False)  # of the same size
-    with pytest.raises(EngineError, match=r"rank0\.engine is damaged"):
+    with pytest.raises(ArtefactError, match=r"rank0\.engine is damaged"):
         manifest.verify(tmp_path)
 
 
@@ -140,7 +140,7 @@ def test_engine_of_other_settings_is_refused(
 ) -> None:
     manifest = replace(finished(tmp_path), files={})
     rewrite_json(tmp_path / "tensorrt_llm" / "config.json", changes)
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         manifest.verify(tmp_path)
     assert said in str(caught.value)
 
@@ -158,6 +158,6 @@ def test_engine_of_other_settings_is_refused(
 def test_damaged_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     finished(tmp_path)
     rewrite_json(tmp_path / "manifest.json", changes)
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         TrtManifest.read(tmp_path)
     assert said in str(caught.value)

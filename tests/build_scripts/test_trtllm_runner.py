@@ -22,7 +22,7 @@ from compllm.build_scripts.trtllm.plan import BuildPlan, make_plan
 from compllm.build_scripts.trtllm.record import TrtManifest
 from compllm.build_scripts.trtllm.settings import default_settings_path, load_settings
 from compllm.catalogue import load_catalogue
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
 
@@ -167,7 +167,7 @@ def test_failed_step_leaves_nothing_half_written_and_is_continued(
 ) -> None:
     made = bench()
     made.tools.trouble(tool, kind)
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(ArtefactError) as caught:
         made.build()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -186,7 +186,7 @@ def test_failed_change_keeps_the_engines_that_are_there(bench: MakeBench) -> Non
     first = made.build()
     changed = bench(engine="max_batch_size = 8")
     made.tools.trouble("trtllm-build", "fails")
-    with pytest.raises(EngineError, match="upstream's own words"):
+    with pytest.raises(ArtefactError, match="upstream's own words"):
         changed.build()
     assert TrtManifest.read(made.out) == first
     first.verify(made.out)
@@ -216,10 +216,10 @@ def test_tensor_parallel_engine_has_a_file_for_each_rank(bench: MakeBench) -> No
 def test_other_gpu_than_planned_is_refused(bench: MakeBench) -> None:
     made = bench()
     made.tools.gpus("0, NVIDIA L4, 8.9, 23034, 590.44.01")
-    with pytest.raises(EngineError, match=r"GPU 0 is NVIDIA L4 \(compute capability 8.9\)"):
+    with pytest.raises(ArtefactError, match=r"GPU 0 is NVIDIA L4 \(compute capability 8.9\)"):
         made.build()
     made.tools.gpus("0, NVIDIA H100 MIG 1g, 9.0, 9856, 590.44.01")
-    with pytest.raises(EngineError, match=r"with 9\.6 GiB, the plan counts on 79\.6"):
+    with pytest.raises(ArtefactError, match=r"with 9\.6 GiB, the plan counts on 79\.6"):
         made.build()
     assert not made.out.parent.exists()
 
@@ -228,7 +228,7 @@ def test_foreign_directory_is_not_replaced(bench: MakeBench) -> None:
     made = bench()
     made.out.mkdir(parents=True)
     (made.out / "thesis.txt").write_text("mine")
-    with pytest.raises(EngineError, match="holds other files and is not replaced"):
+    with pytest.raises(ArtefactError, match="holds other files and is not replaced"):
         made.build()
     assert (made.out / "thesis.txt").read_text() == "mine"
 

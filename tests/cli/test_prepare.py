@@ -6,7 +6,7 @@ from helpers import MakeAdapter
 from compllm.build_scripts.build_openvino import AdapterSource, update_adapters
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.cli.prepare import adapter_sources, check_ids, ensure_engine
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.manifest import MANIFEST_FILE, Manifest
 
 
@@ -52,7 +52,7 @@ def test_users_adapters_are_not_lost_to_another_base(
     out = tmp_path / "engine"
     ensure_engine(tiny_checkpoint, out, ())
     update_adapters(out, [own])
-    with pytest.raises(EngineError, match="not of the base in use"):
+    with pytest.raises(ArtefactError, match="not of the base in use"):
         ensure_engine(base_dir, out, ())
     assert names(Manifest.read(out)) == {"mine"}
 

@@ -17,7 +17,7 @@ from helpers import MakeAdapter
 from compllm.embedded.executor import Executor
 from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineRequest, EngineSampling
-from compllm.errors import EngineError
+from compllm.errors import INVALID, NOT_FOUND, AdapterUnknown, ArtefactError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
 
@@ -313,7 +313,7 @@ def test_a_request_that_cannot_run_is_refused_with_the_reason(
 ) -> None:
     request = dataclasses.replace(ask(op_engine, (1, 2, 3)), **change)  # type: ignore[arg-type]
     event = generate(op_engine, [request])[0].last
-    assert event.is_client_error
+    assert event.situation is (NOT_FOUND if "task_id" in change else INVALID)
     assert message in (event.error or "")
 
 
@@ -334,7 +334,7 @@ def test_adapters_are_loaded_swapped_and_removed_while_requests_run(
     assert generate(op_engine, [live])[0].token_ids == tokens["odd"]
     op_engine.remove_adapter(77)
     assert "not found in cache" in (generate(op_engine, [live])[0].last.error or "")
-    with pytest.raises(EngineError, match="adapter 77 is not loaded"):
+    with pytest.raises(AdapterUnknown, match="adapter 77 is not loaded"):
         op_engine.remove_adapter(77)
     running.wait()
 
@@ -382,5 +382,5 @@ def test_a_closed_engine_cancels_what_runs_and_refuses_more(engine_dir: Path) ->
 
 
 def test_a_directory_that_is_no_engine_says_so(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"not an engine directory.*build_openvino"):
+    with pytest.raises(ArtefactError, match=r"not an engine directory.*build_openvino"):
         Executor(tmp_path)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from compllm.embedded.guide import Guide, GuideCompiler
 from compllm.embedded.request import EngineSampling
 from compllm.embedded.sampling import NO_TOKEN, SamplerState, sample_batch
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError, RequestInvalid
 from compllm.plan import parse_plan, plan_guide
 
 VOCAB = 49152
@@ -230,7 +230,7 @@ def test_guides_of_one_text_are_independent(compiler: GuideCompiler, tokenizer: 
 def test_any_text_gives_a_guide_or_our_error(
     compiler: GuideCompiler, guide_type: str, text: str
 ) -> None:
-    with contextlib.suppress(EngineError):
+    with contextlib.suppress(RequestInvalid):
         compiler.start(guide_type, text, [END]).mask(np.zeros(VOCAB, np.float32))
 
 
@@ -254,14 +254,14 @@ def test_any_text_gives_a_guide_or_our_error(
 def test_a_bad_guide_is_refused_with_the_reason(
     compiler: GuideCompiler, guide_type: str, text: str | None, message: str
 ) -> None:
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(RequestInvalid, match=message):
         compiler.start(guide_type, text)
 
 
 def test_a_missing_tokenizer_and_missing_ends_are_refused(base_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"tokenizer\.json gives no tokenizer"):
+    with pytest.raises(ArtefactError, match=r"tokenizer\.json gives no tokenizer"):
         GuideCompiler(tmp_path, VOCAB, [END])
-    with pytest.raises(EngineError, match="at least one"):
+    with pytest.raises(ArtefactError, match="at least one"):
         GuideCompiler(base_dir, VOCAB, [])
-    with pytest.raises(EngineError, match="vocab size too small"):
+    with pytest.raises(ArtefactError, match="vocab size too small"):
         GuideCompiler(base_dir, 1000, [END])

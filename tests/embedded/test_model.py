@@ -17,7 +17,7 @@ from compllm.embedded.executor import Executor
 from compllm.embedded.model import Weights, build_base, quantise_rows
 from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineRequest
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 NUM_TOKENS = 12
 TIE = 1e-3  # as in test_executor.py
@@ -73,7 +73,7 @@ def test_tensors_that_are_not_finite_are_refused(tiny_checkpoint: Path, tmp_path
     tensors = load_file(broken / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.inf
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(EngineError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
+    with pytest.raises(ArtefactError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
         build_base(broken, tmp_path)
 
 

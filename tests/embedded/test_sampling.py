@@ -20,7 +20,7 @@ from compllm.embedded.sampling import (
     StopMatcher,
     sample_batch,
 )
-from compllm.errors import EngineError
+from compllm.errors import RequestInvalid
 
 VOCAB = 4096
 
@@ -260,7 +260,7 @@ def test_a_row_without_a_possible_token_gives_none_and_spares_the_others(
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(EngineError, match=f"{name} is {value}"):
+    with pytest.raises(RequestInvalid, match=f"{name} is {value}"):
         SamplerState(EngineSampling(**{name: value}))  # type: ignore[arg-type]
 
 
@@ -315,5 +315,5 @@ def test_nothing_stops_before_min_tokens() -> None:
 
 
 def test_stop_strings_without_a_tokenizer_are_refused() -> None:
-    with pytest.raises(EngineError, match="tokenizer"):
+    with pytest.raises(RequestInvalid, match="tokenizer"):
         StopMatcher((), ["x"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from compllm.embedded.slots import AdapterSlots, Slot, SlotStats
-from compllm.errors import EngineError
+from compllm.errors import AdapterUnknown, EngineOverloaded
 
 
 def filled(*task_ids: int) -> AdapterSlots:
@@ -23,9 +23,9 @@ def test_the_base_is_slot_0_and_adapters_follow() -> None:
 
 
 def test_unknown_adapter_is_refused_in_tensorrt_llms_words() -> None:
-    with pytest.raises(EngineError, match=r"LoRA task 7 not found in cache\. Please send"):
+    with pytest.raises(AdapterUnknown, match=r"LoRA task 7 not found in cache\. Please send"):
         AdapterSlots(1).acquire(7)
-    with pytest.raises(EngineError, match="adapter 7 is not loaded"):
+    with pytest.raises(AdapterUnknown, match="adapter 7 is not loaded"):
         AdapterSlots(1).remove(7)
 
 
@@ -45,7 +45,7 @@ def test_an_adapter_in_use_is_never_evicted() -> None:
     slots.acquire(1)
     assert slots.assign(3).index == 2
     slots.acquire(3)
-    with pytest.raises(EngineError, match=r"Cache is full\. There are no done tasks to evict"):
+    with pytest.raises(EngineOverloaded, match=r"Cache is full\. There are no done tasks to evict"):
         slots.assign(4)
     assert slots.task_ids == (1, 3)
 
@@ -77,7 +77,7 @@ def test_a_replaced_idle_adapter_gives_its_own_slot() -> None:
 def test_a_replaced_adapter_in_use_needs_another_slot() -> None:
     slots = filled(1)
     slots.acquire(1)
-    with pytest.raises(EngineError, match="Cache is full"):
+    with pytest.raises(EngineOverloaded, match="Cache is full"):
         slots.assign(1)
     assert slots.task_ids == (1,)
 
@@ -86,7 +86,7 @@ def test_a_removed_adapter_serves_its_user_and_is_gone_for_others() -> None:
     slots, freed = filled(1), list[Slot]()
     slot = slots.acquire(1)
     slots.remove(1, freed.append)
-    with pytest.raises(EngineError, match="not found in cache"):
+    with pytest.raises(AdapterUnknown, match="not found in cache"):
         slots.acquire(1)
     assert not freed
     slots.release(slot)
@@ -107,9 +107,9 @@ def test_what_happens_to_adapters_is_counted() -> None:
     slots.acquire(2)
     slots.assign(3)
     slots.acquire(3)
-    with pytest.raises(EngineError, match="not found"):
+    with pytest.raises(AdapterUnknown, match="not found"):
         slots.acquire(1)
-    with pytest.raises(EngineError, match="Cache is full"):
+    with pytest.raises(EngineOverloaded, match="Cache is full"):
         slots.assign(1)
     assert slots.stats() == SlotStats(
         num_slots=2, num_loaded=2, num_loads=3, num_evictions=1, num_misses=1, num_refusals=1

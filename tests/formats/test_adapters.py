@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import (
     Adapter,
     LoraWeights,
@@ -163,7 +163,7 @@ def test_config_that_cannot_be_served_is_refused(
     copy: Path, base: BaseShape, changes: dict[str, Any], said: str
 ) -> None:
     rewrite_json(copy / "adapter_config.json", changes)
-    with pytest.raises(EngineError, match=f"^adapter plain: .*{said}"):
+    with pytest.raises(ArtefactError, match=f"^adapter plain: .*{said}"):
         read_peft(copy, base)
 
 
@@ -197,7 +197,7 @@ def test_tensors_that_do_not_fit_are_refused_by_name(
             del tensors[changed]
 
     change_tensors(copy, change)
-    with pytest.raises(EngineError, match=f"^adapter plain: .*{said}"):
+    with pytest.raises(ArtefactError, match=f"^adapter plain: .*{said}"):
         read_peft(copy, base)
 
 
@@ -207,13 +207,13 @@ def test_layers_beyond_the_base_are_refused(copy: Path, base: BaseShape) -> None
             tensors[name.replace(".layers.1.", ".layers.7.")] = tensors.pop(name)
 
     change_tensors(copy, move)
-    with pytest.raises(EngineError, match=r"layer 7 .*: the base has layers 0 to 1"):
+    with pytest.raises(ArtefactError, match=r"layer 7 .*: the base has layers 0 to 1"):
         read_peft(copy, base)
 
 
 def test_adapter_of_another_shape_is_refused(plain: Path, base_dir: Path) -> None:
     other = BaseShape.from_config(json.loads((base_dir / "config.json").read_text()))
-    with pytest.raises(EngineError, match="do not fit the base"):
+    with pytest.raises(ArtefactError, match="do not fit the base"):
         read_peft(plain, other)
 
 
@@ -223,38 +223,38 @@ def test_manifest_beside_the_adapter_decides_about_the_base(copy: Path, base: Ba
     rewrite_json(copy / "adapter_config.json", {"base_model_name_or_path": "renamed"})
     (copy / "manifest.json").write_text(json.dumps({"base_sha256": "a" * 64}))
     assert read_peft(copy, replace(base, sha256="a" * 64)).rank == 4
-    with pytest.raises(EngineError, match="made for a base with weights aaaaaaaaaaaa"):
+    with pytest.raises(ArtefactError, match="made for a base with weights aaaaaaaaaaaa"):
         read_peft(copy, replace(base, sha256="b" * 64))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_missing_files_are_named(copy: Path, base: BaseShape, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(EngineError, match=f"{name} is missing"):
+    with pytest.raises(ArtefactError, match=f"{name} is missing"):
         read_peft(copy, base)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_broken_files_are_named(copy: Path, base: BaseShape, name: str) -> None:
     (copy / name).write_bytes((copy / name).read_bytes()[:100])
-    with pytest.raises(EngineError, match=name):
+    with pytest.raises(ArtefactError, match=name):
         read_peft(copy, base)
 
 
 def test_pickled_weights_are_never_opened(copy: Path, base: BaseShape) -> None:
     (copy / "adapter_model.safetensors").rename(copy / "adapter_model.bin")
-    with pytest.raises(EngineError, match="pickle"):
+    with pytest.raises(ArtefactError, match="pickle"):
         read_peft(copy, base)
 
 
 def test_missing_directory_is_named(tmp_path: Path, base: BaseShape) -> None:
-    with pytest.raises(EngineError, match=r"adapter nowhere: .* is not a directory"):
+    with pytest.raises(ArtefactError, match=r"adapter nowhere: .* is not a directory"):
         read_peft(tmp_path / "nowhere", base)
 
 
 @pytest.mark.parametrize("name", ["", "base", "../x", "a/b", "a b", ".hidden", "x" * 65, "ä"])
 def test_names_that_are_no_file_names_are_refused(name: str) -> None:
-    with pytest.raises(EngineError, match="adapter name"):
+    with pytest.raises(ArtefactError, match="adapter name"):
         check_adapter_name(name)
 
 
@@ -306,7 +306,7 @@ def test_a_damaged_converted_file_never_loads_as_something_else(
     damaged.write_bytes(content)
     try:
         loaded = load_adapter_npz(damaged, base)
-    except EngineError:
+    except ArtefactError:
         return
     assert loaded.sha256 == adapter.sha256  # the flipped bits were in padding or a date
 
@@ -326,7 +326,7 @@ def test_converted_file_of_another_base_is_refused(
     converted: tuple[Path, Adapter, BaseShape], base_dir: Path
 ) -> None:
     other = BaseShape.from_config(json.loads((base_dir / "config.json").read_text()))
-    with pytest.raises(EngineError, match="adapter small: layer 0 k_proj"):
+    with pytest.raises(ArtefactError, match="adapter small: layer 0 k_proj"):
         load_adapter_npz(converted[0], other)
 
 

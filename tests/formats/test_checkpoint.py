@@ -13,7 +13,7 @@ import pytest
 from helpers import rewrite_json
 from safetensors.numpy import load_file, save_file
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import validate_checkpoint, weight_files
 from compllm.formats.shape import BaseShape
 
@@ -69,7 +69,7 @@ def test_config_that_cannot_be_built_is_refused(
     copy: Path, changes: dict[str, Any], said: str
 ) -> None:
     rewrite_json(copy / "config.json", changes)
-    with pytest.raises(EngineError, match=said):
+    with pytest.raises(ArtefactError, match=said):
         validate_checkpoint(copy)
 
 
@@ -83,21 +83,21 @@ def test_missing_and_damaged_files_are_named(
     copy: Path, name: str, damage: Callable[[Path], Any]
 ) -> None:
     damage(copy / name)
-    with pytest.raises(EngineError, match=name):
+    with pytest.raises(ArtefactError, match=name):
         validate_checkpoint(copy)
 
 
 def test_missing_shard_is_named(copy: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(EngineError, match=r"model-00001-of-00002\.safetensors is missing"):
+    with pytest.raises(ArtefactError, match=r"model-00001-of-00002\.safetensors is missing"):
         validate_checkpoint(copy)
 
 
 def test_index_that_leaves_the_folder_is_refused(copy: Path) -> None:
     index = {"weight_map": {"model.norm.weight": "../../etc/passwd"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(EngineError, match="outside its folder"):
+    with pytest.raises(ArtefactError, match="outside its folder"):
         validate_checkpoint(copy)
 
 
@@ -105,10 +105,10 @@ def test_missing_norm_is_named(copy: Path) -> None:
     tensors = load_file(copy / "model.safetensors")
     tensors["model.norm.weight"] = np.zeros(3, np.float32)
     save_file(tensors, copy / "model.safetensors")
-    with pytest.raises(EngineError, match=r"model\.norm\.weight is \[3\]"):
+    with pytest.raises(ArtefactError, match=r"model\.norm\.weight is \[3\]"):
         validate_checkpoint(copy)
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="nowhere is not a directory"):
+    with pytest.raises(ArtefactError, match="nowhere is not a directory"):
         validate_checkpoint(tmp_path / "nowhere")

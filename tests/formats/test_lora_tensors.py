@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, LoraWeights, make_adapter
 from compllm.formats.lora_tensors import MODULE_IDS, from_tensors, to_tensors
 from compllm.formats.shape import MODULES, BaseShape
@@ -58,18 +58,18 @@ def test_module_ids_are_those_of_tensorrt_llm() -> None:
 )
 def test_config_that_does_not_fit_is_refused(row: tuple[int, ...], message: str) -> None:
     weights, _ = to_tensors(_adapter({(0, "q_proj"): 2}))
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(ArtefactError, match=message):
         from_tensors("one", weights, np.array([row], np.int32), BASE)
 
 
 def test_config_of_another_number_of_rows_is_refused() -> None:
     weights, config = to_tensors(_adapter({(0, "q_proj"): 2}))
-    with pytest.raises(EngineError, match="1 rows of lora_weights"):
+    with pytest.raises(ArtefactError, match="1 rows of lora_weights"):
         from_tensors("one", weights, np.repeat(config, 2, axis=0), BASE)
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
     weights, config = to_tensors(_adapter({(0, "q_proj"): 2}))
     weights[0, 0] = np.nan
-    with pytest.raises(EngineError, match="NaN"):
+    with pytest.raises(ArtefactError, match="NaN"):
         from_tensors("one", weights, config, BASE)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.manifest import (
     AdapterEntry,
     FileEntry,
@@ -54,7 +54,7 @@ def test_reads_what_was_written(engine: Path) -> None:
 
 
 def test_no_manifest_is_no_engine(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="is not an engine directory"):
+    with pytest.raises(ArtefactError, match="is not an engine directory"):
         Manifest.read(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_damaged_manifest_is_refused(engine: Path, path: list[Any], value: Any, 
     if value is None:
         del place[path[-1]]
     (engine / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(EngineError, match=said):
+    with pytest.raises(ArtefactError, match=said):
         Manifest.read(engine)
 
 
@@ -91,7 +91,7 @@ def test_damaged_manifest_is_refused(engine: Path, path: list[Any], value: Any, 
 def test_any_junk_is_refused(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = tmp_path_factory.mktemp("junk")
     (directory / "manifest.json").write_bytes(content)
-    with pytest.raises(EngineError):
+    with pytest.raises(ArtefactError):
         Manifest.read(directory)
 
 
@@ -100,21 +100,21 @@ def test_changed_and_missing_files_are_named(engine: Path, name: str) -> None:
     manifest = Manifest.read(engine)
     (engine / name).write_bytes(b"changed")  # of the same size
     manifest.verify(engine, is_deep=False)
-    with pytest.raises(EngineError, match=f"{name} is damaged"):
+    with pytest.raises(ArtefactError, match=f"{name} is damaged"):
         manifest.verify(engine)
     (engine / name).unlink()
-    with pytest.raises(EngineError, match=f"{name} cannot be read"):
+    with pytest.raises(ArtefactError, match=f"{name} cannot be read"):
         manifest.verify(engine, is_deep=False)
 
 
 def test_engine_of_another_base_is_refused(engine: Path) -> None:
     with pytest.raises(
-        EngineError, match=r"is of base tiny \(cccccccccccc\), not of the base in use"
+        ArtefactError, match=r"is of base tiny \(cccccccccccc\), not of the base in use"
     ):
         Manifest.read(engine).verify(engine, base_sha256="e" * 64)
 
 
 def test_engine_of_another_openvino_is_refused(engine: Path) -> None:
     manifest = replace(Manifest.read(engine), versions={"openvino": "2020.1"})
-    with pytest.raises(EngineError, match=r"was built with openvino 2020\.1, installed is"):
+    with pytest.raises(ArtefactError, match=r"was built with openvino 2020\.1, installed is"):
         manifest.verify(engine)

@@ -6,13 +6,11 @@ from compllm.assembly import RuntimeStats
 from compllm.frontends.triton.comp_llm_metrics import (
     FAMILIES,
     LOAD,
-    PREWARMED,
     QUEUE,
     SHARED,
     values,
 )
 from compllm.scheduling.admission import EngineLoad
-from compllm.scheduling.prewarm import PrewarmStats
 from compllm.scheduling.single_flight import SharingStats
 
 ENGINE_LOAD = EngineLoad(
@@ -31,7 +29,6 @@ def test_each_engine_tells_what_waits_in_front_of_it() -> None:
     stats = RuntimeStats(
         {"tensorrt_llm": ENGINE_LOAD},
         SharingStats(num_flights=9, num_joined=4, num_cache_hits=2),
-        PrewarmStats(num_sent=6, num_done=3, num_cancelled=2, num_failed=1, num_tokens=99),
         num_fallbacks=0,
     )
     told = {(family, labels): value for family, labels, value in values(3, stats)}
@@ -47,9 +44,5 @@ def test_each_engine_tells_what_waits_in_front_of_it() -> None:
         ("compllm_queue_wait_seconds_total", (engine,)): 1.5,
         (SHARED, (("source", "in_flight"),)): 4,
         (SHARED, (("source", "cache"),)): 2,
-        (PREWARMED, (("outcome", "done"),)): 3,
-        (PREWARMED, (("outcome", "cancelled"),)): 2,
-        (PREWARMED, (("outcome", "failed"),)): 1,
-        ("compllm_prewarmed_tokens_total", ()): 99,
     }
     assert {family for family, _ in told} == set(FAMILIES)

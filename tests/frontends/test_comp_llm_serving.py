@@ -17,7 +17,7 @@ from path_parts import CATALOGUE, DIAMOND, node_reply, plan_reply, settings
 
 from compllm.assembly import RuntimeStats
 from compllm.backend import Backend
-from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
+from compllm.errors import BackendRejected, BackendUnavailable, ConfigError, Situation
 from compllm.frontends.triton.comp_llm_serving import FaceModel, QueryEnd, Runtime
 from compllm.frontends.triton.lazy_backend import LateBackend
 from compllm.pipeline import CompLLM
@@ -44,9 +44,9 @@ class FakeSender:
             raise RuntimeError("no memory is left")
         self.answers.put(({name: each[0, 0].decode() for name, each in tensors.items()}, is_final))
 
-    def fail(self, message: str, code: str) -> None:
+    def fail(self, message: str, situation: Situation) -> None:
         self._use(True)
-        self.answers.put((message, code))
+        self.answers.put((message, situation.triton_code))
 
     def is_cancelled(self) -> bool:
         self._use(self.is_over)
@@ -216,7 +216,7 @@ def test_end_of_each_request_is_reported_without_its_question() -> None:
         refused = face.ends.get(timeout=WAIT_S)
     assert (done.status, done.num_nodes, len(done.id)) == ("stop", 1, 32)
     assert re.fullmatch(r"query [0-9a-f]{32} stop \d+ ms nodes 1", str(done))
-    assert re.fullmatch(r'query "mine\\n" INVALID_ARG \d+ ms nodes -', str(refused))
+    assert re.fullmatch(r'query "mine\\n" INVALID_ARGUMENT \d+ ms nodes -', str(refused))
 
 
 def test_missed_deadline_is_reported_as_one() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
-from compllm.errors import EngineError
+from compllm.errors import INTERNAL, INVALID, UNAVAILABLE, EngineClosed, Situation
 from compllm.formats.adapters import Adapter
 from compllm.formats.shape import BaseShape
 from compllm.frontends.triton.core_serving import CoreModel
@@ -85,8 +85,8 @@ class FakeSender:
         ids = None if tensors is None else tensors["output_ids"].reshape(-1).tolist()
         self.answers.put((ids, is_final))
 
-    def fail(self, message: str, *, is_client_error: bool) -> None:
-        self.answers.put((message, is_client_error))
+    def fail(self, message: str, situation: Situation) -> None:
+        self.answers.put((message, situation))
 
     def is_cancelled(self) -> bool:
         self.was_asked_too_late |= self.is_over
@@ -146,9 +146,9 @@ def test_events_that_wait_for_a_slow_channel_go_out_as_one(
 def test_bad_request_is_the_clients_error(model: CoreModel, engine: FakeEngine) -> None:
     sender = FakeSender()
     model.start("a", _tensors(beam_width=[3]), sender)
-    message, is_client_error = sender.next()
+    message, situation = sender.next()
     assert "beam_width" in message
-    assert is_client_error
+    assert situation is INVALID
     assert not engine.submitted
 
 
@@ -157,9 +157,9 @@ def test_engines_error_comes_in_the_frame_of_tensorrt_llm(
 ) -> None:
     sender, on_event = _start(model, engine)
     text = "LoRA task 3 not found in cache. Please send LoRA weights with request"
-    on_event(EngineEvent(is_final=True, error=text, is_client_error=True))
+    on_event(EngineEvent(is_final=True, error=text, situation=INVALID))
     expected = f"Executor failed process requestId 1 due to the following error: {text}"
-    assert sender.next() == (expected, True)
+    assert sender.next() == (expected, INVALID)
 
 
 def test_broken_engine_answers_before_it_is_reported(model: CoreModel, engine: FakeEngine) -> None:
@@ -167,7 +167,7 @@ def test_broken_engine_answers_before_it_is_reported(model: CoreModel, engine: F
     sender = FakeSender()
     with pytest.raises(RuntimeError, match="out of order"):
         model.start("a", _tensors(), sender)
-    assert sender.next() == ("the engine cannot take the request: out of order", False)
+    assert sender.next() == ("the engine cannot take the request: out of order", INTERNAL)
 
 
 def test_sender_is_asked_nothing_after_its_final_response(engine: FakeEngine) -> None:
@@ -287,7 +287,7 @@ def test_broken_engine_answers_a_guided_request_too(model: CoreModel, engine: Fa
     engine.is_broken = True
     sender = FakeSender()
     model.start("a", _tensors(**GUIDED), sender)
-    assert sender.next() == ("the engine cannot take the request: out of order", False)
+    assert sender.next() == ("the engine cannot take the request: out of order", INTERNAL)
 
 
 def test_request_that_waits_to_be_opened_hears_of_the_end(engine: FakeEngine) -> None:
@@ -302,7 +302,7 @@ def test_request_that_waits_to_be_opened_hears_of_the_end(engine: FakeEngine) ->
     assert engine.closed.wait(WAIT_S)
     engine.gate.set()
     closing.join()
-    assert senders[1].next() == ("the engine is shut down", False)
+    assert senders[1].next() == ("the engine is shut down", UNAVAILABLE)
 
 
 def test_weights_that_do_not_fit_are_the_clients_error(
@@ -311,16 +311,16 @@ def test_weights_that_do_not_fit_are_the_clients_error(
     sender = FakeSender()
     weights, config = np.zeros((1, 1, 4), np.float16), np.array([[[9, 0, 1, 0]]], np.int32)
     model.start("a", _tensors(lora_task_id=[7], lora_weights=weights, lora_config=config), sender)
-    message, is_client_error = sender.next()
+    message, situation = sender.next()
     assert "lora module 9 not enabled" in message
-    assert is_client_error
+    assert situation is INVALID
 
 
 def test_engine_that_ends_by_itself_is_an_error_to_those_who_wait(engine: FakeEngine) -> None:
     model = CoreModel(engine, BASE)
     sender, _ = _start(model, engine)
     model.close()
-    assert sender.next() == ("the engine is shut down", False)
+    assert sender.next() == ("the engine is shut down", UNAVAILABLE)
 
 
 def test_broken_channel_cancels_its_request_and_leaves_others_alone(
@@ -328,7 +328,7 @@ def test_broken_channel_cancels_its_request_and_leaves_others_alone(
 ) -> None:
     class Broken(FakeSender):
         def send(self, tensors: dict[str, Any] | None, *, is_final: bool) -> None:
-            raise EngineError("gone")
+            raise EngineClosed("gone")
 
     model.start("b", _tensors(streaming=[True]), Broken())
     sender, on_event = _start(model, engine)

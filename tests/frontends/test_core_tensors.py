@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from compllm.embedded.request import EngineEvent, EnginePerf, EngineSampling
-from compllm.errors import EngineError
+from compllm.errors import RequestInvalid
 from compllm.frontends.triton.core_tensors import INPUTS, is_stop, outputs, parse
 
 
@@ -39,7 +39,7 @@ def test_input_lengths_cuts_the_padding() -> None:
 
 @pytest.mark.parametrize("length", [0, -1, 4])
 def test_input_lengths_outside_input_ids_are_refused(length: int) -> None:
-    with pytest.raises(EngineError, match=f"input_lengths is {length}"):
+    with pytest.raises(RequestInvalid, match=f"input_lengths is {length}"):
         parse(_tensors(input_lengths=[length]))
 
 
@@ -47,7 +47,7 @@ def test_input_lengths_outside_input_ids_are_refused(length: int) -> None:
 def test_missing_input_is_named(name: str) -> None:
     tensors = _tensors()
     del tensors[name]
-    with pytest.raises(EngineError, match=f"{name} is missing"):
+    with pytest.raises(RequestInvalid, match=f"{name} is missing"):
         parse(tensors)
 
 
@@ -79,7 +79,7 @@ def test_word_lists_are_split_at_their_offsets() -> None:
 
 @pytest.mark.parametrize("offsets", [[2, 1, -1], [4, -1, -1], [0, -1, -1]])
 def test_broken_offsets_are_refused(offsets: list[int]) -> None:
-    with pytest.raises(EngineError, match="stop_words_list has the offsets"):
+    with pytest.raises(RequestInvalid, match="stop_words_list has the offsets"):
         parse(_tensors(stop_words_list=[[[1, 2, 3], offsets]]))
 
 
@@ -93,7 +93,7 @@ def test_guides_are_text() -> None:
 
 
 def test_guide_that_is_no_text_is_refused() -> None:
-    with pytest.raises(EngineError, match="not UTF-8"):
+    with pytest.raises(RequestInvalid, match="not UTF-8"):
         parse(_tensors(guided_decoding_guide=np.array([[b"\xff"]], object)))
 
 
@@ -109,7 +109,7 @@ def test_guide_that_is_no_text_is_refused() -> None:
 )
 def test_unsupported_input_is_refused_unless_neutral(name: str, asking: Any, neutral: Any) -> None:
     parse(_tensors(**{name: [[neutral]]}))
-    with pytest.raises(EngineError, match=f"{name} is not supported"):
+    with pytest.raises(RequestInvalid, match=f"{name} is not supported"):
         parse(_tensors(**{name: [[asking]]}))
 
 
@@ -117,7 +117,7 @@ def test_unsupported_input_is_refused_unless_neutral(name: str, asking: Any, neu
     "name", ["draft_input_ids", "retention_decode_priority", "mrope_rotary_cos_sin"]
 )
 def test_unsupported_input_without_neutral_value_is_refused(name: str) -> None:
-    with pytest.raises(EngineError, match=f"{name} is not supported"):
+    with pytest.raises(RequestInvalid, match=f"{name} is not supported"):
         parse(_tensors(**{name: [[0]]}))
 
 
@@ -126,20 +126,20 @@ def test_every_input_is_either_honoured_or_refused() -> None:
 
 
 def test_several_sequences_in_one_request_are_refused() -> None:
-    with pytest.raises(EngineError, match="batch size 2"):
+    with pytest.raises(RequestInvalid, match="batch size 2"):
         parse(_tensors(input_ids=[[1, 2, 3], [4, 5, 6]]))
 
 
 def test_scalar_with_two_values_is_refused() -> None:
-    with pytest.raises(EngineError, match="seed has 2 values"):
+    with pytest.raises(RequestInvalid, match="seed has 2 values"):
         parse(_tensors(seed=[[1, 2]]))
 
 
 def test_weights_without_config_or_task_are_refused() -> None:
     weights = np.zeros((1, 1, 4), np.float16)
-    with pytest.raises(EngineError, match="go together"):
+    with pytest.raises(RequestInvalid, match="go together"):
         parse(_tensors(lora_task_id=[7], lora_weights=weights))
-    with pytest.raises(EngineError, match="without lora_task_id"):
+    with pytest.raises(RequestInvalid, match="without lora_task_id"):
         parse(_tensors(lora_weights=weights, lora_config=np.zeros((1, 1, 4), np.int32)))
 
 

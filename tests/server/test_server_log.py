@@ -18,8 +18,8 @@ from compllm.server import server_log, supervisor
         ("", ""),
         (
             'I1 x] "fine"\nE1122 a.cc:9] "failed to load \'tensorrt_llm\' version 1: Internal: '
-            'EngineError: no weights\\n\\nAt:\\n  model.py(3): initialize\\n"\nerror: other\n',
-            ": EngineError: no weights",
+            'ArtefactError: no weights\\n\\nAt:\\n  model.py(3): initialize\\n"\nerror: other\n',
+            ": ArtefactError: no weights",
         ),
         ("I1 x] fine\nerror: creating server: Internal\n", ": creating server: Internal"),
         ("sh: tritonserver: not found\n\n", ": sh: tritonserver: not found"),

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import typer
 
 from compllm import extras
-from compllm.errors import CompllmError, ConfigError, PlanError, QueryError
+from compllm.errors import CompllmError, ConfigError, situation_of
 from compllm.storage import explain_os_error
 
 STDIN = Path("-")
@@ -118,10 +118,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return explain((ours or error).exceptions[0])
     if isinstance(error, _UsageError):
         return error.format_message(), 2
-    if isinstance(error, ConfigError | PlanError | QueryError):
-        return str(error), 2
     if isinstance(error, CompllmError):
-        return str(error), 1
+        return str(error), situation_of(error).exit_status
     if isinstance(error, ImportError) and not (error.name or "").startswith("compllm"):
         return f"{error}: {extras.hint(error)}, then see `compllm doctor`", 1
     if isinstance(error, OSError) and (reason := explain_os_error(error)) is not None:

@@ -15,7 +15,7 @@ from compllm.backends.adapter_files import read_converted
 from compllm.build_scripts.trtllm.image import IMAGES, Environment, look, same_version
 from compllm.build_scripts.trtllm.record import ADAPTERS, TrtManifest, default_dir
 from compllm.cli.doctor import Check
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 
 TRITON = Path("/opt/tritonserver")
 _SHARED_MEMORY = Path("/dev/shm")
@@ -100,7 +100,7 @@ def _engines(directory: Path | None, seen: Environment) -> Iterator[Check]:
         manifest = TrtManifest.read(place)
         # Hashing tens of gigabytes would hold up every start: sizes and each engine's own record.
         manifest.verify(place, is_deep=False)
-    except EngineError as error:
+    except ArtefactError as error:
         yield _fault("engines", error)
         return
     told = ", ".join(f"{e.name} on GPU {'+'.join(map(str, e.devices))}" for e in manifest.engines)
@@ -108,7 +108,7 @@ def _engines(directory: Path | None, seen: Environment) -> Iterator[Check]:
     try:
         manifest.check_serving(seen)
         yield Check("engines fit", "ok", f"{manifest.gpu}, image {manifest.image}")
-    except EngineError as error:
+    except ArtefactError as error:
         yield _fault("engines fit", error)
     yield from _memory(manifest, seen)
     yield from _adapters(manifest, place)
@@ -134,7 +134,7 @@ def _adapters(manifest: TrtManifest, place: Path) -> Iterator[Check]:
     try:
         for adapter in manifest.adapters:
             if read_converted(place / ADAPTERS / str(adapter.task_id)) is None:
-                raise EngineError(f"adapter {adapter.name} is missing: build it again")
+                raise ArtefactError(f"adapter {adapter.name} is missing: build it again")
     except ConfigError as error:
         yield _fault("adapters", error)
         return

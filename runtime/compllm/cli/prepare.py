@@ -25,14 +25,14 @@ from compllm.build_scripts.fetch_base import ensure_base, ensure_encoder
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import run_script, say
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.manifest import Manifest
 from compllm.storage import require_writable
 
 
 def prepare(catalogue: Catalogue | None = None) -> None:
     """Fetch and build what is missing; None is the shipped catalogue. Raises ConfigError,
-    EngineError, OSError."""
+    ArtefactError, OSError."""
     catalogue = catalogue or load_catalogue()
     require_writable(paths.home_dir())
     ensure_ir(ensure_encoder())
@@ -72,12 +72,12 @@ def check_ids(catalogue: Catalogue, manifest: Manifest) -> None:
 def ensure_engine(base: Path, out: Path, shipped: tuple[AdapterSource, ...]) -> Manifest:
     """The engine of this base with at least the shipped adapters.
 
-    One that is there keeps its dtype and the adapters that the user added. Raises EngineError where
-    it has some and is of another base: to build it anew would lose them.
+    One that is there keeps its dtype and the adapters that the user added. Raises ArtefactError
+    where it has some and is of another base: to build it anew would lose them.
     """
     try:
         there = Manifest.read(out)
-    except EngineError:
+    except ArtefactError:
         return build_engine(base, shipped, out)
     base_sha256 = weights_sha256(base)
     names = {entry.name for entry in there.adapters}

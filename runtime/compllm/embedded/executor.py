@@ -33,7 +33,7 @@ from compllm.embedded.scheduler import Scheduler, StepPlan
 from compllm.embedded.sequence import Sequence, check_request
 from compllm.embedded.slots import AdapterSlots, Slot
 from compllm.embedded.texttools import TextTools
-from compllm.errors import EngineError
+from compllm.errors import EngineClosed, EngineError, EngineOverloaded, situation_of
 from compllm.formats.adapters import Adapter
 from compllm.formats.manifest import Manifest
 from compllm.types import FinishReason
@@ -116,11 +116,7 @@ class Executor:
         try:
             sequence = self._open(handle, request, on_event)
         except EngineError as error:
-            on_event(
-                EngineEvent(
-                    is_final=True, finish_reason="error", error=str(error), is_client_error=True
-                )
-            )
+            on_event(_failed(error))
             return handle
         with self._wake:
             refusal = self._fatal or ("the engine is shut down" if self._is_closed else None)
@@ -129,7 +125,7 @@ class Executor:
                 self._wake.notify()
         if refusal is not None:
             self._slots.release(sequence.slot)
-            on_event(EngineEvent(is_final=True, finish_reason="error", error=refusal))
+            on_event(_failed(EngineClosed(refusal)))
         return handle
 
     def cancel(self, handle: int) -> None:
@@ -193,7 +189,7 @@ class Executor:
         """Check everything that can be checked before queueing. Raises EngineError."""
         check_request(request, vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
         if len(self._inbox) + len(self._scheduler.waiting) >= self.options.max_queue_size:
-            raise EngineError(
+            raise EngineOverloaded(
                 f"the engine's queue is full ({self.options.max_queue_size} requests): "
                 "try again later"
             )
@@ -230,7 +226,7 @@ class Executor:
         future: Future[Any] = Future()
         with self._wake:
             if self._is_closed:
-                raise EngineError("the engine is shut down")
+                raise EngineClosed("the engine is shut down")
             self._jobs.append((job, future))
             self._wake.notify()
         future.result()
@@ -382,7 +378,7 @@ class Executor:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._finish(sequence, reason, error)
         for _, future in jobs:
-            future.set_exception(EngineError(error or "the engine is shut down"))
+            future.set_exception(EngineClosed(error or "the engine is shut down"))
 
     def _load_adapter(self, task_id: int, adapter: Adapter) -> None:
         slot = self._slots.assign(task_id, self._forget)
@@ -395,3 +391,10 @@ class Executor:
         """A slot is free again: its weights and cached prefixes go."""
         self._pool.drop(slot.key)
         self.runner.clear_adapter(slot.index)
+
+
+def _failed(error: EngineError) -> EngineEvent:
+    """The only event of a request that is refused."""
+    return EngineEvent(
+        is_final=True, finish_reason="error", error=str(error), situation=situation_of(error)
+    )

@@ -22,7 +22,7 @@ from llguidance.gbnf_to_lark import gbnf_to_lark
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError, RequestInvalid
 
 GUIDE_TYPES = ("regex", "json", "json_schema", "ebnf_grammar")
 
@@ -103,7 +103,7 @@ class GuideCompiler:
     """Compiles guides for one tokenizer and remembers the latest. Safe to share between threads.
 
     tokenizer: `tokenizer.json`, or the directory that holds it. vocab_size: width of the logits, at
-    least the tokenizer's. eos_ids: the model's own end tokens. Raises EngineError.
+    least the tokenizer's. eos_ids: the model's own end tokens. Raises ArtefactError.
     """
 
     def __init__(self, tokenizer: Path, vocab_size: int, eos_ids: Iterable[int]) -> None:
@@ -111,7 +111,7 @@ class GuideCompiler:
         self._vocab_size = vocab_size
         self._eos_ids = frozenset(eos_ids)
         if not self._eos_ids or not all(0 <= token < vocab_size for token in self._eos_ids):
-            raise EngineError(
+            raise ArtefactError(
                 f"end tokens {sorted(self._eos_ids)}: guided decoding needs at least one, "
                 f"each below the vocabulary size {vocab_size}"
             )
@@ -121,7 +121,7 @@ class GuideCompiler:
 
     def start(self, guide_type: str, text: str | None, end_ids: Iterable[int] = ()) -> Guide:
         """A guide at its start. end_ids: what ends this request (-1 is none) where the guide allows
-        an end. Raises EngineError for a type or text it cannot use."""
+        an end. Raises RequestInvalid for a type or text it cannot use."""
         key = (guide_type, text or "")
         with self._lock:
             matcher = self._compiled.get(key)
@@ -140,16 +140,18 @@ class GuideCompiler:
 
     def _compile(self, guide_type: str, text: str) -> LLMatcher:
         if guide_type not in GUIDE_TYPES:
-            raise EngineError(
+            raise RequestInvalid(
                 f"guided_decoding_guide_type is {guide_type!r}: it must be one of "
                 + ", ".join(GUIDE_TYPES)
             )
         if len(text) > _MAX_GUIDE_CHARS:
-            raise EngineError(
+            raise RequestInvalid(
                 f"the {guide_type} guide has {len(text)} characters: at most {_MAX_GUIDE_CHARS}"
             )
         if not text and guide_type != "json":
-            raise EngineError(f"the {guide_type} guide is empty: guided_decoding_guide is missing")
+            raise RequestInvalid(
+                f"the {guide_type} guide is empty: guided_decoding_guide is missing"
+            )
         try:
             grammar = _grammar(guide_type, text)
         except Exception as error:  # the converter raises bare Exception for bad grammars
@@ -225,12 +227,14 @@ def _load_tokenizer(path: Path, vocab_size: int, eos_ids: list[int]) -> LLTokeni
             tokenizer.to_str(), n_vocab=vocab_size, eos_token=eos_ids, slices=_SLICES
         )
     except Exception as error:  # both libraries raise bare Exception
-        raise EngineError(f"{path} gives no tokenizer for guided decoding: {error}") from error
+        raise ArtefactError(f"{path} gives no tokenizer for guided decoding: {error}") from error
 
 
-def _bad_guide(guide_type: str, text: str, reason: str) -> EngineError:
+def _bad_guide(guide_type: str, text: str, reason: str) -> RequestInvalid:
     shown = text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"
-    return EngineError(f"cannot use the {guide_type} guide {shown!r}: {' '.join(reason.split())}")
+    return RequestInvalid(
+        f"cannot use the {guide_type} guide {shown!r}: {' '.join(reason.split())}"
+    )
 
 
 def _first_line(text: str) -> str:

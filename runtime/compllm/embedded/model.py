@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.shape import BaseShape
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -49,7 +49,7 @@ class Weights:
 
     @classmethod
     def load(cls, engine_dir: Path) -> Weights:
-        """Raises EngineError when the directory holds no readable engine."""
+        """Raises ArtefactError when the directory holds no readable engine."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -58,12 +58,14 @@ class Weights:
             config = json.loads((engine_dir / "config.json").read_text())
             arrays = load_file(path)
         except FileNotFoundError as error:
-            raise EngineError(
+            raise ArtefactError(
                 f"{engine_dir} is not an engine directory: {error.filename} is missing. "
                 "Build one with build_openvino.py"
             ) from error
         except (OSError, ValueError, SafetensorError) as error:
-            raise EngineError(f"{path} cannot be read: {error}. Build the engine again") from error
+            raise ArtefactError(
+                f"{path} cannot be read: {error}. Build the engine again"
+            ) from error
         return cls(
             shape=BaseShape.from_config(config),
             arrays=arrays,
@@ -77,13 +79,13 @@ def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None
     """Write `weights.safetensors` of a validated Llama or Qwen2 checkpoint into an existing
     `out_dir`.
 
-    Peak memory is about one and a half copies of the result. Raises EngineError for an unknown
+    Peak memory is about one and a half copies of the result. Raises ArtefactError for an unknown
     dtype or a tensor that is missing or not finite.
     """
     from safetensors.numpy import save_file
 
     if dtype not in DTYPES:
-        raise EngineError(f"dtype {dtype!r} is not known; known are {', '.join(DTYPES)}")
+        raise ArtefactError(f"dtype {dtype!r} is not known; known are {', '.join(DTYPES)}")
     config = json.loads((checkpoint_dir / "config.json").read_text())
     shape = BaseShape.from_config(config)
     read = _reader(checkpoint_dir)
@@ -152,7 +154,7 @@ def _rope(checkpoint_dir: Path) -> tuple[NDArray[np.float32], float]:
     config = AutoConfig.from_pretrained(checkpoint_dir)
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind in ("dynamic", "longrope"):
-        raise EngineError(
+        raise ArtefactError(
             f"checkpoint {checkpoint_dir} uses {kind!r} rope, whose frequencies change with "
             "the length: the embedded engine computes fixed ones (default, linear, yarn, llama3)"
         )
@@ -175,13 +177,13 @@ def _reader(checkpoint_dir: Path) -> Callable[..., NDArray[np.float32]]:
         if name not in files:
             if is_optional:
                 return np.zeros(0, np.float32)
-            raise EngineError(f"checkpoint {checkpoint_dir} has no tensor {name}")
+            raise ArtefactError(f"checkpoint {checkpoint_dir} has no tensor {name}")
         # numpy has no bfloat16: torch reads every type, and is there with the sentence encoder
         # anyway.
         with safe_open(checkpoint_dir / files[name], "pt") as shard:
             array: NDArray[np.float32] = shard.get_tensor(name).float().numpy()
         if not np.isfinite(array).all():
-            raise EngineError(f"checkpoint {checkpoint_dir}: tensor {name} holds NaN or infinity")
+            raise ArtefactError(f"checkpoint {checkpoint_dir}: tensor {name} holds NaN or infinity")
         return array
 
     return read

@@ -1,8 +1,8 @@
 """The C++ operations: their library, and the table of weights and adapters they compute with.
 
-Stands between `model.py` (arrays) and `network.py` (graphs of these operations); `products.py`
-takes single products from the same library. csrc/tables.cpp
-is the other side of the ctypes calls.
+Stands between `model.py` (arrays) and `network.py` (graphs of these operations);
+`matmul_offload.py` takes single products from the same library. csrc/tables.cpp is the other side
+of the ctypes calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import compllm._core
 from compllm.embedded.model import FUSED, Weights
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError, EngineError
 from compllm.formats.adapters import Adapter, LoraWeights
 
 _LIBRARY = "libcompllm_lora_op.so"
@@ -218,14 +218,14 @@ class Arena:
 
 
 def load_library(path: Path) -> Any:
-    """The library with its C functions' types. Raises EngineError."""
+    """The library with its C functions' types. Raises ArtefactError."""
     # Our library finds OpenVINO's by name among those already loaded.
     import openvino  # noqa: F401
 
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise EngineError(
+        raise ArtefactError(
             f"{path} cannot be loaded ({error}): it belongs to another OpenVINO release. "
             "Install compllm again beside this one, or choose the mask graph"
         ) from error
@@ -254,7 +254,7 @@ def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
     with np.errstate(over="ignore"):
         half = np.ascontiguousarray(values, np.float16)
     if not np.isfinite(half).all():
-        raise EngineError("an adapter's weight is beyond half precision (65504)")
+        raise ArtefactError("an adapter's weight is beyond half precision (65504)")
     return half
 
 

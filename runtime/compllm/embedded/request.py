@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from compllm.embedded.slots import SlotStats
+from compllm.errors import INTERNAL, Situation
 from compllm.types import FinishReason
 
 
@@ -70,7 +71,7 @@ class EngineEvent:
     is_final: bool = False
     finish_reason: FinishReason | None = None
     error: str | None = None  # a full sentence; only on a final event
-    is_client_error: bool = False  # the request was at fault, not the engine
+    situation: Situation = INTERNAL  # of the error: what its client sees
     perf: EnginePerf | None = None  # on the final event
 
 

@@ -20,7 +20,7 @@ from compllm.embedded.lora import masked_adapters
 from compllm.embedded.model import Weights
 from compllm.embedded.network import decode_network, fused_network, plain_network
 from compllm.embedded.ops import DecoderTable, library_path
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter
 
 AdapterForm = Literal["auto", "op", "mask"]
@@ -68,8 +68,8 @@ class Step:
 class Runner:
     """Compiled models over one paged cache. One thread at a time.
 
-    num_blocks: blocks of the cache. Raises EngineError when form "op" is wanted and its library is
-    missing.
+    num_blocks: blocks of the cache. Raises ArtefactError when form "op" is wanted and its
+    library is missing.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Runner:
             self._config["INFERENCE_NUM_THREADS"] = num_threads
         library = library_path()
         if form == "op" and library is None:
-            raise EngineError(
+            raise ArtefactError(
                 "the LoRA operation's library is not installed: install compllm where "
                 "OpenVINO can be imported, or choose adapters='mask'"
             )

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from compllm.embedded import distribution
 from compllm.embedded.request import EngineSampling
-from compllm.errors import EngineError
+from compllm.errors import RequestInvalid
 
 Logits = NDArray[np.float32]
 
@@ -53,7 +53,7 @@ class SamplerState:
 
     end_ids: tokens that end the request, forbidden before `min_tokens`. bad_words: token sequences
     that must not appear in prompt + output. is_scored: `log_prob` is that of the last token drawn.
-    Raises EngineError for a setting out of range.
+    Raises RequestInvalid for a setting out of range.
     """
 
     __slots__ = (
@@ -187,7 +187,7 @@ def sample_batch(logits: Logits, states: Sequence[SamplerState]) -> NDArray[np.i
 
 
 def check_sampling(sampling: EngineSampling) -> None:
-    """Raise EngineError for a value that has no meaning."""
+    """Raise RequestInvalid for a value that has no meaning."""
     limits: tuple[tuple[str, float, float], ...] = (
         ("temperature", 0.0, math.inf),
         ("top_k", 0, math.inf),
@@ -200,10 +200,12 @@ def check_sampling(sampling: EngineSampling) -> None:
     for name, low, high in limits:
         value = getattr(sampling, name)
         if not (low <= value <= high) or (isinstance(value, float) and not math.isfinite(value)):
-            raise EngineError(f"{name} is {value!r}: it must be a number from {low:g} to {high:g}")
+            raise RequestInvalid(
+                f"{name} is {value!r}: it must be a number from {low:g} to {high:g}"
+            )
     penalty = sampling.repetition_penalty
     if not (penalty > 0 and math.isfinite(penalty)):
-        raise EngineError(f"repetition_penalty is {penalty!r}: it must be above 0; 1 is none")
+        raise RequestInvalid(f"repetition_penalty is {penalty!r}: it must be above 0; 1 is none")
 
 
 class StopMatcher:
@@ -224,7 +226,7 @@ class StopMatcher:
     ) -> None:
         strings = tuple(text for text in stop if text)
         if strings and decode is None:
-            raise EngineError(
+            raise RequestInvalid(
                 f"stop strings {strings!r} need the engine's tokenizer: give token ids"
             )
         self._words = tuple(list(word) for word in stop_words if len(word))

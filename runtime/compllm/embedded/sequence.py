@@ -12,7 +12,7 @@ from compllm.embedded.blocks import BlockTable
 from compllm.embedded.request import EngineEvent, EnginePerf, EngineRequest, OnEvent
 from compllm.embedded.sampling import SamplerState, StopMatcher
 from compllm.embedded.slots import Slot
-from compllm.errors import EngineError
+from compllm.errors import RequestInvalid
 from compllm.types import FinishReason
 
 
@@ -89,19 +89,19 @@ class Sequence:
 
 
 def check_request(request: EngineRequest, *, vocab_size: int, max_seq_len: int) -> None:
-    """Raises EngineError for a request that this engine can never run."""
+    """Raises RequestInvalid for a request that this engine can never run."""
     length = len(request.input_ids)
     if length == 0:
-        raise EngineError("input_ids is empty: at least one token is needed")
+        raise RequestInvalid("input_ids is empty: at least one token is needed")
     if request.max_tokens < 1:
-        raise EngineError(f"max_tokens is {request.max_tokens}: it must be at least 1")
+        raise RequestInvalid(f"max_tokens is {request.max_tokens}: it must be at least 1")
     if length + request.max_tokens > max_seq_len:
-        raise EngineError(
+        raise RequestInvalid(
             f"prompt length ({length}) plus max_tokens ({request.max_tokens}) exceeds "
             f"the engine's max_seq_len ({max_seq_len})"
         )
     low, high = min(request.input_ids), max(request.input_ids)
     if low < 0 or high >= vocab_size:
-        raise EngineError(
+        raise RequestInvalid(
             f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}"
         )

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from compllm.errors import EngineError
+from compllm.errors import AdapterUnknown, EngineOverloaded
 
 
 @dataclass(slots=True, eq=False)
@@ -76,12 +76,12 @@ class AdapterSlots:
             )
 
     def acquire(self, task_id: int | None) -> Slot:
-        """The slot for one more request. Raises EngineError for an id that is not loaded."""
+        """The slot for one more request. Raises AdapterUnknown for an id that is not loaded."""
         with self._lock:
             slot = self._base if task_id is None else self._by_task.get(task_id)
             if slot is None:
                 self._num_misses += 1
-                raise EngineError(
+                raise AdapterUnknown(
                     f"LoRA task {task_id} not found in cache. Please send LoRA weights with request"
                 )
             slot.num_users += 1
@@ -103,8 +103,8 @@ class AdapterSlots:
         """A slot for a new adapter: a free one, else that of the least recently used idle adapter.
 
         An adapter of this id that is there is retired first. `on_free` is called, on this or a
-        later thread that releases, for each slot that becomes free. Raises EngineError when all
-        slots are in use.
+        later thread that releases, for each slot that becomes free. Raises EngineOverloaded when
+        all slots are in use.
         """
         if on_free is not None:
             self._on_free = on_free
@@ -114,7 +114,7 @@ class AdapterSlots:
             is_replaced_idle = replaced is not None and replaced.num_users == 0
             if not self._free and not is_replaced_idle and not idle:
                 self._num_refusals += 1
-                raise EngineError("Cache is full. There are no done tasks to evict")
+                raise EngineOverloaded("Cache is full. There are no done tasks to evict")
             leaving = [replaced] if replaced is not None else []
             if not self._free and not is_replaced_idle:
                 leaving.append(min(idle, key=lambda s: s.last_used))
@@ -132,13 +132,13 @@ class AdapterSlots:
             return slot
 
     def remove(self, task_id: int, on_free: Callable[[Slot], None] | None = None) -> None:
-        """Raises EngineError for an id that is not loaded."""
+        """Raises AdapterUnknown for an id that is not loaded."""
         if on_free is not None:
             self._on_free = on_free
         with self._lock:
             slot = self._by_task.get(task_id)
             if slot is None:
-                raise EngineError(f"adapter {task_id} is not loaded")
+                raise AdapterUnknown(f"adapter {task_id} is not loaded")
             self._retire(slot)
             is_freed = slot.num_users == 0
         if is_freed:

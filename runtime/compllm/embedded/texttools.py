@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from compllm.embedded.request import EngineRequest
-from compllm.errors import EngineError
+from compllm.errors import RequestInvalid
 
 _TOKENIZER = "tokenizer.json"
 
@@ -46,10 +46,10 @@ class TextTools:
             return self._tokenizer
 
     def guide(self, request: EngineRequest) -> Any:
-        """The request's `guide.Guide`, None where it has none. Raises EngineError."""
+        """The request's `guide.Guide`, None where it has none. Raises RequestInvalid."""
         if request.guide_type is None:
             if request.guide is not None:
-                raise EngineError(
+                raise RequestInvalid(
                     "guided_decoding_guide was given without guided_decoding_guide_type"
                 )
             return None

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.peft_config import LoraScales, read_lora_config
 from compllm.formats.shape import ATTENTION_MODULES, BaseShape
 
@@ -67,9 +67,9 @@ class Adapter:
 
 
 def check_adapter_name(name: str) -> str:
-    """The name, when it can be a file name and a model name. Raises EngineError."""
+    """The name, when it can be a file name and a model name. Raises ArtefactError."""
     if not _NAME.fullmatch(name) or name == "base":
-        raise EngineError(
+        raise ArtefactError(
             f"adapter name {name[:80]!r} cannot be used: letters, digits, '.', '_' and '-', "
             "at most 64, and not 'base'"
         )
@@ -79,17 +79,17 @@ def check_adapter_name(name: str) -> str:
 def read_peft(directory: Path, base: BaseShape, name: str | None = None) -> Adapter:
     """Read and validate a PEFT LoRA directory for `base`. The name defaults to the directory's.
 
-    Raises EngineError that names the adapter and what does not fit.
+    Raises ArtefactError that names the adapter and what does not fit.
     """
     name = check_adapter_name(directory.resolve().name if name is None else name)
     if not directory.is_dir():
-        raise EngineError(f"adapter {name}: {directory} is not a directory")
+        raise ArtefactError(f"adapter {name}: {directory} is not a directory")
     try:
         scales = read_lora_config(directory, base)
         modules = _fold(_read_tensors(directory / WEIGHTS_FILE), scales)
         check_fits(modules, base)
-    except EngineError as error:
-        raise EngineError(f"adapter {name}: {error}") from error
+    except ArtefactError as error:
+        raise ArtefactError(f"adapter {name}: {error}") from error
     return make_adapter(name, modules)
 
 
@@ -101,31 +101,31 @@ def make_adapter(name: str, modules: Mapping[tuple[int, str], LoraWeights]) -> A
 
 
 def check_fits(modules: Mapping[tuple[int, str], LoraWeights], base: BaseShape) -> None:
-    """Raises EngineError unless every pair of factors fits its layer of `base` and is finite."""
+    """Raises ArtefactError unless every pair of factors fits its layer of `base` and is finite."""
     if not modules:
-        raise EngineError("it changes no layer")
+        raise ArtefactError("it changes no layer")
     shapes = base.module_shapes()
     for (layer, module), weights in modules.items():
         where = f"layer {layer} {module}"
         if module not in shapes:
-            raise EngineError(f"{where}: only {', '.join(shapes)} can be adapted")
+            raise ArtefactError(f"{where}: only {', '.join(shapes)} can be adapted")
         if not 0 <= layer < base.num_layers:
-            raise EngineError(f"{where}: the base has layers 0 to {base.num_layers - 1}")
+            raise ArtefactError(f"{where}: the base has layers 0 to {base.num_layers - 1}")
         if weights.a.ndim != 2 or weights.b.ndim != 2:
-            raise EngineError(
+            raise ArtefactError(
                 f"{where}: factors have {weights.a.ndim} and {weights.b.ndim} axes, not 2"
             )
         if weights.rank == 0:
-            raise EngineError(f"{where}: rank 0")
+            raise ArtefactError(f"{where}: rank 0")
         num_out, num_in = shapes[module]
         fitting = ((weights.rank, num_in), (num_out, weights.rank))
         if (weights.a.shape, weights.b.shape) != fitting:
-            raise EngineError(
+            raise ArtefactError(
                 f"{where}: A {list(weights.a.shape)} and B {list(weights.b.shape)} do not fit "
                 f"the base, which takes A [r, {num_in}] and B [{num_out}, r]"
             )
         if not (np.isfinite(weights.a).all() and np.isfinite(weights.b).all()):
-            raise EngineError(f"{where}: holds NaN or infinity")
+            raise ArtefactError(f"{where}: holds NaN or infinity")
 
 
 def save_adapter_npz(path: Path, adapter: Adapter) -> None:
@@ -148,7 +148,7 @@ def save_adapter_npz(path: Path, adapter: Adapter) -> None:
 
 
 def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
-    """Read what `save_adapter_npz` wrote, all checked again. Raises EngineError."""
+    """Read what `save_adapter_npz` wrote, all checked again. Raises ArtefactError."""
     try:
         # Opened here: np.load leaves a file it cannot read open.
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as archive:
@@ -170,18 +170,18 @@ def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
         RuntimeError,
         zipfile.BadZipFile,
     ) as error:
-        raise EngineError(f"{path} is damaged ({error}): build the engine again") from error
+        raise ArtefactError(f"{path} is damaged ({error}): build the engine again") from error
     if form != _FORMAT:
-        raise EngineError(
+        raise ArtefactError(
             f"{path} has format {form!r}, known is {_FORMAT!r}: build the engine again"
         )
     try:
         check_fits(modules, base)
-    except EngineError as error:
-        raise EngineError(f"adapter {name}: {error}") from error
+    except ArtefactError as error:
+        raise ArtefactError(f"adapter {name}: {error}") from error
     adapter = make_adapter(check_adapter_name(name), modules)
     if adapter.sha256 != sha256:
-        raise EngineError(f"{path} is damaged (its hash differs): build the engine again")
+        raise ArtefactError(f"{path} is damaged (its hash differs): build the engine again")
     return adapter
 
 
@@ -203,25 +203,27 @@ def _fold(
     for name, value in tensors:
         match = _TENSOR.fullmatch(name)
         if match is None:
-            raise EngineError(
+            raise ArtefactError(
                 f"tensor {name} is not a LoRA factor of an attention or MLP layer; "
                 "embeddings, lm_head, biases and other trained modules are not served"
             )
         key = (int(match["layer"]), match["module"])
         block = "self_attn" if key[1] in ATTENTION_MODULES else "mlp"
         if match["factor"] in pairs.setdefault(key, {}) or match["block"] != block:
-            raise EngineError(f"tensor {name} is there twice or in the wrong block")
+            raise ArtefactError(f"tensor {name} is there twice or in the wrong block")
         pairs[key][match["factor"]] = value
         blocks[key] = block
     folded = {}
     for (layer, module), pair in pairs.items():
         if len(pair) != 2:
-            raise EngineError(
+            raise ArtefactError(
                 f"layer {layer} {module}: lora_{'B' if 'A' in pair else 'A'} is missing"
             )
         a, b = pair["A"], pair["B"]
         if a.ndim != 2 or a.shape[0] == 0:
-            raise EngineError(f"layer {layer} {module}: rank 0 or no matrix, A is {list(a.shape)}")
+            raise ArtefactError(
+                f"layer {layer} {module}: rank 0 or no matrix, A is {list(a.shape)}"
+            )
         path = f"model.layers.{layer}.{blocks[layer, module]}.{module}"
         scale = scales.scale(path, int(a.shape[0]))
         with np.errstate(over="ignore", invalid="ignore"):  # check_fits tells infinities by name
@@ -230,7 +232,7 @@ def _fold(
 
 
 def _read_tensors(path: Path) -> Iterator[tuple[str, Factor]]:
-    """(name, float32 array) of each tensor of a safetensors file. Raises EngineError."""
+    """(name, float32 array) of each tensor of a safetensors file. Raises ArtefactError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -238,7 +240,7 @@ def _read_tensors(path: Path) -> Iterator[tuple[str, Factor]]:
             dtypes = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
         odd = {name: dtype for name, dtype in dtypes.items() if dtype not in _FLOATS}
         if odd:
-            raise EngineError(f"tensors of a type that is not served: {odd}")
+            raise ArtefactError(f"tensors of a type that is not served: {odd}")
         # numpy knows no bfloat16.
         framework = "pt" if "BF16" in dtypes.values() else "numpy"
         with safe_open(path, framework=framework) as handle:
@@ -248,4 +250,4 @@ def _read_tensors(path: Path) -> Iterator[tuple[str, Factor]]:
                 with np.errstate(over="ignore"):
                     yield name, array.astype(np.float32)
     except (SafetensorError, OSError) as error:
-        raise EngineError(f"{path} is damaged: {error}") from error
+        raise ArtefactError(f"{path} is damaged: {error}") from error

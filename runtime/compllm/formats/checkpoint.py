@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.shape import BaseShape, model_name
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")
@@ -21,31 +21,31 @@ _INDEX = "model.safetensors.index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises EngineError that names the file."""
+    """A JSON object from a file. Raises ArtefactError that names the file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise EngineError(f"{path} is missing") from error
+        raise ArtefactError(f"{path} is missing") from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EngineError(f"{path} cannot be read: {error}") from error
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):
-        raise EngineError(f"{path} holds a {type(value).__name__}, not an object")
+        raise ArtefactError(f"{path} holds a {type(value).__name__}, not an object")
     return value
 
 
 def validate_checkpoint(directory: Path) -> BaseShape:
-    """The shape of the model in `directory`. Raises EngineError when it cannot be used."""
+    """The shape of the model in `directory`. Raises ArtefactError when it cannot be used."""
     if not directory.is_dir():
-        raise EngineError(f"checkpoint {directory} is not a directory")
+        raise ArtefactError(f"checkpoint {directory} is not a directory")
     config = read_json(directory / "config.json")
     architectures = config.get("architectures") or []
     if not any(name in ARCHITECTURES for name in architectures):
         seen = ", ".join(map(str, architectures)) or "model of unknown architecture"
-        raise EngineError(
+        raise ArtefactError(
             f"checkpoint {directory} is a {seen}; supported are {', '.join(ARCHITECTURES)}"
         )
     if "quantization_config" in config:
-        raise EngineError(
+        raise ArtefactError(
             f"checkpoint {directory} is quantised already ({config['quantization_config']}): "
             "give the full-precision checkpoint, the engine build quantises it itself"
         )
@@ -57,21 +57,21 @@ def validate_checkpoint(directory: Path) -> BaseShape:
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:
-    """The safetensors files of a checkpoint, sorted. Raises EngineError when one is missing."""
+    """The safetensors files of a checkpoint, sorted. Raises ArtefactError when one is missing."""
     if (directory / _INDEX).is_file():
         weight_map = read_json(directory / _INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise EngineError(f"{directory / _INDEX} has no weight_map")
+            raise ArtefactError(f"{directory / _INDEX} has no weight_map")
         names = sorted({str(name) for name in weight_map.values()})
         if any(Path(name).name != name for name in names):
-            raise EngineError(f"{directory / _INDEX} names files outside its folder")
+            raise ArtefactError(f"{directory / _INDEX} names files outside its folder")
         files = [directory / name for name in names]
     else:
         files = [directory / "model.safetensors"]
     for file in files:
         if not file.is_file():
             hint = " (only safetensors are read: convert with save_pretrained)"
-            raise EngineError(f"{file} is missing{hint}")
+            raise ArtefactError(f"{file} is missing{hint}")
     return tuple(files)
 
 
@@ -85,12 +85,12 @@ def _check_tensors(directory: Path, shape: BaseShape, *, is_tied: bool) -> None:
             with safe_open(file, framework="numpy") as handle:
                 shapes |= {name: handle.get_slice(name).get_shape() for name in handle.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise EngineError(f"{file} is damaged: {error}") from error
+            raise ArtefactError(f"{file} is damaged: {error}") from error
     for name, expected in _expected_tensors(shape, is_tied=is_tied):
         if name not in shapes:
-            raise EngineError(f"checkpoint {directory} has no tensor {name}")
+            raise ArtefactError(f"checkpoint {directory} has no tensor {name}")
         if tuple(shapes[name]) != expected:
-            raise EngineError(
+            raise ArtefactError(
                 f"checkpoint {directory}: {name} is {shapes[name]}, "
                 f"config.json says {list(expected)}"
             )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import (
     Adapter,
     LoraWeights,
@@ -57,9 +57,9 @@ def to_tensors(adapter: Adapter) -> tuple[NDArray[np.float16], NDArray[np.int32]
 def from_tensors(
     name: str, weights: NDArray[np.float16], config: NDArray[np.int32], base: BaseShape
 ) -> Adapter:
-    """The adapter in these tensors. Raises EngineError when it does not fit `base`."""
+    """The adapter in these tensors. Raises ArtefactError when it does not fit `base`."""
     if config.shape != (len(weights), 4):
-        raise EngineError(
+        raise ArtefactError(
             f"lora_config has shape {list(config.shape)} beside {len(weights)} rows of "
             "lora_weights: it takes module id, layer, rank and is_dora for each of them"
         )
@@ -69,17 +69,17 @@ def from_tensors(
         module_id, layer, rank, is_dora = numbers
         module = _MODULES.get(module_id)
         if module is None:
-            raise EngineError(
+            raise ArtefactError(
                 f"lora module {module_id} not enabled for this model: it has "
                 f"{', '.join(f'{number} ({each})' for number, each in sorted(_MODULES.items()))}"
             )
         if is_dora:
-            raise EngineError("DoRA adapters are not supported: lora_config's is_dora must be 0")
+            raise ArtefactError("DoRA adapters are not supported: lora_config's is_dora must be 0")
         modules[layer, module] = _unpack(row, rank, shapes[module])
     try:
         check_fits(modules, base)
-    except EngineError as error:
-        raise EngineError(f"lora_weights do not fit: {error}") from error
+    except ArtefactError as error:
+        raise ArtefactError(f"lora_weights do not fit: {error}") from error
     return make_adapter(name, modules)
 
 
@@ -88,32 +88,32 @@ def read_engine_adapter(
 ) -> tuple[NDArray[np.float16], NDArray[np.int32]] | None:
     """The tensors of an adapter that an engine directory holds; None when it holds none such.
 
-    Raises EngineError when the directory is damaged.
+    Raises ArtefactError when the directory is damaged.
     """
     for entry in Manifest.read(engine_dir).adapters:
         if entry.task_id == task_id:
             path = engine_dir / entry.file
             adapter = load_adapter_npz(path, read_base_shape(engine_dir))
             if adapter.task_id != task_id:  # an engine may hold the old weights under the old id
-                raise EngineError(f"{path} is not adapter {entry.name}: build the engine again")
+                raise ArtefactError(f"{path} is not adapter {entry.name}: build the engine again")
             return to_tensors(adapter)
     return None
 
 
 def read_base_shape(engine_dir: Path) -> BaseShape:
-    """The numbers of an engine directory's base. Raises EngineError when it is none."""
+    """The numbers of an engine directory's base. Raises ArtefactError when it is none."""
     path = engine_dir / "config.json"
     try:
         return BaseShape.from_config(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise EngineError(f"{engine_dir} is no engine directory: {path}: {error}") from error
+        raise ArtefactError(f"{engine_dir} is no engine directory: {path}: {error}") from error
 
 
 def _unpack(row: NDArray[Any], rank: int, shape: tuple[int, int]) -> LoraWeights:
     num_out, num_in = shape
     split, size = rank * num_in, rank * (num_in + num_out)
     if rank < 1 or size > len(row):
-        raise EngineError(
+        raise ArtefactError(
             f"Invalid low_rank ({rank}): a row of {len(row)} holds at most rank "
             f"{len(row) // (num_in + num_out)} here"
         )

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, load_adapter_npz
 from compllm.formats.checkpoint import read_json
 from compllm.formats.shape import BaseShape
@@ -66,38 +66,38 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """Raises EngineError when there is none, when it is damaged or of another format."""
+        """Raises ArtefactError when there is none, when it is damaged or of another format."""
         path = directory / MANIFEST_FILE
         if not path.is_file():
-            raise EngineError(
+            raise ArtefactError(
                 f"{directory} is not an engine directory (no manifest.json): {_AGAIN}"
             )
         value = read_json(path)
         form = value.pop("format", None)
         if form != FORMAT:
-            raise EngineError(
+            raise ArtefactError(
                 f"{path} has format {form!r}, this version reads {FORMAT!r}: {_AGAIN}"
             )
         try:
             return _parse(value)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EngineError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
+            raise ArtefactError(f"{path} is damaged ({error!r}): {_AGAIN}") from error
 
     def verify(
         self, directory: Path, *, base_sha256: str | None = None, is_deep: bool = True
     ) -> None:
-        """Raises EngineError unless the directory holds exactly what was built, by this OpenVINO.
+        """Raises ArtefactError unless the directory holds exactly what was built, by this OpenVINO.
 
         base_sha256: the base it must be of; None takes any. is_deep: hashes too, not only sizes.
         """
         if base_sha256 is not None and base_sha256 != self.base_sha256:
-            raise EngineError(
+            raise ArtefactError(
                 f"engine {directory} is of base {self.base_name} ({self.base_sha256[:12]}), "
                 f"not of the base in use ({base_sha256[:12]}): {_AGAIN}"
             )
         built, installed = self.versions.get("openvino"), installed_versions()["openvino"]
         if built != installed:
-            raise EngineError(
+            raise ArtefactError(
                 f"engine {directory} was built with openvino {built}, "
                 f"installed is {installed}: {_AGAIN}"
             )
@@ -108,16 +108,20 @@ class Manifest:
                     not is_deep or sha256_file(path) == entry.sha256
                 )
             except OSError as error:
-                raise EngineError(f"{path} cannot be read ({error.strerror}): {_AGAIN}") from error
+                raise ArtefactError(
+                    f"{path} cannot be read ({error.strerror}): {_AGAIN}"
+                ) from error
             if not is_same:
-                raise EngineError(f"{path} is damaged (its hash or size differs): {_AGAIN}")
+                raise ArtefactError(f"{path} is damaged (its hash or size differs): {_AGAIN}")
 
     def load_adapters(self, directory: Path, base: BaseShape) -> tuple[Adapter, ...]:
-        """The adapters by slot. Raises EngineError when one is not the recorded one."""
+        """The adapters by slot. Raises ArtefactError when one is not the recorded one."""
         adapters = tuple(load_adapter_npz(directory / entry.file, base) for entry in self.adapters)
         for adapter, entry in zip(adapters, self.adapters, strict=True):
             if (adapter.name, adapter.task_id) != (entry.name, entry.task_id):
-                raise EngineError(f"{directory / entry.file} is not adapter {entry.name}: {_AGAIN}")
+                raise ArtefactError(
+                    f"{directory / entry.file} is not adapter {entry.name}: {_AGAIN}"
+                )
         return adapters
 
 

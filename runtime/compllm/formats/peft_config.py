@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import read_json
 from compllm.formats.shape import BaseShape, model_name
 
@@ -48,29 +48,29 @@ class LoraScales:
     is_rslora: bool  # alpha / sqrt(rank) in place of alpha / rank
 
     def scale(self, path: str, rank: int) -> float:
-        """Factor of B A at the module `path`, whose tensors have `rank`. Raises EngineError."""
+        """Factor of B A at the module `path`, whose tensors have `rank`. Raises ArtefactError."""
         expected = _resolve(self.rank_pattern, path, self.rank)
         if expected != rank:
-            raise EngineError(f"{path}: its rank is {rank}, the config says {expected}")
+            raise ArtefactError(f"{path}: its rank is {rank}, the config says {expected}")
         alpha = _resolve(self.alpha_pattern, path, self.alpha)
         return alpha / (math.sqrt(rank) if self.is_rslora else rank)
 
 
 def read_lora_config(directory: Path, base: BaseShape) -> LoraScales:
-    """Validate adapter_config.json and the files beside it. Raises EngineError."""
+    """Validate adapter_config.json and the files beside it. Raises ArtefactError."""
     config = read_json(directory / "adapter_config.json")
     if not (directory / "adapter_model.safetensors").is_file():
         if (directory / "adapter_model.bin").is_file():
-            raise EngineError(
+            raise ArtefactError(
                 "adapter_model.bin is a pickle and is not read: "
                 "save it with safe_serialization=True"
             )
-        raise EngineError(f"{directory / 'adapter_model.safetensors'} is missing")
+        raise ArtefactError(f"{directory / 'adapter_model.safetensors'} is missing")
     _check_kind(config)
     _check_base(config, directory, base)
     rank = config.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise EngineError(f"rank (r) is {rank!r}, not a positive integer")
+        raise ArtefactError(f"rank (r) is {rank!r}, not a positive integer")
     return LoraScales(
         rank=rank,
         alpha=_number(config.get("lora_alpha", 8), "lora_alpha"),
@@ -83,15 +83,17 @@ def read_lora_config(directory: Path, base: BaseShape) -> LoraScales:
 def _check_kind(config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise EngineError(f"peft_type is {kind!r}; only LORA is served")
+        raise ArtefactError(f"peft_type is {kind!r}; only LORA is served")
     for field, words in _REFUSED.items():
         if config.get(field):
-            raise EngineError(f"{words} is not served ({field} is {config[field]!r})")
+            raise ArtefactError(f"{words} is not served ({field} is {config[field]!r})")
     if config.get("bias", "none") != "none":
-        raise EngineError(f"trained biases are not served (bias is {config['bias']!r}, not 'none')")
+        raise ArtefactError(
+            f"trained biases are not served (bias is {config['bias']!r}, not 'none')"
+        )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_STARTS):
-        raise EngineError(
+        raise ArtefactError(
             f"init_lora_weights {start!r} changed the base's own weights: save the adapter with "
             "path_initial_model_for_weight_conversion"
         )
@@ -103,14 +105,14 @@ def _check_base(config: Mapping[str, Any], directory: Path, base: BaseShape) -> 
     trained_on = read_json(recorded).get("base_sha256") if recorded.is_file() else None
     if trained_on and base.sha256:
         if trained_on != base.sha256:
-            raise EngineError(
+            raise ArtefactError(
                 f"made for a base with weights {str(trained_on)[:12]}, "
                 f"this one has {base.sha256[:12]}"
             )
         return
     name = _base_name(config)
     if name and base.name and name.lower() != base.name.lower():
-        raise EngineError(
+        raise ArtefactError(
             f"made for base {name}, this one is {base.name}. If they are the same weights, set "
             f"base_model_name_or_path to {base.name} in {directory / 'adapter_config.json'}"
         )
@@ -118,7 +120,7 @@ def _check_base(config: Mapping[str, Any], directory: Path, base: BaseShape) -> 
 
 def base_name(directory: Path) -> str:
     """The base that a PEFT directory was trained on; empty where it does not say. Raises
-    EngineError."""
+    ArtefactError."""
     return _base_name(read_json(directory / "adapter_config.json"))
 
 
@@ -129,18 +131,18 @@ def _base_name(config: Mapping[str, Any]) -> str:
 def _pattern(config: Mapping[str, Any], field: str) -> dict[str, float]:
     value = config.get(field) or {}
     if not isinstance(value, dict):
-        raise EngineError(f"{field} is {value!r}, not an object")
+        raise ArtefactError(f"{field} is {value!r}, not an object")
     for key in value:
         try:
             re.compile(key)
         except re.error as error:
-            raise EngineError(f"{field}: {key!r} is no regular expression: {error}") from error
+            raise ArtefactError(f"{field}: {key!r} is no regular expression: {error}") from error
     return {key: _number(number, f"{field} of {key}") for key, number in value.items()}
 
 
 def _number(value: object, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise EngineError(f"{what} is {value!r}, not a finite number")
+        raise ArtefactError(f"{what} is {value!r}, not a finite number")
     return value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from compllm.errors import EngineError
+from compllm.errors import ArtefactError
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP_MODULES = ("gate_proj", "up_proj", "down_proj")
@@ -33,16 +33,16 @@ class BaseShape:
     def from_config(
         cls, config: Mapping[str, Any], *, name: str = "", sha256: str = ""
     ) -> BaseShape:
-        """From a parsed config.json. Raises EngineError for a missing or contradictory size."""
+        """From a parsed config.json. Raises ArtefactError for a missing or contradictory size."""
         hidden = _positive(config, "hidden_size")
         num_heads = _positive(config, "num_attention_heads")
         num_kv_heads = _positive(config, "num_key_value_heads", num_heads)
         if config.get("head_dim") is None and hidden % num_heads:
-            raise EngineError(
+            raise ArtefactError(
                 f"config.json: hidden_size {hidden} is no multiple of {num_heads} heads"
             )
         if num_heads % num_kv_heads:
-            raise EngineError(
+            raise ArtefactError(
                 f"config.json: {num_heads} heads cannot share {num_kv_heads} key-value heads"
             )
         return cls(
@@ -85,5 +85,5 @@ def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -
     if value is None and default is not None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise EngineError(f"config.json: {key} is {value!r}, not a positive integer")
+        raise ArtefactError(f"config.json: {key} is {value!r}, not a positive integer")
     return value

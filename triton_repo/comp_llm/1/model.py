@@ -11,8 +11,9 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from compllm.errors import INVALID, Situation
 from compllm.frontends.triton.comp_llm_metrics import FAMILIES, QueueGauges
-from compllm.frontends.triton.comp_llm_serving import ErrorCode, FaceModel, load
+from compllm.frontends.triton.comp_llm_serving import FaceModel, load
 from compllm.frontends.triton.metrics import Families
 from compllm.gc_freeze import freeze_startup_objects
 
@@ -27,8 +28,9 @@ class _Sender:
         arrays = [pb_utils.Tensor(name, array) for name, array in tensors.items()]
         self._sender.send(pb_utils.InferenceResponse(arrays), flags=_FINAL if is_final else 0)
 
-    def fail(self, message: str, code: ErrorCode) -> None:
-        error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    def fail(self, message: str, situation: Situation) -> None:
+        code = getattr(pb_utils.TritonError, situation.triton_code)
+        error = pb_utils.TritonError(message, code)
         self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
 
     def is_cancelled(self) -> bool:
@@ -55,8 +57,8 @@ class TritonPythonModel:
                 tensors = {each.name(): each.as_numpy() for each in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")
             except Exception as error:  # malformed bytes of a string tensor, for one
-                sender.fail(f"cannot read the inputs: {error}", "INVALID_ARG")
-                pb_utils.Logger.log_info("query INVALID_ARG: its inputs cannot be read")
+                sender.fail(f"cannot read the inputs: {error}", INVALID)
+                pb_utils.Logger.log_info(f"query {INVALID.name}: its inputs cannot be read")
                 continue
             self._model.start(tensors, parameters, sender, request.request_id())
 

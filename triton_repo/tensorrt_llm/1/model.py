@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 from compllm.embedded.executor import Executor
 from compllm.embedded.options import ExecutorOptions
-from compllm.errors import ConfigError, EngineError
+from compllm.errors import INVALID, ArtefactError, ConfigError, Situation
 from compllm.formats.lora_tensors import read_base_shape
 from compllm.frontends.triton.core_metrics import FAMILIES, Gauges
 from compllm.frontends.triton.core_serving import CoreModel
@@ -36,10 +36,10 @@ class _Sender:
         arrays = [pb_utils.Tensor(name, array) for name, array in tensors.items()]
         self._sender.send(pb_utils.InferenceResponse(arrays), flags=flags)
 
-    def fail(self, message: str, *, is_client_error: bool) -> None:
-        error = pb_utils.TritonError
-        code = error.INVALID_ARG if is_client_error else error.INTERNAL
-        self._sender.send(pb_utils.InferenceResponse(error=error(message, code)), flags=_FINAL)
+    def fail(self, message: str, situation: Situation) -> None:
+        code = getattr(pb_utils.TritonError, situation.triton_code)
+        error = pb_utils.TritonError(message, code)
+        self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
 
     def is_cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
@@ -75,7 +75,7 @@ class TritonPythonModel:
             try:
                 tensors = {each.name(): each.as_numpy() for each in request.inputs()}
             except Exception as error:  # malformed bytes of a string tensor, for one
-                sender.fail(f"cannot read the inputs: {error}", is_client_error=True)
+                sender.fail(f"cannot read the inputs: {error}", INVALID)
                 continue
             self._model.start(request.request_id(), tensors, sender)
 
@@ -118,4 +118,4 @@ class _Settings:
             chosen |= {k: tuple(v) if isinstance(v, list) else v for k, v in more.items()}
             return ExecutorOptions(**chosen)
         except (ValueError, TypeError, AttributeError) as error:
-            raise EngineError(f"parameter executor_options is not usable: {error}") from error
+            raise ArtefactError(f"parameter executor_options is not usable: {error}") from error

@@ -12,7 +12,7 @@ from compllm.assembly import RuntimeStats
 from compllm.frontends.triton.metrics import COUNTER, GAUGE, MakeMetric, Publisher, Value
 
 QUEUE, LOAD = "compllm_queue_requests", "compllm_queue_load"
-SHARED, PREWARMED = "compllm_shared_nodes_total", "compllm_prewarms_total"
+SHARED = "compllm_shared_nodes_total"
 FAMILIES = {
     "compllm_live_queries": (GAUGE, "Queries that are not answered to their end"),
     QUEUE: (GAUGE, "Requests of these queries: at the engine, allowed there, waiting for it"),
@@ -24,8 +24,6 @@ FAMILIES = {
     "compllm_queue_refused_total": (COUNTER, "Requests that found the queue full"),
     "compllm_queue_wait_seconds_total": (COUNTER, "Seconds that requests waited"),
     SHARED: (COUNTER, "Sub-queries answered by another's request, under way or kept"),
-    PREWARMED: (COUNTER, "Prefixes sent to be filled ahead, by what became of them"),
-    "compllm_prewarmed_tokens_total": (COUNTER, "Tokens of the prefixes that were filled"),
 }
 
 
@@ -45,13 +43,9 @@ def values(num_queries: int, stats: RuntimeStats) -> Iterator[Value]:
         yield "compllm_queue_admitted_total", (engine,), load.num_admitted
         yield "compllm_queue_refused_total", (engine,), load.num_refused
         yield "compllm_queue_wait_seconds_total", (engine,), load.total_wait_s
-    sharing, prewarm = stats.sharing, stats.prewarm
+    sharing = stats.sharing
     yield SHARED, (("source", "in_flight"),), sharing.num_joined
     yield SHARED, (("source", "cache"),), sharing.num_cache_hits
-    yield PREWARMED, (("outcome", "done"),), prewarm.num_done
-    yield PREWARMED, (("outcome", "cancelled"),), prewarm.num_cancelled
-    yield PREWARMED, (("outcome", "failed"),), prewarm.num_failed
-    yield "compllm_prewarmed_tokens_total", (), prewarm.num_tokens
 
 
 class QueueGauges:

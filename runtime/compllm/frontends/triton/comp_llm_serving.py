@@ -22,7 +22,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from compllm.assembly import RuntimeStats
@@ -30,12 +30,14 @@ from compllm.backends.select import connect_as_set
 from compllm.catalogue import load_catalogue
 from compllm.config import LimitsConfig, load_config
 from compllm.errors import (
-    BackendRejected,
-    BackendUnavailable,
+    CANCELLED,
+    INTERNAL,
+    INVALID,
     CompllmError,
     DeadlineExceeded,
-    PlanError,
     QueryError,
+    Situation,
+    situation_of,
 )
 from compllm.frontends.triton.comp_llm_tensors import (
     FaceRequest,
@@ -49,35 +51,21 @@ from compllm.frontends.triton.lazy_backend import LateBackend
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
 from compllm.routing.embed import SentenceEncoder
-from compllm.types import FinishReason, Query
+from compllm.types import Query
 
 T = TypeVar("T")
-
-# Names of Triton's own error codes.
-ErrorCode = Literal["INVALID_ARG", "UNAVAILABLE", "INTERNAL", "CANCELLED"]
-# What the error was, in the log and at the head of its text: Triton has no code for a missed
-# deadline, and its HTTP front end answers 400 to every error of a model.
-Situation = ErrorCode | Literal["DEADLINE_EXCEEDED"]
 
 _PLAIN_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _CHECK_PERIOD_S = 0.02
 _LOADS_PERIOD_S = 0.25
 _CHECK_ALL_S = 0.2  # within which each live request is asked whether its client is gone
 
-_SITUATIONS: tuple[tuple[type[CompllmError], Situation], ...] = (
-    (QueryError, "INVALID_ARG"),
-    (PlanError, "INVALID_ARG"),
-    (BackendRejected, "INVALID_ARG"),
-    (BackendUnavailable, "UNAVAILABLE"),
-    (DeadlineExceeded, "DEADLINE_EXCEEDED"),
-)
-
 
 class Sender(Protocol):
     """The way back to one client: Triton's response sender."""
 
     def send(self, tensors: dict[str, Any], *, is_final: bool) -> None: ...
-    def fail(self, message: str, code: ErrorCode) -> None: ...
+    def fail(self, message: str, situation: Situation) -> None: ...
     def is_cancelled(self) -> bool: ...
 
 
@@ -98,7 +86,7 @@ class QueryEnd:
     """How a request ended, for the server's log. Nothing of the question is in it."""
 
     id: str  # the client's id of the request, where it sent one; else the query's
-    status: FinishReason | Situation
+    status: str  # the reason of its end, or the name of its situation
     seconds: float
     num_nodes: int | None  # of its plan; None where it failed
 
@@ -162,7 +150,7 @@ class FaceModel:
         try:
             request = parse(tensors, parameters, self._desk.limits, query_id)
         except QueryError as error:
-            live.fail(str(error), "INVALID_ARG")
+            live.fail(str(error), INVALID)
             return
         self._loop.call_soon_threadsafe(self._desk.begin, live, request)
 
@@ -205,12 +193,13 @@ class _Live:
         if self.is_over:
             return
         self.is_over = True
-        text = message if situation == "INVALID_ARG" else f"{situation}: {message}"
-        code = "UNAVAILABLE" if situation == "DEADLINE_EXCEEDED" else situation
-        self.sender.fail(text, code)
-        self._end(situation)
+        # Triton has no code for a missed deadline, and its HTTP front end answers 400 to every
+        # error of a model: the text names the situation.
+        is_named = situation.name != INVALID.name
+        self.sender.fail(f"{situation.name}: {message}" if is_named else message, situation)
+        self._end(situation.name)
 
-    def _end(self, status: FinishReason | Situation, num_nodes: int | None = None) -> None:
+    def _end(self, status: str, num_nodes: int | None = None) -> None:
         self.on_end(QueryEnd(self.id, status, time.monotonic() - self.start_s, num_nodes))
 
     def is_gone(self) -> bool:
@@ -272,16 +261,16 @@ class _Desk:
                 async for response in responses:
                     await self._ask_senders(partial(live.send, response))
         except CompllmError as error:
-            await self._ask_senders(partial(live.fail, str(error), _situation(error)))
+            await self._ask_senders(partial(live.fail, str(error), situation_of(error)))
         except Exception as error:  # our fault, but whoever asked must not wait for ever
             print(traceback.format_exc(), file=sys.stderr)
             message = f"the query failed: {error!r}"
-            await self._ask_senders(partial(live.fail, message, "INTERNAL"))
+            await self._ask_senders(partial(live.fail, message, INTERNAL))
 
     def _end(self, live: _Live, task: asyncio.Task[None]) -> None:
         del self._live[live]
         if task.cancelled():
-            self._senders.submit(live.fail, "the request was cancelled", "CANCELLED")
+            self._senders.submit(live.fail, "the request was cancelled", CANCELLED)
 
     async def _answer(self, request: FaceRequest) -> AsyncGenerator[FaceResponse, None]:
         query = await self._until_ready(request)
@@ -346,7 +335,3 @@ class _Desk:
 
     async def _ask_senders(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._senders, call)
-
-
-def _situation(error: CompllmError) -> Situation:
-    return next((name for kind, name in _SITUATIONS if isinstance(error, kind)), "INTERNAL")

@@ -4,7 +4,8 @@ Five threads meet here. Triton's calls `start` and must not be held up, for all 
 through it: those that need a guide compiled or weights loaded go to the opening thread. The
 engine's only ever appends to a queue, so that it never waits for Triton; the delivering one takes
 from that queue and sends. When sending falls behind, what has gathered for one request goes out as
-one response. The watching one looks for cancelled streams and publishes the gauges.
+one response. The watching one, of `senders.py`, looks for cancelled streams and publishes the
+gauges.
 """
 
 from __future__ import annotations
@@ -13,19 +14,26 @@ import contextlib
 import queue
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from compllm.embedded.request import EngineEvent, EngineRequest, EngineStats, OnEvent
-from compllm.errors import EngineError
+from compllm.errors import (
+    INTERNAL,
+    UNAVAILABLE,
+    EngineError,
+    RequestInvalid,
+    Situation,
+    situation_of,
+)
 from compllm.formats.adapters import Adapter
 from compllm.formats.lora_tensors import from_tensors
 from compllm.formats.shape import BaseShape
 from compllm.frontends.triton.core_tensors import CoreRequest, Tensors, is_stop, outputs, parse
+from compllm.frontends.triton.senders import LiveRequest, Sender, Senders, WatchPeriods
 
 _STATS_PERIOD_S = 0.1  # TensorRT-LLM's own
 
@@ -42,26 +50,13 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class Sender(Protocol):
-    """The way back to one client: Triton's response sender."""
-
-    def send(self, tensors: dict[str, Any] | None, *, is_final: bool) -> None: ...
-    def fail(self, message: str, *, is_client_error: bool) -> None: ...
-    def is_cancelled(self) -> bool: ...
-
-
 @dataclass(slots=True, eq=False)
-class _Live:
-    request_id: str
-    request: CoreRequest
-    sender: Sender
-    number: int  # of the request in this process, for error texts
+class _Live(LiveRequest):
+    id: str = field(kw_only=True)
+    request: CoreRequest = field(kw_only=True)
+    number: int = field(kw_only=True)  # of the request in this process, for error texts
     handle: int | None = None  # the engine's; None until it is known
-    is_cancelled: bool = False
     num_output_tokens: int = 0
-    # Triton crashes when a sender is asked anything during or after its final response.
-    sending: threading.Lock = field(default_factory=threading.Lock)
-    is_over: bool = False
 
 
 @dataclass(slots=True)
@@ -93,23 +88,21 @@ class CoreModel:
         self._base = base
         self._is_input_excluded = is_input_excluded
         self._is_lora_cache = is_lora_cache
-        self._check_period_s = cancellation_check_period_s
-        self._on_stats = on_stats
-        self._wake = threading.Condition()
-        self._live: dict[_Live, None] = {}  # in the order they came
+        self._lock = threading.Lock()  # of the next two
         self._num_requests = 0
+        self._coming: Counter[int | None] = Counter()  # task ids whose weights are being loaded
         self._is_closed = False
         self._loaded: dict[int, str] = {}  # hash of the weights sent, by task id
-        self._coming: Counter[int | None] = Counter()  # task ids whose weights are being loaded
         # One thread, so that what was sent first is opened first.
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="compllm-open")
         self._events: queue.SimpleQueue[tuple[_Live, EngineEvent] | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=target, name=f"compllm-{target.__name__.strip('_')}")
-            for target in (self._deliver, self._watch)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._deliverer = threading.Thread(target=self._deliver, name="compllm-deliver")
+        self._deliverer.start()
+        self._senders: Senders[_Live] = Senders(
+            WatchPeriods(cancellation_check_period_s, _STATS_PERIOD_S),
+            on_gone=self._cancel,
+            publish=lambda _: on_stats(engine.stats()),
+        )
 
     def start(self, request_id: str, tensors: Tensors, sender: Sender) -> None:
         """Begin a request, or cancel the one of this id. Every outcome reaches the sender."""
@@ -119,19 +112,17 @@ class CoreModel:
                 return
             request = parse(tensors, is_input_excluded=self._is_input_excluded)
         except EngineError as error:
-            sender.fail(str(error), is_client_error=True)
+            sender.fail(str(error), situation_of(error))
             return
         task_id = request.engine.task_id
-        with self._wake:
+        with self._lock:
             self._num_requests += 1
-            live = _Live(request_id, request, sender, self._num_requests)
-            self._live[live] = None
-            if len(self._live) == 1:
-                self._wake.notify()
+            live = _Live(sender, id=request_id, request=request, number=self._num_requests)
             if request.lora_weights is not None:
                 self._coming[task_id] += 1
             # A request for an adapter that is under way needs no weights of its own.
             is_slow = request.engine.guide_type is not None or self._coming[task_id] > 0
+        self._senders.add(live)
         if is_slow:
             self._opener.submit(self._open_slow, live)
         else:
@@ -145,7 +136,7 @@ class CoreModel:
                 live.request.engine, lambda event: self._events.put((live, event))
             )
         except EngineError as error:
-            self._refuse(live, str(error), is_client_error=True)
+            self._refuse(live, str(error), situation_of(error))
             return
         except Exception as error:  # our fault, but whoever asked must not wait for ever
             self._refuse(live, f"the engine cannot take the request: {error}")
@@ -161,36 +152,31 @@ class CoreModel:
             else:
                 self._open(live)
         except Exception as error:
-            print(f"cannot open request {live.request_id!r}: {error!r}", file=sys.stderr)
+            print(f"cannot open request {live.id!r}: {error!r}", file=sys.stderr)
         finally:
             if live.request.lora_weights is not None:
-                with self._wake:
+                with self._lock:
                     self._coming[live.request.engine.task_id] -= 1
 
-    def _refuse(self, live: _Live, message: str, *, is_client_error: bool = False) -> None:
-        self._forget(live)
-        with live.sending:
-            live.is_over = True
-            live.sender.fail(message, is_client_error=is_client_error)
+    def _refuse(self, live: _Live, message: str, situation: Situation = INTERNAL) -> None:
+        self._senders.remove(live)
+        live.fail(message, situation)
 
     def close(self) -> None:
-        """End the engine and answer everybody who still waits."""
-        with self._wake:
-            self._is_closed = True
-            self._wake.notify()
+        """End the engine and answer every request that still waits."""
+        self._is_closed = True
+        self._senders.close()
         self._engine.close()
         self._opener.shutdown()  # what still waits there ends as cancelled
         self._events.put(None)
-        for thread in self._threads:
-            thread.join()
+        self._deliverer.join()
 
     def _stop(self, request_id: str, sender: Sender) -> None:
         if not request_id:
-            raise EngineError("stop needs the id of the request that is to be stopped")
-        with self._wake:
-            found = [live for live in self._live if live.request_id == request_id]
-        for live in found:
-            self._cancel(live)
+            raise RequestInvalid("stop needs the id of the request that is to be stopped")
+        for live in self._senders.live():
+            if live.id == request_id:
+                self._cancel(live)
         # An unknown id is no error: the request may have ended just now.
         sender.send(None, is_final=True)
 
@@ -198,12 +184,6 @@ class CoreModel:
         live.is_cancelled = True
         if live.handle is not None:
             self._engine.cancel(live.handle)
-
-    def _forget(self, live: _Live) -> None:
-        with self._wake:
-            del self._live[live]
-            if not self._live:
-                self._wake.notify()  # so that the gauges tell it at once
 
     def _load_adapter(self, request: CoreRequest) -> None:
         weights, config, task_id = (
@@ -237,68 +217,22 @@ class CoreModel:
     def _answer(self, live: _Live, event: EngineEvent) -> None:
         live.num_output_tokens += len(event.token_ids)
         if event.is_final:
-            self._forget(live)
+            self._senders.remove(live)
         try:
-            with live.sending:
-                live.is_over = event.is_final
-                self._send(live, event)
+            self._send(live, event)
         except Exception as error:  # one client's broken channel must not silence the others
-            print(f"cannot answer request {live.request_id!r}: {error}", file=sys.stderr)
+            print(f"cannot answer request {live.id!r}: {error}", file=sys.stderr)
             if not event.is_final:
                 self._cancel(live)
 
     def _send(self, live: _Live, event: EngineEvent) -> None:
         if event.finish_reason == "cancelled" and not live.is_cancelled:
-            live.sender.fail("the engine is shut down", is_client_error=False)
+            live.fail("the engine is shut down", UNAVAILABLE)
         elif event.error is not None:
-            live.sender.fail(_error_text(live, event), is_client_error=event.is_client_error)
+            live.fail(_error_text(live, event), event.situation)
         else:
             tensors = outputs(live.request, event, live.num_output_tokens)
-            live.sender.send(tensors, is_final=event.is_final)
-
-    # The watching thread
-
-    def _watch(self) -> None:
-        """Ask for cancelled streams and publish gauges while anything is live, then once more.
-
-        Asking costs 0.1 ms of two processes' time, so one request is asked a period, in turn;
-        clients who want to be quicker send `stop`.
-        """
-        next_stats = 0.0
-        while True:
-            with self._wake:
-                if self._is_closed:
-                    break
-                live = next(iter(self._live), None)
-                if live is not None:  # to the end of the queue
-                    del self._live[live]
-                    self._live[live] = None
-            now = time.monotonic()
-            if live is None or now >= next_stats:
-                self._on_stats(self._engine.stats())
-                next_stats = now + _STATS_PERIOD_S
-            if live is not None:
-                self._check(live)
-            with self._wake:
-                if not self._is_closed:
-                    is_idle = not self._live and live is None
-                    self._wake.wait(None if is_idle else self._check_period_s)
-
-    def _check(self, live: _Live) -> None:
-        if not self._cancel_if_gone(live):
-            return
-        # Mostly a whole stream was closed: its other requests are asked at once.
-        with self._wake:
-            others = list(self._live)
-        for each in others:
-            self._cancel_if_gone(each)
-
-    def _cancel_if_gone(self, live: _Live) -> bool:
-        with live.sending:
-            is_gone = not (live.is_over or live.is_cancelled) and live.sender.is_cancelled()
-        if is_gone:
-            self._cancel(live)
-        return is_gone
+            live.send(tensors, is_final=event.is_final)
 
 
 def _error_text(live: _Live, event: EngineEvent) -> str:

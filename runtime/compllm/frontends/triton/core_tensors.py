@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compllm.embedded.request import EngineEvent, EngineRequest, EngineSampling
-from compllm.errors import EngineError
+from compllm.errors import RequestInvalid
 
 Tensors = Mapping[str, NDArray[Any]]
 
@@ -112,11 +112,12 @@ def is_stop(tensors: Tensors) -> bool:
 def parse(tensors: Tensors, *, is_input_excluded: bool = False) -> CoreRequest:
     """The request in these tensors, each with its batch dimension of 1.
 
-    Raises EngineError that names the tensor. Ranges of sampling values are the engine's to check.
+    Raises RequestInvalid that names the tensor. The engine checks the ranges of sampling
+    values.
     """
     for name, array in tensors.items():
         if array.ndim and array.shape[0] > 1:
-            raise EngineError(
+            raise RequestInvalid(
                 f"{name} has batch size {array.shape[0]}: send one request per sequence, "
                 "they are batched in flight"
             )
@@ -199,7 +200,7 @@ def _refuse_unsupported(tensors: Tensors) -> None:
             allowed = (
                 f" unless it is {' or '.join(f'{each:g}' for each in neutral)}" if neutral else ""
             )
-            raise EngineError(
+            raise RequestInvalid(
                 f"{name} is not supported by the embedded engine{allowed}: leave it out"
             )
 
@@ -208,9 +209,9 @@ def _input_ids(tensors: Tensors) -> tuple[int, ...]:
     length = int(_required(tensors, "input_lengths"))
     ids = tensors.get("input_ids")
     if ids is None:
-        raise EngineError("input_ids is missing: this engine takes token ids alone")
+        raise RequestInvalid("input_ids is missing: this engine takes token ids alone")
     if not 1 <= length <= ids.size:
-        raise EngineError(
+        raise RequestInvalid(
             f"input_lengths is {length}: it must be from 1 to the {ids.size} tokens of input_ids"
         )
     return tuple(ids.reshape(-1)[:length].tolist())
@@ -246,7 +247,7 @@ def _words(tensors: Tensors, name: str) -> tuple[tuple[int, ...], ...]:
         if end == -1:
             break
         if not start < end <= len(tokens):
-            raise EngineError(
+            raise RequestInvalid(
                 f"{name} has the offsets {ends}: they must rise from 1 to {len(tokens)} at most, "
                 "and end with -1"
             )
@@ -258,11 +259,11 @@ def _words(tensors: Tensors, name: str) -> tuple[tuple[int, ...], ...]:
 def _lora(tensors: Tensors) -> tuple[NDArray[np.float16] | None, NDArray[np.int32] | None]:
     weights, config = tensors.get("lora_weights"), tensors.get("lora_config")
     if (weights is None) != (config is None):
-        raise EngineError("lora_weights and lora_config go together: send both or none")
+        raise RequestInvalid("lora_weights and lora_config go together: send both or none")
     if weights is None or config is None:
         return None, None
     if "lora_task_id" not in tensors:
-        raise EngineError("lora_weights were sent without lora_task_id: name the adapter")
+        raise RequestInvalid("lora_weights were sent without lora_task_id: name the adapter")
     return weights.reshape(weights.shape[-2:]), config.reshape(config.shape[-2:])
 
 
@@ -271,13 +272,13 @@ def _scalar(tensors: Tensors, name: str, default: float | bool) -> Any:
     if array is None or not array.size:
         return default
     if array.size != 1:
-        raise EngineError(f"{name} has {array.size} values: it takes one")
+        raise RequestInvalid(f"{name} has {array.size} values: it takes one")
     return array.reshape(-1)[0]
 
 
 def _required(tensors: Tensors, name: str) -> Any:
     if name not in tensors:
-        raise EngineError(f"{name} is missing: every request needs it")
+        raise RequestInvalid(f"{name} is missing: every request needs it")
     return _scalar(tensors, name, 0)
 
 
@@ -292,4 +293,4 @@ def _text(tensors: Tensors, name: str) -> str | None:
     try:
         return value.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise EngineError(f"{name} is not UTF-8 text: {error}") from error
+        raise RequestInvalid(f"{name} is not UTF-8 text: {error}") from error
