@@ -67,16 +67,6 @@ def test_a_node_can_start_while_the_next_is_still_unknown():
     assert graph.ready == (2, 3)
 
 
-def test_descendants_of_a_failure_are_skipped_and_siblings_go_on():
-    graph = QueryGraph.from_plan(DIAMOND)
-    graph.done(1)
-    assert graph.fail(2) == (4,)
-    assert graph.status(4) == "skipped"
-    assert graph.ready == (3,)
-    assert not graph.add(SubQuery(5, "too late", (4,)))
-    assert graph.status(5) == "skipped"
-
-
 def test_a_failure_that_children_are_only_told_about_does_not_stop_them():
     graph = QueryGraph.from_plan(DIAMOND)
     graph.done(1)

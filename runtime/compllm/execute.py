@@ -19,7 +19,7 @@ from compllm.errors import BackendError, BackendUnavailable
 from compllm.graph import QueryGraph
 from compllm.loops import cut_loop
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
-from compllm.scheduling.admission import Admission, Slot
+from compllm.scheduling.admission import Admission, AdmissionTicket
 from compllm.scheduling.prewarm import MakePrompt, Prewarmer, Warming, known_prefix
 from compllm.scheduling.single_flight import SingleFlight
 from compllm.spelling import spelled
@@ -112,7 +112,7 @@ class Execution:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._times: dict[int, _Times] = {}
         self._results: dict[int, NodeResult] = {}
-        self._slots: dict[int, Slot] = {}  # of nodes that are not at the engine yet
+        self._slots: dict[int, AdmissionTicket] = {}  # of nodes that are not at the engine yet
         self._errors: list[BackendError] = []
         self._reserve: KnownPairs = ()  # what a plan that was replaced had found out
         self._sampling = engine.nodes.sampling
@@ -206,7 +206,7 @@ class Execution:
             if slot is not None:
                 slot.promote(self._slot(each, self._expert_of(each)))
 
-    def _slot(self, node_id: int, expert: Expert) -> Slot:
+    def _slot(self, node_id: int, expert: Expert) -> AdmissionTicket:
         path, work = self.graph.remaining_path(node_id), self.graph.remaining_work
         return self._engine.admission.slot(expert.model, self._live.seq, node_id, path, work)
 

@@ -47,8 +47,7 @@ class QueryGraph:
     def add(self, sub_query: SubQuery, cost: float = 1.0) -> bool:
         """Add a node below parents that are there already; True when it can start at once.
 
-        cost: what it is expected to take, in any one unit. Below a failed or skipped parent the
-        node is skipped.
+        cost: what it is expected to take, in any one unit.
         """
         is_ready = self._core.add_node(sub_query.id, sub_query.parents, cost)
         self._sub_queries[sub_query.id] = sub_query
@@ -76,7 +75,7 @@ class QueryGraph:
 
     @property
     def is_finished(self) -> bool:
-        """Every node so far is done, failed or skipped."""
+        """Every node so far is done."""
         return self._core.is_finished
 
     def start(self, node_id: int) -> None:
@@ -84,13 +83,9 @@ class QueryGraph:
         self._core.start(node_id)
 
     def done(self, node_id: int) -> tuple[int, ...]:
-        """A ready or running node ended and its children may have what there is; returns those that
-        became ready by it. A failure that children are only told about is `done` too."""
+        """Record that a ready or running node ended, with or without a response. Returns the
+        children that became ready by it."""
         return tuple(self._core.done(node_id))
-
-    def fail(self, node_id: int) -> tuple[int, ...]:
-        """A ready or running node ended and its descendants shall not run; returns the latter."""
-        return tuple(self._core.fail(node_id))
 
     def status(self, node_id: int) -> NodeStatus:
         return self._core.state(node_id)

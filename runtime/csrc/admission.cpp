@@ -44,13 +44,15 @@ AdmissionQueue::Engine& AdmissionQueue::at(std::size_t engine) {
 
 std::optional<Ticket> AdmissionQueue::enter(const Request& request, std::size_t engine) {
     Engine& queue = at(engine);
-    // A NaN in a key would break the order of the whole heap.
-    if (!std::isfinite(request.remaining_path) || !std::isfinite(request.remaining_work))
-        throw std::invalid_argument("node " + std::to_string(request.node_id) +
-                                    " has a remaining path or work that is not finite");
-    if (queue.num_in_flight == queue.limit) return push(request, engine);
-    ++queue.num_in_flight;
-    return std::nullopt;
+    const Key key = key_of(request);
+    if (queue.num_in_flight < queue.limit) {
+        ++queue.num_in_flight;
+        return std::nullopt;
+    }
+    if (num_waiting_ >= max_waiting_)
+        throw QueueFull(std::to_string(num_waiting_) + " requests wait already, " +
+                        std::to_string(max_waiting_) + " may: try again later");
+    return push(key, engine);
 }
 
 std::optional<Ticket> AdmissionQueue::release(std::size_t engine) {
@@ -62,7 +64,11 @@ std::optional<Ticket> AdmissionQueue::release(std::size_t engine) {
     return std::nullopt;
 }
 
-std::array<double, 3> AdmissionQueue::key_of(const Request& request) const {
+AdmissionQueue::Key AdmissionQueue::key_of(const Request& request) const {
+    // A NaN in a key would break the order of the whole heap.
+    if (!std::isfinite(request.remaining_path) || !std::isfinite(request.remaining_work))
+        throw std::invalid_argument("node " + std::to_string(request.node_id) +
+                                    " has a remaining path or work that is not finite");
     const auto query = static_cast<double>(request.query_seq);
     const auto node = static_cast<double>(request.node_id);
     switch (policy_) {
@@ -78,11 +84,7 @@ std::array<double, 3> AdmissionQueue::key_of(const Request& request) const {
     return {query, -request.remaining_path, node};
 }
 
-Ticket AdmissionQueue::push(const Request& request, std::size_t engine) {
-    if (num_waiting_ >= max_waiting_)
-        throw QueueFull(std::to_string(num_waiting_) + " requests wait already, " +
-                        std::to_string(max_waiting_) + " may: try again later");
-
+Ticket AdmissionQueue::push(const Key& key, std::size_t engine) {
     if (free_.empty()) {
         free_.push_back(static_cast<Slot>(entries_.size()));
         entries_.emplace_back();
@@ -90,13 +92,10 @@ Ticket AdmissionQueue::push(const Request& request, std::size_t engine) {
     const Slot slot = free_.back();
     free_.pop_back();
     const auto ticket = static_cast<Ticket>((num_arrivals_++ << kSlotBits) | slot);
-    const auto [first, is_new] = first_of_query_.try_emplace(request.query_seq, slot);
-    const Slot next = is_new ? kNone : std::exchange(first->second, slot);
-    if (next != kNone) entries_[next].previous = slot;
-    entries_[slot] = {ticket, request.query_seq, static_cast<std::uint32_t>(engine), kNone, next};
+    entries_[slot] = {ticket, static_cast<std::uint32_t>(engine), key};
 
     Engine& queue = engines_[engine];
-    queue.heap.push_back({key_of(request), ticket});
+    queue.heap.push_back({key, ticket});
     std::push_heap(queue.heap.begin(), queue.heap.end(), std::greater<>{});
     ++queue.num_waiting;
     ++num_waiting_;
@@ -122,13 +121,6 @@ bool AdmissionQueue::is_waiting(Ticket ticket) const {
 // Frees the slot; its item stays in the heap and is passed over there.
 void AdmissionQueue::remove(Slot slot) {
     Entry& entry = entries_[slot];
-    if (entry.next != kNone) entries_[entry.next].previous = entry.previous;
-    if (entry.previous != kNone)
-        entries_[entry.previous].next = entry.next;
-    else if (entry.next != kNone)
-        first_of_query_.find(entry.query_seq)->second = entry.next;
-    else
-        first_of_query_.erase(entry.query_seq);
     --engines_[entry.engine].num_waiting;
     --num_waiting_;
     entry = Entry{};
@@ -151,16 +143,16 @@ bool AdmissionQueue::cancel(Ticket ticket) {
     return true;
 }
 
-std::vector<Ticket> AdmissionQueue::cancel_query(std::int64_t query_seq) {
-    std::vector<Ticket> cancelled;
-    for (auto first = first_of_query_.find(query_seq); first != first_of_query_.end();
-         first = first_of_query_.find(query_seq)) {
-        cancelled.push_back(entries_[first->second].ticket);
-        remove(first->second);
-    }
-    for (Engine& engine : engines_) sweep(engine);
-    std::ranges::sort(cancelled);
-    return cancelled;
+std::optional<Ticket> AdmissionQueue::promote(Ticket ticket, const Request& request) {
+    if (policy_ != Policy::oldest_query_first && policy_ != Policy::deepest_first)
+        return std::nullopt;
+    if (!is_waiting(ticket)) return std::nullopt;
+    const Entry& entry = entries_[slot_of(ticket)];
+    const Key key = key_of(request);
+    if (!(key < entry.key)) return std::nullopt;
+    const std::size_t engine = entry.engine;
+    cancel(ticket);
+    return push(key, engine);  // the engine is as full as it was
 }
 
 }  // namespace compllm

@@ -8,10 +8,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <optional>
 #include <stdexcept>
-#include <unordered_map>
 #include <vector>
 
 namespace compllm {
@@ -52,23 +50,25 @@ class AdmissionQueue {
     // A request that held a slot has ended; the next one, which holds it now.
     std::optional<Ticket> release(std::size_t engine);
 
-    bool cancel(Ticket ticket);                                // false when it no longer waits
-    std::vector<Ticket> cancel_query(std::int64_t query_seq);  // all that still waited
+    bool cancel(Ticket ticket);  // false when it no longer waits
 
-    std::size_t num_engines() const { return engines_.size(); }
+    // Moves a waiting request forward to the place that `request` would take at the same engine.
+    // Returns its new ticket, or nothing when it stays: it no longer waits, or that place is no
+    // earlier. Policies that do not order by query or path (fifo, least_remaining_work) move none.
+    std::optional<Ticket> promote(Ticket ticket, const Request& request);
+
     std::size_t num_waiting() const { return num_waiting_; }
     std::size_t num_waiting(std::size_t engine) const { return at(engine).num_waiting; }
     std::size_t num_in_flight(std::size_t engine) const { return at(engine).num_in_flight; }
     std::size_t limit(std::size_t engine) const { return at(engine).limit; }
-    Policy policy() const { return policy_; }
 
   private:
     using Slot = std::uint32_t;
-    static constexpr Slot kNone = std::numeric_limits<Slot>::max();
+    using Key = std::array<double, 3>;
 
     // What a heap holds: the smallest goes first.
     struct Item {
-        std::array<double, 3> key;
+        Key key;
         Ticket ticket;  // rises with arrival: the last tie-break
 
         // By hand: the three-way comparison of doubles took twice as long.
@@ -79,12 +79,11 @@ class AdmissionQueue {
         }
     };
 
-    // A waiting request; the slots of a query form a list, so that all of them can be cancelled.
+    // A waiting request.
     struct Entry {
         Ticket ticket = -1;  // -1: free
-        std::int64_t query_seq = 0;
         std::uint32_t engine = 0;
-        Slot previous = kNone, next = kNone;
+        Key key{};
     };
 
     struct Engine {
@@ -94,9 +93,9 @@ class AdmissionQueue {
 
     const Engine& at(std::size_t engine) const;
     Engine& at(std::size_t engine);
-    Ticket push(const Request& request, std::size_t engine);
+    Ticket push(const Key& key, std::size_t engine);
     Ticket pop(Engine& engine);
-    std::array<double, 3> key_of(const Request& request) const;
+    Key key_of(const Request& request) const;
     bool is_waiting(Ticket ticket) const;
     void remove(Slot slot);
     void sweep(Engine& engine);
@@ -108,7 +107,6 @@ class AdmissionQueue {
     std::vector<Engine> engines_;
     std::vector<Entry> entries_;
     std::vector<Slot> free_;
-    std::unordered_map<std::int64_t, Slot> first_of_query_;
 };
 
 }  // namespace compllm

@@ -65,7 +65,7 @@ void bind_graph(py::module_& m) {
 
     py::class_<QueryGraph>(m, "QueryGraph", "A DAG that grows while its nodes run.")
         .def(py::init<std::size_t, std::size_t>(), "max_nodes"_a, "max_depth"_a)
-        // A graph that nobody else holds yet is the one place where the lock can be let go safely.
+        // Only here may the lock be released: no other thread holds the graph yet.
         .def_static(
             "build",
             [](const std::vector<NodeId>& ids, const std::vector<std::vector<NodeId>>& parents,
@@ -83,31 +83,22 @@ void bind_graph(py::module_& m) {
             },
             "id"_a, "parents"_a = py::tuple(), "cost"_a = 1.0)
         .def("add_nodes", &add_nodes, "ids"_a, "parents"_a, "costs"_a)
-        .def("add_edge", &QueryGraph::add_edge, "parent"_a, "child"_a)
         .def("start", &QueryGraph::start, "id"_a)
         .def("done", &QueryGraph::done, "id"_a)
-        .def("fail", &QueryGraph::fail, "id"_a)
         .def("ready", &QueryGraph::ready)
         // As text: making an object of a Python enum takes five times as long.
         .def(
             "state",
             [](const QueryGraph& graph, NodeId id) { return compllm::name_of(graph.state(id)); },
             "id"_a)
-        .def("__len__", &QueryGraph::size)
-        .def("__contains__", &QueryGraph::contains, "id"_a)
-        .def_property_readonly("num_unfinished", &QueryGraph::num_unfinished)
         .def_property_readonly("is_finished", &QueryGraph::is_finished)
         .def_property_readonly("remaining_work", &QueryGraph::remaining_work)
         .def("remaining_path", &QueryGraph::remaining_path, "id"_a)
-        .def_property_readonly("depth", py::overload_cast<>(&QueryGraph::depth, py::const_))
-        .def("depth_of", py::overload_cast<NodeId>(&QueryGraph::depth, py::const_), "id"_a)
+        .def_property_readonly("depth", &QueryGraph::depth)
         .def("levels", &QueryGraph::levels)
-        .def("ids", &QueryGraph::ids)
-        .def("parents", &QueryGraph::parents, "id"_a)
         .def("children", &QueryGraph::children, "id"_a)
         .def("ancestors", &QueryGraph::ancestors, "id"_a)
         .def("leaves", &QueryGraph::leaves)
-        .def("bound", py::overload_cast<>(&QueryGraph::bound, py::const_))
         .def(
             "bound",
             [](const QueryGraph& graph, const py::dict& costs) {
@@ -142,14 +133,17 @@ void bind_admission(py::module_& m) {
             "query_seq"_a, "node_id"_a, "remaining_path"_a, "remaining_work"_a, "engine"_a)
         .def("release", &AdmissionQueue::release, "engine"_a)
         .def("cancel", &AdmissionQueue::cancel, "ticket"_a)
-        .def("cancel_query", &AdmissionQueue::cancel_query, "query_seq"_a)
-        .def("__len__", py::overload_cast<>(&AdmissionQueue::num_waiting, py::const_))
+        .def(
+            "promote",
+            [](AdmissionQueue& queue, compllm::Ticket ticket, std::int64_t query_seq,
+               std::int64_t node_id, double remaining_path, double remaining_work) {
+                return queue.promote(ticket, {query_seq, node_id, remaining_path, remaining_work});
+            },
+            "ticket"_a, "query_seq"_a, "node_id"_a, "remaining_path"_a, "remaining_work"_a)
         .def("num_waiting",
              py::overload_cast<std::size_t>(&AdmissionQueue::num_waiting, py::const_), "engine"_a)
         .def("num_in_flight", &AdmissionQueue::num_in_flight, "engine"_a)
-        .def("limit", &AdmissionQueue::limit, "engine"_a)
-        .def_property_readonly("num_engines", &AdmissionQueue::num_engines)
-        .def_property_readonly("policy", &AdmissionQueue::policy);
+        .def("limit", &AdmissionQueue::limit, "engine"_a);
 }
 
 }  // namespace

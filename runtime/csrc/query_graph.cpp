@@ -23,10 +23,6 @@ const char* name_of(NodeState state) {
             return "running";
         case NodeState::done:
             return "done";
-        case NodeState::failed:
-            return "failed";
-        case NodeState::skipped:
-            return "skipped";
     }
     return "unknown";
 }
@@ -67,19 +63,6 @@ void QueryGraph::take_from_ready(Index node) {
     nodes_[last].ready_position = hole;
 }
 
-void QueryGraph::end(Index node, NodeState state) {
-    if (nodes_[node].state == NodeState::ready) take_from_ready(node);
-    nodes_[node].state = state;
-    --num_unfinished_;
-    remaining_work_ -= nodes_[node].cost;
-}
-
-void QueryGraph::check_can_end(Index node, const char* verb) const {
-    if (nodes_[node].state != NodeState::ready && nodes_[node].state != NodeState::running)
-        throw std::logic_error(node_name(nodes_[node].id) + " is " + name_of(nodes_[node].state) +
-                               ": only a ready or running node can " + verb);
-}
-
 void QueryGraph::start(NodeId id) {
     const Index node = index(id);
     if (nodes_[node].state != NodeState::ready)
@@ -91,39 +74,21 @@ void QueryGraph::start(NodeId id) {
 
 std::vector<NodeId> QueryGraph::done(NodeId id) {
     const Index node = index(id);
-    check_can_end(node, "be done");
-    end(node, NodeState::done);
+    if (nodes_[node].state != NodeState::ready && nodes_[node].state != NodeState::running)
+        throw std::logic_error(node_name(id) + " is " + name_of(nodes_[node].state) +
+                               ": only a ready or running node can be done");
+    if (nodes_[node].state == NodeState::ready) take_from_ready(node);
+    nodes_[node].state = NodeState::done;
+    --num_unfinished_;
+    remaining_work_ -= nodes_[node].cost;
     std::vector<Index> freed;
     for (Index e = nodes_[node].first_child; e != kNone; e = edges_[e].next_of_parent) {
         const Index child = edges_[e].child;
-        if (--nodes_[child].num_pending > 0 || nodes_[child].state != NodeState::waiting) continue;
+        if (--nodes_[child].num_pending > 0) continue;
         set_ready(child);
         freed.push_back(child);
     }
     return sorted_ids(std::move(freed));
-}
-
-std::vector<NodeId> QueryGraph::fail(NodeId id) {
-    const Index node = index(id);
-    check_can_end(node, "fail");
-    end(node, NodeState::failed);
-    return sorted_ids(skip_below(node));
-}
-
-std::vector<QueryGraph::Index> QueryGraph::skip_below(Index node) {
-    std::vector<Index> skipped, stack{node};
-    while (!stack.empty()) {
-        const Index at = stack.back();
-        stack.pop_back();
-        for (Index e = nodes_[at].first_child; e != kNone; e = edges_[e].next_of_parent) {
-            const Index child = edges_[e].child;
-            if (nodes_[child].state != NodeState::waiting) continue;
-            end(child, NodeState::skipped);
-            skipped.push_back(child);
-            stack.push_back(child);
-        }
-    }
-    return skipped;
 }
 
 std::vector<NodeId> QueryGraph::ready() const { return sorted_ids(ready_); }
@@ -172,38 +137,26 @@ std::vector<QueryGraph::Index> QueryGraph::by_depth() const {
     return order;
 }
 
-StructuralBound QueryGraph::bound() const {
-    std::vector<double> costs;
-    costs.reserve(nodes_.size());
-    for (const Node& node : nodes_) costs.push_back(node.cost);
-    return bound_of(costs);
-}
-
-StructuralBound QueryGraph::bound_of(const std::vector<double>& costs) const {
-    std::vector<double> end_at(nodes_.size(), 0.0);
-    StructuralBound bound{nodes_.size(), num_levels_, 0.0, 0.0};
-    for (const Index node : by_depth()) {
-        double start = 0.0;
-        for (Index e = nodes_[node].first_parent; e != kNone; e = edges_[e].next_of_child)
-            start = std::max(start, end_at[edges_[e].parent]);
-        end_at[node] = start + costs[node];
-        bound.total_cost += costs[node];
-        bound.longest_path = std::max(bound.longest_path, end_at[node]);
-    }
-    return bound;
-}
-
 StructuralBound QueryGraph::bound(std::span<const NodeId> ids,
                                   std::span<const double> costs) const {
     if (ids.size() != costs.size())
         throw std::invalid_argument(std::to_string(ids.size()) + " ids and " +
                                     std::to_string(costs.size()) + " costs were given");
-    std::vector<double> by_node(nodes_.size(), 0.0);
+    std::vector<double> cost_of(nodes_.size(), 0.0), end_at(nodes_.size(), 0.0);
     for (std::size_t i = 0; i < ids.size(); ++i) {
         check_cost(costs[i], ids[i]);
-        by_node[index(ids[i])] = costs[i];
+        cost_of[index(ids[i])] = costs[i];
     }
-    return bound_of(by_node);
+    StructuralBound bound{nodes_.size(), num_levels_, 0.0, 0.0};
+    for (const Index node : by_depth()) {
+        double start = 0.0;
+        for (Index e = nodes_[node].first_parent; e != kNone; e = edges_[e].next_of_child)
+            start = std::max(start, end_at[edges_[e].parent]);
+        end_at[node] = start + cost_of[node];
+        bound.total_cost += cost_of[node];
+        bound.longest_path = std::max(bound.longest_path, end_at[node]);
+    }
+    return bound;
 }
 
 // ---- looking ----
@@ -222,21 +175,6 @@ std::vector<std::vector<NodeId>> QueryGraph::levels() const {
         levels[nodes_[node].depth - 1].push_back(nodes_[node].id);
     for (auto& level : levels) std::ranges::sort(level);
     return levels;
-}
-
-std::vector<NodeId> QueryGraph::ids() const {
-    std::vector<NodeId> ids;
-    ids.reserve(nodes_.size());
-    for (const Node& node : nodes_) ids.push_back(node.id);
-    std::ranges::sort(ids);
-    return ids;
-}
-
-std::vector<NodeId> QueryGraph::parents(NodeId id) const {
-    std::vector<Index> found;
-    for (Index e = nodes_[index(id)].first_parent; e != kNone; e = edges_[e].next_of_child)
-        found.push_back(edges_[e].parent);
-    return sorted_ids(std::move(found));
 }
 
 std::vector<NodeId> QueryGraph::children(NodeId id) const {

@@ -41,7 +41,7 @@ struct CycleError : std::invalid_argument {
     std::vector<NodeId> nodes;
 };
 
-enum class NodeState : std::uint8_t { waiting, ready, running, done, failed, skipped };
+enum class NodeState : std::uint8_t { waiting, ready, running, done };
 
 const char* name_of(NodeState state);
 
@@ -57,9 +57,8 @@ class QueryGraph {
   public:
     QueryGraph(std::size_t max_nodes, std::size_t max_depth);
 
-    // Adds one node below existing parents; true when it can start at once. Below a failed or
-    // skipped parent it is skipped. Costs are non-negative, in any one unit. An error changes
-    // nothing, here as in the other two.
+    // Adds one node below existing parents; true when it can start at once. Costs are non-negative,
+    // in any one unit. An error changes nothing, here as in add_nodes.
     bool add_node(NodeId id, std::span<const NodeId> parents, double cost);
 
     // Adds many nodes in any order; the parents of ids[i] are
@@ -67,36 +66,26 @@ class QueryGraph {
     void add_nodes(std::span<const NodeId> ids, std::span<const std::size_t> offsets,
                    std::span<const NodeId> parents, std::span<const double> costs);
 
-    // Adds a dependency between existing nodes; the child must not have started.
-    void add_edge(NodeId parent, NodeId child);
-
     void start(NodeId id);                // ready -> running
     std::vector<NodeId> done(NodeId id);  // ready or running -> done; the ids it made ready
-    std::vector<NodeId> fail(NodeId id);  // ready or running -> failed; the descendants it skipped
     std::vector<NodeId> ready() const;    // ascending ids, like every list of ids below
     NodeState state(NodeId id) const { return nodes_[index(id)].state; }
 
     std::size_t size() const { return nodes_.size(); }
-    bool contains(NodeId id) const { return index_.contains(id); }
-    std::size_t num_unfinished() const { return num_unfinished_; }  // waiting, ready or running
-    bool is_finished() const { return num_unfinished_ == 0; }
+    bool is_finished() const { return num_unfinished_ == 0; }  // all nodes so far are done
     double remaining_work() const { return num_unfinished_ == 0 ? 0.0 : remaining_work_; }
 
     // Longest path of costs from the node to a leaf, its own cost included.
     double remaining_path(NodeId id);
 
     std::size_t depth() const { return num_levels_; }
-    std::size_t depth(NodeId id) const { return nodes_[index(id)].depth; }  // 1 without parents
-    std::vector<std::vector<NodeId>> levels() const;                        // by depth
-    std::vector<NodeId> ids() const;
-    std::vector<NodeId> parents(NodeId id) const;
+    std::vector<std::vector<NodeId>> levels() const;  // by depth
     std::vector<NodeId> children(NodeId id) const;
     std::vector<NodeId> ancestors(NodeId id) const;
     std::vector<NodeId> leaves() const;
 
-    // With the costs given to the nodes, or with others (`costs[i]` is that of `ids[i]`; a node not
-    // named costs nothing).
-    StructuralBound bound() const;
+    // `costs[i]` is that of `ids[i]`, whatever the node was added with; a node not named costs
+    // nothing.
     StructuralBound bound(std::span<const NodeId> ids, std::span<const double> costs) const;
 
   private:
@@ -108,9 +97,9 @@ class QueryGraph {
     struct Node {
         NodeId id;
         double cost;
-        double remaining;  // longest path of costs to a leaf, up to date but for unpropagated_
-        Index depth;
-        Index num_pending = 0;                            // parents that are not done
+        double remaining;       // longest path of costs to a leaf, up to date but for unpropagated_
+        Index depth;            // 1 without parents
+        Index num_pending = 0;  // parents that are not done
         Index first_child = kNone, first_parent = kNone;  // edges
         Index ready_position = kNone;
         NodeState state = NodeState::waiting;
@@ -127,19 +116,13 @@ class QueryGraph {
     void check_edges(std::size_t num_new, NodeId id) const;
     void check_new(NodeId id, std::size_t num_new) const;
     void check_depth(std::size_t depth, NodeId id) const;
-    void check_can_end(Index node, const char* verb) const;
     Index append(NodeId id, double cost, Index depth);
     void link(Index parent, Index child);
-    bool settle(Index node);
+    bool make_ready_if_free(Index node);
     void set_ready(Index node);
     void take_from_ready(Index node);
-    void end(Index node, NodeState state);
-    std::vector<Index> skip_below(Index node);
     void raise_paths();
-    void check_acyclic(Index parent, Index child) const;
-    std::vector<std::pair<Index, Index>> deepened(Index parent, Index child) const;
     std::vector<Index> by_depth() const;
-    StructuralBound bound_of(const std::vector<double>& costs) const;
     std::vector<NodeId> sorted_ids(std::vector<Index> nodes) const;
 
     std::size_t max_nodes_, max_depth_;
@@ -148,7 +131,7 @@ class QueryGraph {
     std::vector<Edge> edges_;
     std::vector<Index> ready_;         // unordered; Node::ready_position points into it
     std::vector<Index> unpropagated_;  // Node::remaining may be too small above these
-    std::size_t num_levels_ = 0, num_unfinished_ = 0;
+    std::size_t num_levels_ = 0, num_unfinished_ = 0;  // unfinished: waiting, ready or running
     double remaining_work_ = 0.0;
 };
 

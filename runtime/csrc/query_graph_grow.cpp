@@ -1,10 +1,7 @@
-// How the graph grows: one node, many nodes, a late edge. Everything is checked before anything
+// How the graph grows: one node or many nodes. Everything is checked before anything
 // changes, so that a plan that breaks a rule leaves the graph as it was.
 #include <algorithm>
-#include <functional>
 #include <numeric>
-#include <queue>
-#include <unordered_map>
 #include <utility>
 
 #include "query_graph.hpp"
@@ -141,7 +138,7 @@ bool QueryGraph::add_node(NodeId id, std::span<const NodeId> parents, double cos
 
     const Index node = append(id, cost, depth);
     for (const Index parent : above) link(parent, node);
-    return settle(node);
+    return make_ready_if_free(node);
 }
 
 void QueryGraph::add_nodes(std::span<const NodeId> ids, std::span<const std::size_t> offsets,
@@ -185,83 +182,8 @@ void QueryGraph::add_nodes(std::span<const NodeId> ids, std::span<const std::siz
     for (const Index i : order) {
         const Index node = static_cast<Index>(num_old) + i;
         for (std::size_t e = offsets[i]; e < offsets[i + 1]; ++e) link(above[e], node);
-        settle(node);
+        make_ready_if_free(node);
     }
-}
-
-void QueryGraph::add_edge(NodeId parent_id, NodeId child_id) {
-    const Index parent = index(parent_id), child = index(child_id);
-    if (nodes_[child].state != NodeState::waiting && nodes_[child].state != NodeState::ready)
-        throw std::logic_error(node_name(child_id) + " is " + name_of(nodes_[child].state) +
-                               ": a new parent comes too late");
-    for (Index e = nodes_[child].first_parent; e != kNone; e = edges_[e].next_of_child)
-        if (edges_[e].parent == parent) throw_twin(parent_id, child_id);
-    check_edges(1, child_id);
-    check_acyclic(parent, child);
-    const auto deeper = deepened(parent, child);
-
-    for (const auto& [node, depth] : deeper) {
-        nodes_[node].depth = depth;
-        num_levels_ = std::max(num_levels_, static_cast<std::size_t>(depth));
-    }
-    if (nodes_[child].state == NodeState::ready) take_from_ready(child);
-    nodes_[child].state = NodeState::waiting;
-    link(parent, child);
-    unpropagated_.push_back(child);
-    settle(child);
-}
-
-// A path from the child up to the parent would close a cycle. Depth rises along every path, so the
-// search never needs to go deeper than the parent, and a child below it already needs none.
-void QueryGraph::check_acyclic(Index parent, Index child) const {
-    if (parent == child) throw_cycle({nodes_[child].id});
-    if (nodes_[child].depth >= nodes_[parent].depth) return;
-    std::unordered_map<Index, Index> from{{child, kNone}};
-    std::vector<Index> stack{child};
-    while (!stack.empty()) {
-        const Index node = stack.back();
-        stack.pop_back();
-        for (Index e = nodes_[node].first_child; e != kNone; e = edges_[e].next_of_parent) {
-            const Index next = edges_[e].child;
-            if (next == parent) {
-                std::vector<NodeId> cycle{nodes_[parent].id};
-                for (Index at = node; at != kNone; at = from.at(at)) cycle.push_back(nodes_[at].id);
-                std::ranges::reverse(cycle);
-                throw_cycle(std::move(cycle));
-            }
-            if (nodes_[next].depth < nodes_[parent].depth && from.emplace(next, node).second)
-                stack.push_back(next);
-        }
-    }
-}
-
-// The nodes that an edge pushes deeper, with their new depths. The old depth is a topological order
-// of what lies below the child, so that each node is settled in one visit.
-std::vector<std::pair<QueryGraph::Index, QueryGraph::Index>> QueryGraph::deepened(
-    Index parent, Index child) const {
-    std::vector<std::pair<Index, Index>> result;
-    if (nodes_[child].depth > nodes_[parent].depth) return result;
-    std::unordered_map<Index, Index> depth{{child, nodes_[parent].depth + 1}};
-    using Entry = std::pair<Index, Index>;  // old depth, node
-    std::priority_queue<Entry, std::vector<Entry>, std::greater<>> queue;
-    queue.emplace(nodes_[child].depth, child);
-    while (!queue.empty()) {
-        const Index node = queue.top().second;
-        queue.pop();
-        const Index now = depth.at(node);
-        check_depth(static_cast<std::size_t>(now), nodes_[node].id);
-        result.emplace_back(node, now);
-        for (Index e = nodes_[node].first_child; e != kNone; e = edges_[e].next_of_parent) {
-            const Index next = edges_[e].child;
-            if (now + 1 <= nodes_[next].depth) continue;
-            const auto [known, is_new] = depth.emplace(next, now + 1);
-            if (is_new)
-                queue.emplace(nodes_[next].depth, next);
-            else
-                known->second = std::max(known->second, now + 1);
-        }
-    }
-    return result;
 }
 
 QueryGraph::Index QueryGraph::append(NodeId id, double cost, Index depth) {
@@ -282,15 +204,8 @@ void QueryGraph::link(Index parent, Index child) {
     if (nodes_[parent].state != NodeState::done) ++nodes_[child].num_pending;
 }
 
-// Gives a node that got its parents its state; true when that is ready.
-bool QueryGraph::settle(Index node) {
-    for (Index e = nodes_[node].first_parent; e != kNone; e = edges_[e].next_of_child) {
-        const NodeState above = nodes_[edges_[e].parent].state;
-        if (above != NodeState::failed && above != NodeState::skipped) continue;
-        end(node, NodeState::skipped);
-        skip_below(node);  // only a late edge finds descendants; a new node has none
-        return false;
-    }
+// For a node that got its parents; true when it can start.
+bool QueryGraph::make_ready_if_free(Index node) {
     if (nodes_[node].num_pending > 0) return false;
     set_ready(node);
     return true;

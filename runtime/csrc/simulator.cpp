@@ -92,7 +92,6 @@ class Simulation {
         std::int64_t node = 0;
         std::uint32_t engine = 0;
         Ticket ticket = 0;  // while it waits
-        double path = 0.0;  // with which it waits
         double ready_ms = 0.0, admitted_ms = 0.0, first_token_ms = 0.0;
     };
 
@@ -200,32 +199,29 @@ class Simulation {
             {static_cast<std::int64_t>(query.number), node, path, work}, requests_[id].engine);
         ++result_.num_requests;
         if (!ticket) return admit(id);
-        wait(id, *ticket, path);
+        wait(id, *ticket);
         query.waiting.push_back(id);
         result_.max_waiting = std::max(result_.max_waiting, admission_.num_waiting());
     }
 
-    void wait(std::uint32_t id, Ticket ticket, double path) {
+    void wait(std::uint32_t id, Ticket ticket) {
         waiting_.emplace(ticket, id);
         requests_[id].ticket = ticket;
-        requests_[id].path = path;
     }
 
     // A new line is one more below its ancestors: those that wait are worth more now.
     void move_up(Query& query) {
-        const Policy policy = admission_.policy();
-        if (policy != Policy::oldest_query_first && policy != Policy::deepest_first) return;
+        const auto number = static_cast<std::int64_t>(query.number);
+        const double work = query.graph->remaining_work();
         for (const std::uint32_t id : query.waiting) {
             const Live& request = requests_[id];
             if (request.node <= 0) continue;
             const double path = query.graph->remaining_path(request.node);
-            if (path == request.path) continue;
-            waiting_.erase(request.ticket);
-            admission_.cancel(request.ticket);
-            const double work = query.graph->remaining_work();
-            const auto number = static_cast<std::int64_t>(query.number);
-            // Always a ticket: the engine is as full as it was.
-            wait(id, *admission_.enter({number, request.node, path, work}, request.engine), path);
+            const Ticket old = request.ticket;
+            const auto ticket = admission_.promote(old, {number, request.node, path, work});
+            if (!ticket) continue;
+            waiting_.erase(old);
+            wait(id, *ticket);
         }
     }
 

@@ -1,7 +1,8 @@
-"""Which request of all live queries an engine takes next. Between `execute.py` and a Backend.
+"""Admission: which request of all live queries an engine takes next. From the path to a Backend.
 
-An engine takes a limited number of requests at a time and knows no priority; the rest wait here, in
-the order of the C++ queue. The one that is popped is woken through its future: nobody polls.
+An engine takes a limited number of requests at a time and knows no priority. The rest wait here, in
+the order of the C++ queue. The request that the queue releases is woken through its future; nothing
+polls.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ PolicyName = Literal["oldest_query_first", "fifo", "deepest_first", "least_remai
 
 MAX_WAITING = 10_000  # where the caller names no limit
 MOST_WAITING = 1 << 24  # what the C++ queue can hold
+
+# query_seq, node_id, remaining_path, remaining_work: what the C++ queue orders by.
+_Request = tuple[int, int, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,7 @@ class Admission:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is in flight, nobody waits."""
+        """Whether no request is in flight; then none waits either."""
         return not any(self._queue.num_in_flight(each) for each in self._engines.values())
 
     def set_limits(self, limits: Mapping[str, int]) -> None:
@@ -91,7 +95,7 @@ class Admission:
         node_id: int,
         remaining_path: float,
         remaining_work: float | None = None,
-    ) -> Slot:
+    ) -> AdmissionTicket:
         """`async with` it: inside, the engine is one request fuller.
 
         query_seq: rises with the arrival of queries. remaining_path: costs from the node to a leaf.
@@ -104,7 +108,7 @@ class Admission:
                 f"engine {engine!r} has no in-flight limit; there are {', '.join(self._engines)}"
             )
         work = remaining_path if remaining_work is None else remaining_work
-        return Slot(self, number, query_seq, node_id, remaining_path, work)
+        return AdmissionTicket(self, number, (query_seq, node_id, remaining_path, work))
 
     def loads(self) -> dict[str, EngineLoad]:
         """By engine name, for the metrics."""
@@ -133,30 +137,30 @@ class Admission:
             max_wait_s=counters.max_wait_s,
         )
 
-    async def _enter(self, slot: Slot) -> None:
+    async def _enter(self, slot: AdmissionTicket) -> None:
         counters = self._counters[slot.engine]
         try:
-            slot.ticket = self._queue.enter(*slot.place)
+            slot.number = self._queue.enter(*slot.request, slot.engine)
         except BackendUnavailable as error:
-            error.node_id = slot.node_id
+            error.node_id = slot.request[1]
             counters.num_refused += 1
             raise
-        if slot.ticket is not None:
+        if slot.number is not None:
             await self._wait(slot, counters)
         counters.num_admitted += 1
 
-    async def _wait(self, slot: Slot, counters: _Counters) -> None:
+    async def _wait(self, slot: AdmissionTicket, counters: _Counters) -> None:
         loop = asyncio.get_running_loop()
         since = loop.time()
         future = loop.create_future()
-        assert slot.ticket is not None
-        self._waiters[slot.ticket] = future
+        assert slot.number is not None
+        self._waiters[slot.number] = future
         try:
             await future
         except asyncio.CancelledError:
-            # Not the ticket it began with, where it was moved up meanwhile.
-            if self._waiters.pop(slot.ticket, None) is not None:
-                self._queue.cancel(slot.ticket)
+            # The number is not the first one when the request was promoted meanwhile.
+            if self._waiters.pop(slot.number, None) is not None:
+                self._queue.cancel(slot.number)
             elif not future.cancelled():
                 # Woken and cancelled in the same turn of the loop: the slot is ours to pass on.
                 self._leave(slot.engine)
@@ -166,29 +170,18 @@ class Admission:
         counters.total_wait_s += wait_s
         counters.max_wait_s = max(counters.max_wait_s, wait_s)
 
-    def _promote(self, slot: Slot, other: Slot) -> None:
-        """Under fifo and least_remaining_work a place is no matter of who asks."""
-        if slot.ticket is None or not self._is_before(other, slot):
+    def _promote(self, slot: AdmissionTicket, other: AdmissionTicket) -> None:
+        if slot.number is None:
             return
-        future = self._waiters.pop(slot.ticket, None)
-        if future is None:
-            return  # it was woken already
-        self._queue.cancel(slot.ticket)
-        slot.query_seq, slot.node_id = other.query_seq, other.node_id
-        slot.remaining_path, slot.remaining_work = other.remaining_path, other.remaining_work
-        slot.ticket = self._queue.enter(*slot.place)
-        assert slot.ticket is not None  # the engine is as full as it was
-        self._waiters[slot.ticket] = future
-
-    def _is_before(self, one: Slot, two: Slot) -> bool:
-        age, path = one.query_seq - two.query_seq, two.remaining_path - one.remaining_path
-        if self.policy == "oldest_query_first":
-            return (age, path) < (0, 0)
-        return self.policy == "deepest_first" and (path, age) < (0, 0)
+        number = self._queue.promote(slot.number, *other.request)
+        if number is None:
+            return  # its place is no later, or it was woken
+        self._waiters[number] = self._waiters.pop(slot.number)
+        slot.number, slot.request = number, other.request
 
     def _leave(self, engine: int) -> None:
-        while (ticket := self._queue.release(engine)) is not None:
-            future = self._waiters.pop(ticket)
+        while (number := self._queue.release(engine)) is not None:
+            future = self._waiters.pop(number)
             if not future.done():
                 future.set_result(None)
                 return
@@ -196,30 +189,22 @@ class Admission:
 
 
 @dataclass(slots=True)
-class Slot:
-    """What `Admission.slot` returns; a class, as a generator would cost microseconds a node."""
+class AdmissionTicket:
+    """A request's right to wait for an engine and then to use it: what `Admission.slot` returns.
+
+    A class, as a generator would cost microseconds a node.
+    """
 
     admission: Admission
     engine: int
-    query_seq: int
-    node_id: int
-    remaining_path: float
-    remaining_work: float
-    ticket: int | None = None  # the last place in the queue
+    request: _Request
+    number: int | None = None  # of its last place in the queue
 
-    @property
-    def place(self) -> tuple[int, int, float, float, int]:
-        return (
-            self.query_seq,
-            self.node_id,
-            self.remaining_path,
-            self.remaining_work,
-            self.engine,
-        )
+    def promote(self, other: AdmissionTicket) -> None:
+        """Take the place of `other`, a request to the same engine, if this one waits behind it.
 
-    def promote(self, other: Slot) -> None:
-        """Take the place that `other` would take, if this one waits further behind; `other` is not
-        entered then."""
+        `other` must not enter the queue itself. Only policies that order by query or path do this.
+        """
         self.admission._promote(self, other)
 
     async def __aenter__(self) -> None:
