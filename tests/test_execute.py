@@ -11,7 +11,6 @@ from compllm.execute import Engine, Execution, LiveQuery, NodeSettings
 from compllm.graph import QueryGraph
 from compllm.plan import parse_plan
 from compllm.scheduling.admission import Admission
-from compllm.scheduling.prewarm import Prewarmer
 from compllm.scheduling.single_flight import SingleFlight
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Event, NodeFinished, NodeResult, NodeStarted, Route, SubQuery, Usage
@@ -32,7 +31,6 @@ class Setting:
             self.backend,
             admission,
             SingleFlight(self.backend),
-            Prewarmer(self.backend, admission),
             EXPERTS,
             BASE,
             nodes,

@@ -159,61 +159,6 @@ async def test_what_a_bad_plan_had_found_out_is_used_where_nothing_else_is_there
     assert (answer.text, answer.is_partial) == ("iron? 26", True)
 
 
-async def test_prefills_of_a_bad_plan_are_cancelled_with_it() -> None:
-    begun, bad = asyncio.Event(), asyncio.Event()
-    begun.set()
-    never = asyncio.Event()
-    backend = ScriptedBackend(
-        plan_reply("1 | iron?\n", "2 <1> | half?\n", "junk\n", piece_gates=(begun, begun, bad)),
-        Reply("x", match=lambda request: "-warm" in request.id, gate=never),
-        node_reply("iron?", gate=never),
-        node_reply(QUERY, "36"),
-    )
-    story = Story(make_llm(backend, prewarm__mode="on"))
-    run = asyncio.create_task(story.tell())
-    await backend.wait_for("half?")
-    bad.set()
-    assert (await run).text == "36"
-    assert backend.find("half?")[0].outcome == "cancelled"
-    assert backend.num_running == 0
-
-
-async def test_a_ready_node_waits_for_no_prefill() -> None:
-    never = asyncio.Event()
-    iron = asyncio.Event()
-    backend = ScriptedBackend(
-        plan_reply("1 | iron?\n", "2 <1> | half?"),
-        Reply("x", match=lambda request: "-warm" in request.id, gate=never),
-        node_reply("iron?", "26", gate=iron),
-        node_reply("half?", "13"),
-    )
-    story = Story(make_llm(backend, prewarm__mode="on"))
-    run = asyncio.create_task(story.tell())
-    await backend.wait_for("half?")  # its prefill, which never ends
-    iron.set()
-    assert (await run).text == "13"
-    assert [each.outcome for each in backend.find("half?")] == ["cancelled", "done"]
-    assert story.llm.stats().prewarm.num_cancelled == 1
-
-
-async def test_the_aggregators_prefill_never_delays_the_answer() -> None:
-    never, iron = asyncio.Event(), asyncio.Event()
-    backend = ScriptedBackend(
-        plan_reply("1 | iron?\n", "2 | neon?"),
-        Reply("x", match=lambda request: "-warm" in request.id, gate=never),
-        node_reply("iron?", "26", gate=iron),
-        node_reply("neon?", "10"),
-        Reply("both", contains="- iron? 26\n- neon? 10"),
-    )
-    story = Story(make_llm(backend, prewarm__mode="on"))
-    run = asyncio.create_task(story.tell())
-    warm = await backend.wait_for(f"{QUERY}\n\nKnown facts:\n- iron? ")
-    assert not warm.text.endswith("26")
-    iron.set()
-    assert (await run).text == "both"
-    assert warm.outcome == "cancelled"
-
-
 @hypothesis_settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.sampled_from(["write", "answer", "turn"]), max_size=24),
@@ -241,7 +186,7 @@ async def _check(steps: list[str], ending: str, num_lines: int) -> None:
         *(node_reply(f"q{n + 1}?", f"r{n + 1}", gate=answers[n]) for n in range(num_lines)),
         node_reply(QUERY, "36"),
     )
-    story = Story(make_llm(backend, prewarm__mode="off"))
+    story = Story(make_llm(backend))
     run = asyncio.create_task(story.tell())
     num_written = num_answered = 0
     for step in steps:

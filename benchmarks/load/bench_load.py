@@ -295,7 +295,6 @@ def run_real(graphs: Sequence[ReplayGraph], profile: str, arguments: argparse.Na
                 "limits.max_in_flight": arguments.max_in_flight,
                 # What shares or shifts work is measured elsewhere.
                 "sharing.is_on": False,
-                "prewarm.mode": "off",
             },
             arguments.max_in_flight,
             report,

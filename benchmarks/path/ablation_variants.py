@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compllm.lab.replay.policies import PolicyName
     from compllm.scheduling.admission import PolicyName as AdmissionPolicy
 
-Part = Literal["alone", "long", "load", "gate"]
+Part = Literal["alone", "load", "gate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +23,12 @@ class Variant:
     is_plan_streamed: bool = True  # a node starts when its line ends, not when the plan does
     policy: PolicyName = "dataflow"  # levels and sequential wait for the whole plan, too
     admission: AdmissionPolicy = "oldest_query_first"
-    prewarm: Literal["off", "on", "auto"] = "auto"
     is_shared: bool = True  # single-flight
     gate: Literal["off", "auto"] = "off"  # only part `gate` has questions that need no plan
 
     def overrides(self) -> Mapping[str, object]:
         """Of the configuration; the other switches are the replay's."""
-        return {"prewarm.mode": self.prewarm, "sharing.is_on": self.is_shared}
+        return {"sharing.is_on": self.is_shared}
 
     def replayed(self, settings: ReplaySettings) -> ReplaySettings:
         return replace(settings, policy=self.policy, is_plan_streamed=self.is_plan_streamed)
@@ -38,26 +37,21 @@ class Variant:
 ALL_ON = Variant("all on")
 _WHOLE_PLAN = replace(ALL_ON, name="whole plan first", is_plan_streamed=False)
 _LEVELS = replace(ALL_ON, name="levels", policy="levels")
-_NO_PREWARM = replace(ALL_ON, name="no prewarm", prewarm="off")
 VARIANTS: Mapping[Part, tuple[Variant, ...]] = {
-    # One query at a time: nobody waits for admission, nobody asks the same.
+    # One query at a time: no request waits for admission or is shared.
     "alone": (
         ALL_ON,
         _WHOLE_PLAN,
         _LEVELS,
         replace(ALL_ON, name="sequential", policy="sequential"),
-        _NO_PREWARM,
     ),
-    # Short prompts leave nothing to prewarm; these bring a table of some hundred tokens.
-    "long": (ALL_ON, _NO_PREWARM, replace(ALL_ON, name="prewarm always", prewarm="on")),
     "load": (
         ALL_ON,
         _WHOLE_PLAN,
         _LEVELS,
         replace(ALL_ON, name="first come, first served", admission="fifo"),
-        _NO_PREWARM,
         replace(ALL_ON, name="no single-flight", is_shared=False),
-        Variant("all off", False, "sequential", "fifo", "off", is_shared=False),
+        Variant("all off", False, "sequential", "fifo", is_shared=False),
     ),
     "gate": (replace(ALL_ON, gate="auto"), replace(ALL_ON, name="no gate")),
 }
@@ -87,28 +81,6 @@ def _marked(graph: ReplayGraph, number: int) -> ReplayGraph:
         )
     )
     return replace(graph, id=f"{graph.id} {number}", question=f"{own} {graph.question}", plan=plan)
-
-
-def long_ones() -> list[ReplayGraph]:
-    """Graphs whose last sub-query brings much to read, of which all but its parents' responses is
-    known before they end."""
-    from compllm.lab.replay.graphs import ReplayGraph
-    from compllm.plan import make_plan
-    from compllm.types import SubQuery
-
-    facts = ", ".join(f"sample {number} weighs {number * 37 % 101} grams" for number in range(30))
-    first = ("What is the atomic number of iron?", "How many sides has a hexagon?")
-    return [
-        ReplayGraph(
-            f"{count} before a table",
-            "Which sample is it?",
-            make_plan(
-                [SubQuery(node, first[node - 1]) for node in range(1, count + 1)]
-                + [SubQuery(count + 1, f"{count} asks: if {facts}?", tuple(range(1, count + 1)))]
-            ),
-        )
-        for count in (1, 2)
-    ]
 
 
 def one_step(questions: Sequence[str]) -> list[ReplayGraph]:

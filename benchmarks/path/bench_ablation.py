@@ -4,8 +4,7 @@
     python -m benchmarks.path.bench_ablation --graphs break=FILE --limit 6
     python -m benchmarks.path.bench_ablation --part alone --smoke
 
-alone  one query at a time: streamed planning, dataflow against levels and sequential, prewarm.
-long   the same with a given plan and much to read: where prewarm has a meaning.
+alone  one query at a time: streamed planning, dataflow against levels and sequential.
 load   queries arrive at random at a share of the capacity, two at a time with first sub-queries in
        common (a pair arrives together): those again, query-aware admission, single-flight, all.
 gate   questions that need no plan, with the plan-or-answer gate and without.
@@ -35,7 +34,6 @@ from benchmarks.path.ablation_variants import (
     VARIANTS,
     Part,
     Variant,
-    long_ones,
     neighbours,
     one_step,
     salt_of,
@@ -54,10 +52,10 @@ NOTE = (
     "ratio: this variant's time over that of 'all on', mean of the pairs, with its 95 % interval "
     "(bootstrap over pairs: the same query of the same round; load: over rounds); above 1 the "
     "overlap gains. bound_ms: what graph and engine allow a query that has the engine to itself, "
-    "all overlaps but prewarm counted; structural: nodes over depth, weighted by tokens. Each "
+    "all overlaps counted; structural: nodes over depth, weighted by tokens. Each "
     "variant has the same tokens of plan, nodes and answer."
 )
-_LOAD, _LONG, _GATE = "load", "long", "gate"
+_LOAD, _GATE = "load", "gate"
 
 # The capacity is found by a runtime of its own: nothing of that pass is in a variant's counters.
 _CAPACITY = replace(ALL_ON, name="capacity")
@@ -93,16 +91,13 @@ async def opened(part: Part, url: str, arguments: argparse.Namespace) -> AsyncIt
     async with contextlib.AsyncExitStack() as stack:
         llms = {}
         for variant in (*VARIANTS[part], *([_CAPACITY] if part == _LOAD else [])):
-            is_planned = part != _LONG
-            values = {**variant.overrides(), "compose.policy": "always" if is_planned else "never"}
+            values = {**variant.overrides(), "compose.policy": "always"}
             if part == _LOAD:
                 values["limits.max_in_flight"] = arguments.max_in_flight
-            if not is_planned:
-                values["limits.max_line_chars"] = 4000
             config = load_config(arguments.config, values)
             catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
-            # Where routing is part of what is timed, nothing of it is remembered.
-            encoder = SentenceEncoder(model, source, cache_size=0 if is_planned else 4096)
+            # Routing is part of what is timed: no vector is cached.
+            encoder = SentenceEncoder(model, source, cache_size=0)
             llm = ReplayLLM(await TritonBackend.connect(url), encoder, catalogue, config)
             llm.use_admission(variant.admission)
             llm.use_gate(GateConfig(mode=variant.gate, whole_to_base=False))
@@ -139,11 +134,9 @@ async def make_work(part: Part, llms: LLMs, arguments: argparse.Namespace, repor
     settings = ReplaySettings(
         lengths=TokenLengths(arguments.tokens_per_node),
         answer_tokens=arguments.answer_tokens,
-        overhead="none" if part == _LONG else "plan+compose",
+        overhead="plan+compose",
         seed=arguments.seed,
     )
-    if part == _LONG:
-        graphs = long_ones()
     if part == _GATE:
         graphs = one_step(bench_replay.QUESTIONS[: 2 if arguments.quick else None])
     warm = replace(settings, salt="Z Z")
@@ -270,10 +263,6 @@ def counters_of(llm: ReplayLLM) -> dict[str, float]:
         "worst_wait_ms": round(1e3 * max(each.max_wait_s for each in loads), 1),
         "flights": stats.sharing.num_flights,
         "joined": stats.sharing.num_joined,
-        "prewarms_sent": stats.prewarm.num_sent,
-        "prewarms_done": stats.prewarm.num_done,
-        "prewarms_too_short": stats.prewarm.num_short,
-        "prewarms_too_busy": stats.prewarm.num_busy + stats.prewarm.num_dear,
     }
 
 

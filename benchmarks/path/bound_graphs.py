@@ -46,8 +46,8 @@ NOTE = (
     "engine's step times; whole: the generator writes the gold plan, each node starts at its line, "
     "an answer is composed. Mean over graphs, low and high: its 95 % bootstrap interval. Prompts "
     "are counted, not run: what all prompts of a kind begin with is taken to be in the engine's "
-    "cache in whole blocks, nothing else of them is (no salt, no prompt filled ahead of its "
-    "parents); every node has the base expert's system text; a response counts in its children's "
+    "cache in whole blocks, nothing else of them is (no salt); "
+    "every node has the base expert's system text; a response counts in its children's "
     "prompts with the tokens that were forced. No time of host, wire or router, no growth of a "
     "step with its context."
 )

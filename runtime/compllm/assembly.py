@@ -12,7 +12,6 @@ from compllm.decompose import Generator
 from compllm.execute import Engine, NodeSettings
 from compllm.scheduling.admission import Admission, EngineLoad
 from compllm.scheduling.limits import UNTOLD, LimitFinder
-from compllm.scheduling.prewarm import Prewarmer, PrewarmStats
 from compllm.scheduling.single_flight import SharingStats, SingleFlight
 from compllm.types import SamplingParams
 
@@ -23,7 +22,6 @@ class RuntimeStats:
 
     engines: dict[str, EngineLoad]  # the queue in front of each, by the model's name
     sharing: SharingStats
-    prewarm: PrewarmStats
     num_fallbacks: int  # plans that were unusable
 
 
@@ -41,7 +39,6 @@ def make_engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engin
             cache_size=sharing.cache_size,
             cache_ttl_s=sharing.cache_ttl_s,
         ),
-        Prewarmer(backend, admission, config.prewarm),
         experts,
         catalogue.base,
         NodeSettings(

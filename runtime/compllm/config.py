@@ -105,17 +105,6 @@ class ComposeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class PrewarmConfig:
-    """Prefill of what is known of a prompt while the rest is awaited; `prewarm.py` tells why."""
-
-    # Off: on two cores long prompts ended 8 % sooner without (bench_ablation.json, part long).
-    mode: Literal["off", "on", "auto"] = "off"
-    # Of `auto`: tokens that must be gained at once, a prefill chunk of the embedded engine, ...
-    min_tokens: int = _number(256, 1, 1_000_000)
-    max_slowdown: float = _number(0.02, 0, 1)  # ... and the share of decoding time it may take
-
-
-@dataclass(frozen=True, slots=True)
 class SharingConfig:
     """Identical sub-queries of live queries: one request for all, and a cache of responses."""
 
@@ -159,7 +148,6 @@ class Config:
     timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     compose: ComposeConfig = field(default_factory=ComposeConfig)
-    prewarm: PrewarmConfig = field(default_factory=PrewarmConfig)
     sharing: SharingConfig = field(default_factory=SharingConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)

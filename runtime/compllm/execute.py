@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import TracebackType
 
 from compllm.backend import Backend, GenerateRequest, Prompt
@@ -20,7 +19,6 @@ from compllm.graph import QueryGraph
 from compllm.loops import cut_loop
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
 from compllm.scheduling.admission import Admission, AdmissionTicket
-from compllm.scheduling.prewarm import MakePrompt, Prewarmer, Warming, known_prefix
 from compllm.scheduling.single_flight import SingleFlight
 from compllm.spelling import spelled
 from compllm.types import (
@@ -39,8 +37,6 @@ from compllm.types import (
 from compllm.usage import RequestUsage, UsageCounter
 
 Emit = Callable[[Event], None]
-_TEMPLATE_CHARS = 128  # what a node's prompt has beside its texts, or more
-_ANSWER = 0  # beside the nodes' ids, which rise from 1
 KnownPairs = tuple[tuple[str, str | None], ...]  # (question, response); None: there is none
 
 
@@ -62,7 +58,6 @@ class Engine:
     backend: Backend
     admission: Admission
     flights: SingleFlight  # over backend
-    prewarmer: Prewarmer  # over backend and admission
     experts: Mapping[str, Expert]  # by name, the base among them
     base: Expert
     nodes: NodeSettings
@@ -88,15 +83,6 @@ class _Times:
     start_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Reader:
-    """Who reads the leaves, and how its prompt is made of them."""
-
-    make_prompt: MakePrompt
-    model: str
-    adapter_id: int | None
-
-
 class Execution:
     """The expert stage of one query. `async with` it and `add` sub-queries, parents first; leaving
     the block waits for all of them, leaving it by an exception or a cancellation cancels them."""
@@ -107,8 +93,6 @@ class Execution:
         self._engine = engine
         self._live = live
         self._group = asyncio.TaskGroup()
-        self._warming = Warming(engine.prewarmer, live.id, self._group.create_task)
-        self._reader: _Reader | None = None
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._times: dict[int, _Times] = {}
         self._results: dict[int, NodeResult] = {}
@@ -140,7 +124,6 @@ class Execution:
             self._launch(sub_query.id)
         else:
             self._move_up_above(sub_query.id)
-            self._prewarm(sub_query.id)
 
     def draw_as(self, sampling: SamplingParams) -> None:
         """Draw the nodes added from here on as a query asks for its answer, within their limit of
@@ -148,16 +131,8 @@ class Execution:
         most = self._engine.nodes.sampling.max_tokens
         self._sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
 
-    def expect_answer(
-        self, make_prompt: MakePrompt, model: str, adapter_id: int | None = None
-    ) -> None:
-        """The graph is whole, and a model will read the leaves: its prompt can be warmed."""
-        self._reader = _Reader(make_prompt, model, adapter_id)
-        self._prewarm_answer()
-
     async def restart(self, graph: QueryGraph) -> None:
         """Cancel everything and begin again with another graph: the plan was replaced."""
-        self._warming.drop_all()
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -211,7 +186,6 @@ class Execution:
         return self._engine.admission.slot(expert.model, self._live.seq, node_id, path, work)
 
     def _launch(self, node_id: int) -> None:
-        self._warming.drop(node_id)
         self._times[node_id] = _Times(ready_s=self._live.elapsed_s())
         self._tasks[node_id] = self._group.create_task(self._run(node_id))
 
@@ -225,43 +199,6 @@ class Execution:
         self._record(result)
         for child in self.graph.done(node_id):
             self._launch(child)
-        self._warm_after(node_id)
-
-    # What is known of prompts whose nodes cannot start yet.
-
-    def _warm_after(self, node_id: int) -> None:
-        if not self._warming.is_on:
-            return
-        if self.graph.is_finished:
-            self._warming.drop_all()  # the aggregator's own request is next
-            return
-        for child in self.graph.children(node_id):
-            if self.graph.status(child) == "waiting":
-                self._prewarm(child)
-        if node_id in self.graph.leaves:
-            self._prewarm_answer()
-
-    def _prewarm(self, node_id: int) -> None:
-        if not self._warming.is_on:
-            return
-        sub_query, expert = self.graph[node_id], self._expert_of(node_id)
-        known, unknown = self._so_far(sub_query.parents)
-        num_chars = _TEMPLATE_CHARS + len(expert.system) + len(sub_query.text)
-        num_chars += sum(len(asked) + len(response or "") for asked, response in known)
-        if self._warming.is_out_of_question(expert.model, num_chars):
-            return
-        make = partial(self._prompt, expert, sub_query.text)
-        prompt = known_prefix(make, known, unknown)
-        self._warming.offer(node_id, prompt, expert.model, expert.adapter_id)
-
-    def _prewarm_answer(self) -> None:
-        reader = self._reader
-        if reader is not None and self._warming.is_on:
-            prompt = known_prefix(reader.make_prompt, *self._so_far(self.graph.leaves))
-            self._warming.offer(_ANSWER, prompt, reader.model, reader.adapter_id)
-
-    def _so_far(self, node_ids: Sequence[int]) -> tuple[KnownPairs, tuple[bool, ...]]:
-        return self._known(node_ids), tuple(each not in self._results for each in node_ids)
 
     async def _answer(self, node_id: int) -> NodeResult:
         """The node's result, whatever happens. Raises only CancelledError."""
@@ -336,8 +273,6 @@ class Execution:
         text = spelled(expert, graph[node_id].text).back(text)
         if not text:
             raise BackendError("the response is empty", query_id=live.id, node_id=node_id)
-        if not outcome.is_shared:
-            engine.prewarmer.observe(request, usage)
         result = self._ended(node_id, expert, "done")
         first_s = outcome.started_s - live.start_s + usage.first_token_s
         return replace(

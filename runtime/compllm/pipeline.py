@@ -11,7 +11,6 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 
 from compllm.asked import asked_ids
@@ -24,7 +23,7 @@ from compllm.assembly import (
 )
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
-from compllm.compose import answer_prompt, compose, join
+from compllm.compose import compose, join
 from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
 from compllm.decompose import decompose
@@ -125,7 +124,6 @@ class CompLLM:
         return RuntimeStats(
             engine.admission.loads(),
             engine.flights.stats(),
-            engine.prewarmer.stats(),
             self.num_fallbacks,
         )
 
@@ -154,7 +152,6 @@ class CompLLM:
                         async for line, route in lines:
                             emit(SubQueryPlanned(line, route))
                             run.execution.add(line, route)
-                        self._prewarm_answer(run)
                     run.verdict = self._judge(run)
                     async with aclosing(self._compose(run, run.verdict)) as answer:
                         async for text in answer:
@@ -266,13 +263,6 @@ class CompLLM:
         vectors = await self._encoder.encode([line.text for line in lines])
         run.route_s += run.live.elapsed_s() - start_s
         return vectors
-
-    def _prewarm_answer(self, run: Run) -> None:
-        """The plan is whole: what the aggregator will read is known but for the responses."""
-        aggregator, graph = self._aggregator, run.execution.graph
-        if aggregator.needs_model([(graph[leaf].text, "") for leaf in graph.leaves]):
-            make = partial(answer_prompt, run.query, aggregator=aggregator)
-            run.execution.expect_answer(make, aggregator.model, aggregator.adapter_id)
 
     def _judge(self, run: Run) -> Verdict:
         """How sure the responses are that the query asks for, and which of them may be stated."""

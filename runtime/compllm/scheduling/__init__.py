@@ -1,1 +1,1 @@
-"""Which request uses an engine next: order, in-flight limits, shared requests, prewarming."""
+"""Which request uses an engine next: order, in-flight limits, shared requests."""

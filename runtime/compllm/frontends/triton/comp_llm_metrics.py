@@ -27,9 +27,11 @@ FAMILIES = {
 }
 
 
-def values(num_queries: int, stats: RuntimeStats) -> Iterator[Value]:
-    """Live queries, and what the runtime counts."""
+def values(num_queries: int, stats: RuntimeStats | None) -> Iterator[Value]:
+    """Live queries, and what the runtime counts; None: it is not connected to its engine."""
     yield "compllm_live_queries", (), num_queries
+    if stats is None:
+        return
     for name, load in stats.engines.items():
         engine = ("engine", name)
         states = {
@@ -54,5 +56,5 @@ class QueueGauges:
     def __init__(self, make_metric: MakeMetric, labels: Mapping[str, str]) -> None:
         self._publisher = Publisher(make_metric, FAMILIES, labels)
 
-    def publish(self, num_queries: int, stats: RuntimeStats) -> None:
+    def publish(self, num_queries: int, stats: RuntimeStats | None) -> None:
         self._publisher.publish(values(num_queries, stats))

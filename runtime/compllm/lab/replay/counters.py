@@ -103,7 +103,7 @@ def windows_of(readings: Sequence[tuple[float, Samples]]) -> tuple[Window, ...]:
 
 
 def client_counters(llm: ReplayLLM) -> dict[str, Any]:
-    """Of the runtime: admission, sharing, prewarm."""
+    """Of the runtime: admission, sharing."""
     return asdict(llm.stats())
 
 
