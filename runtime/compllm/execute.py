@@ -3,7 +3,7 @@
 One TaskGroup a query, one task a node, made the moment the node's last parent ends: nothing polls,
 no node waits for a sibling or for the planner, and the graph may still grow meanwhile. A node's
 failure is a value: tried again where that is safe, then answered by the base, then marked failed.
-Its children are told what is missing; one that has no parent's response at all is skipped.
+Its children's prompts say what is missing. A child without any parent's response is skipped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What all queries share: the way to the models, and who may use it next."""
+    """What all queries share: the way to the models, and the order of its use."""
 
     backend: Backend
     admission: Admission
@@ -222,7 +222,7 @@ class Execution:
         return self._ended(node_id, expert, "failed", error=str(error))
 
     def _candidates(self, expert: Expert) -> tuple[Expert, ...]:
-        """Who is asked, in order. The base has no other to fall back to."""
+        """The experts to ask, in order. The base has no other to fall back to."""
         base = self._engine.base
         return (expert, expert) if expert is base else (expert, expert, base)
 

@@ -1,7 +1,7 @@
-"""The query graph of one query: sub-queries, who waits for whom, who can start. A step of the path.
+"""The query graph: the sub-queries of one query, what each waits for, which can start.
 
-Pure and synchronous, a face on the C++ core; `execute.py` turns its ids into awaits. It grows while
-its nodes run. networkx is imported only where somebody exports to it.
+A step of the path, pure and synchronous: a Python wrapper of the C++ core. `execute.py` turns its
+ids into awaits. The graph grows while its nodes run. networkx is imported only for an export.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class QueryGraph:
 
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Nodes by depth. For people: nothing runs level by level."""
+        """Nodes by depth, to show them: nothing runs level by level."""
         return tuple(tuple(level) for level in self._core.levels())
 
     @property
@@ -165,7 +165,7 @@ class QueryGraph:
         return graph
 
     def to_mermaid(self, experts: Mapping[int, str] | None = None) -> str:
-        """The graph as a Mermaid flow chart. experts: who answers which node, for its label."""
+        """The graph as a Mermaid flow chart. `experts`: names for the labels."""
         lines = ["flowchart TD"]
         for sub_query in self:
             label = "<br/>".join(_escape_mermaid(line) for line in _label(sub_query, experts))
@@ -174,7 +174,7 @@ class QueryGraph:
         return "\n".join(lines) + "\n"
 
     def to_dot(self, experts: Mapping[int, str] | None = None) -> str:
-        """The graph as Graphviz text. experts: who answers which node, for its label."""
+        """The graph as Graphviz text. `experts`: names for the labels."""
         lines = ["digraph plan {", "    node [shape=box];"]
         for sub_query in self:
             label = "\\n".join(_escape_dot(line) for line in _label(sub_query, experts))

@@ -19,8 +19,8 @@ using Ticket = std::int64_t;
 // Ties go to the older query, then the longer remaining path, then the smaller node id; at last,
 // and with least_remaining_work instead of the node id, the earlier arrival.
 enum class Policy : std::uint8_t {
-    // By query, inside a query the longest remaining path first. Its own ageing: whoever waits is
-    // overtaken by what came before it alone, so nobody starves and no further term is needed.
+    // By query, inside a query the longest remaining path first. Only requests of earlier queries
+    // overtake a waiting one, so none starves and the order needs no term for age.
     oldest_query_first,
     fifo,                  // by arrival in the queue
     deepest_first,         // longest remaining path of all queries; starves short ones under load
@@ -43,14 +43,14 @@ class AdmissionQueue {
     // limits[engine]: requests in flight at most. max_waiting: over all engines.
     AdmissionQueue(std::vector<std::size_t> limits, Policy policy, std::size_t max_waiting);
 
-    // Takes a slot at once (nothing is returned) or waits until released to or cancelled. Whoever
-    // waits finds all slots taken: none is ever free beside a queue. Throws QueueFull.
+    // Takes a free slot and returns nothing, or joins the queue and returns a ticket. No slot is
+    // free while a request waits for it. Throws QueueFull.
     std::optional<Ticket> enter(const Request& request, std::size_t engine);
 
-    // A request that held a slot has ended; the next one, which holds it now.
+    // Ends a request that held a slot. Returns the ticket of the next one, which holds it now.
     std::optional<Ticket> release(std::size_t engine);
 
-    bool cancel(Ticket ticket);  // false when it no longer waits
+    bool cancel(Ticket ticket);  // false when the request no longer waits
 
     // Moves a waiting request forward to the place that `request` would take at the same engine.
     // Returns its new ticket, or nothing when it stays: it no longer waits, or that place is no

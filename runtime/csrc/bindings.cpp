@@ -1,5 +1,5 @@
-// Makes the query graph and the admission queue a Python module, with bindings_simulator.cpp beside
-// it. The only two files that know pybind11.
+// Makes the query graph and the admission queue a Python module, together with
+// bindings_simulator.cpp. Only these two files use pybind11.
 #include <pybind11/native_enum.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

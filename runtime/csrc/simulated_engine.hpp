@@ -1,9 +1,9 @@
-// An in-flight batching engine on paper: how long its steps take, and who is in them.
+// A model of an in-flight batching engine: how long its steps take, and which requests they hold.
 //
 // What the embedded executor does, without computing anything: a step holds one token of each
 // running decode and chunks of prefill under a token budget; requests join and leave between steps,
 // first come, first served. Steps of decoding alone are taken many at once, up to the next token
-// that somebody waits for: the cost of a request does not grow with its tokens. The cache is taken
+// that a caller waits for: the cost of a request does not grow with its tokens. The cache is taken
 // to be large enough for `max_batch_size` sequences. Times are milliseconds. No Python here.
 #pragma once
 
@@ -26,8 +26,8 @@ struct EngineModel {
     void check() const;  // throws std::invalid_argument
 };
 
-// A request at the engine. marks: the numbers of output tokens, rising, at whose end the caller is
-// told; the last one ends the request. They must outlive it.
+// A request at the engine. marks: rising numbers of output tokens, each reported to the caller when
+// it is reached; the last one ends the request. They must outlive it.
 struct Job {
     std::uint32_t id = 0;
     std::int64_t prompt_tokens = 0;

@@ -388,7 +388,7 @@ Simulated simulate(const std::vector<GraphSpec>& graphs, const Setup& setup, con
     setup.engine.check();
     setup.host.check();
     if (setup.num_engines == 0)
-        throw std::invalid_argument("num_engines is 0: nobody would answer");
+        throw std::invalid_argument("num_engines is 0: at least 1 is needed");
     load.check(graphs);
     return Simulation(graphs, setup, load, is_traced, poll).run();
 }

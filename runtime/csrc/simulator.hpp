@@ -28,11 +28,11 @@ struct GraphSpec {
     std::vector<std::vector<std::int64_t>> gates;   // nodes whose end a node waits for
     std::vector<std::vector<std::int64_t>> quotes;  // nodes whose responses its prompt holds
     std::vector<std::int64_t> prompt_tokens;        // of each node, without what it quotes
-    std::vector<std::int64_t> quoted_tokens;  // what quoting it costs beside its response's tokens
-    std::vector<std::int32_t> line_ends;      // tokens of the plan up to each line's end; or none:
-    std::int64_t plan_prompt_tokens = 0;      // the plan is there when the query arrives
-    std::int64_t answer_prompt_tokens = 0;    // without the leaves'; 0: nothing is composed
-    std::vector<std::int64_t> leaves;         // what the answer quotes
+    std::vector<std::int64_t> quoted_tokens;        // of quoting it, without its response's tokens
+    std::vector<std::int32_t> line_ends;    // tokens of the plan up to each line's end; or none:
+    std::int64_t plan_prompt_tokens = 0;    // the plan is there when the query arrives
+    std::int64_t answer_prompt_tokens = 0;  // without the leaves'; 0: nothing is composed
+    std::vector<std::int64_t> leaves;       // what the answer quotes
 
     std::size_t num_nodes() const { return gates.size(); }
     void check() const;  // throws std::invalid_argument
@@ -40,7 +40,7 @@ struct GraphSpec {
 
 struct HostModel {
     double to_engine_ms = 0.0;    // from the admission of a request to the engine's inbox
-    double from_engine_ms = 0.0;  // from the step that made it to whoever waits for it
+    double from_engine_ms = 0.0;  // from the step that made it to the waiting caller
     double handover_ms = 0.0;     // from the last parent's end to the child's request
     double route_ms = 0.0;        // from the end of a plan's line to its node
 
