@@ -13,10 +13,10 @@ import numpy as np
 from compllm import _core
 from compllm.errors import ConfigError
 from compllm.lab.replay.drive import Ran
-from compllm.lab.replay.ideal import ANSWER, PLAN
 from compllm.lab.replay.ideal import Load as RequestLoad
 from compllm.lab.replay.records import loads_of
 from compllm.lab.simulate.workload import Load, Workload
+from compllm.types import ANSWER_NODE, PLAN_NODE
 
 
 def replayed(ran: Sequence[Ran], tokens_per_block: int) -> tuple[Workload, Load]:
@@ -36,7 +36,7 @@ def spec_of(loads: Mapping[int, RequestLoad]) -> _core.GraphSpec:
     """One query's requests. Their prompts are whole: what they quote is counted in them."""
     nodes = [loads[node_id] for node_id in _node_ids(loads)]
     index = {node_id: number for number, node_id in enumerate(_node_ids(loads))}
-    plan, answer = loads.get(PLAN), loads.get(ANSWER)
+    plan, answer = loads.get(PLAN_NODE), loads.get(ANSWER_NODE)
     line_ends = [node.num_plan_tokens for node in nodes]
     return _core.GraphSpec(
         gates=[[index[parent] for parent in node.parents] for node in nodes],
@@ -52,13 +52,13 @@ def spec_of(loads: Mapping[int, RequestLoad]) -> _core.GraphSpec:
 
 
 def _responses(loads: Mapping[int, RequestLoad]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    answer = loads.get(ANSWER)
+    answer = loads.get(ANSWER_NODE)
     lengths = [loads[node_id].num_new_tokens for node_id in _node_ids(loads)]
     return np.array([*lengths, answer.num_new_tokens if answer else 1], np.int32)
 
 
 def _node_ids(loads: Mapping[int, RequestLoad]) -> list[int]:
-    return sorted(loads.keys() - {PLAN, ANSWER})
+    return sorted(loads.keys() - {PLAN_NODE, ANSWER_NODE})
 
 
 def _due_s(ran: Ran) -> float:

@@ -30,10 +30,11 @@ from compllm.catalogue import Catalogue, load_catalogue
 from compllm.config import Config
 from compllm.lab.engine_profile import GPU_LIKE, EngineProfile, load_profile
 from compllm.lab.replay.graphs import ReplayGraph
-from compllm.lab.replay.ideal import ANSWER, PLAN, Load, ideal, sequential_ms, structural_speedup
+from compllm.lab.replay.ideal import Load, ideal, sequential_ms, structural_speedup
 from compllm.lab.replay.workload import TokenLengths
 from compllm.lab.simulate.workload import Encode, RequestCounter, base_encode
 from compllm.plan import format_line
+from compllm.types import ANSWER_NODE, PLAN_NODE
 
 WORK = "the graphs"
 SPEEDUPS = "speed-up over one after another that a graph allows"
@@ -81,9 +82,9 @@ class LoadCounter(RequestCounter):
             quoted[leaf] for leaf in leaves
         )
         return {
-            PLAN: Load(self._fresh(self._plan, graph.question), num_planned),
+            PLAN_NODE: Load(self._fresh(self._plan, graph.question), num_planned),
             **loads,
-            ANSWER: Load(num_prompt, answer_tokens, leaves),
+            ANSWER_NODE: Load(num_prompt, answer_tokens, leaves),
         }
 
 
@@ -92,7 +93,7 @@ def nodes_alone(loads: Mapping[int, Load]) -> dict[int, Load]:
     return {
         node: replace(load, num_plan_tokens=0)
         for node, load in loads.items()
-        if node not in (PLAN, ANSWER)
+        if node not in (PLAN_NODE, ANSWER_NODE)
     }
 
 
@@ -164,10 +165,12 @@ def work_cells(
         "chains": sum(graph.width == 1 for graph in graphs),
         "mean_nodes": average([len(graph.plan.sub_queries) for graph in graphs]),
         "mean_depth": average([graph.depth for graph in graphs]),
-        "mean_plan_tokens": average([loads[PLAN].num_new_tokens for loads in all_loads]),
-        "mean_plan_prompt": average([loads[PLAN].num_prompt_tokens for loads in all_loads]),
+        "mean_plan_tokens": average([loads[PLAN_NODE].num_new_tokens for loads in all_loads]),
+        "mean_plan_prompt": average([loads[PLAN_NODE].num_prompt_tokens for loads in all_loads]),
         "mean_node_prompt": average([load.num_prompt_tokens for load in nodes]),
-        "mean_answer_prompt": average([loads[ANSWER].num_prompt_tokens for loads in all_loads]),
+        "mean_answer_prompt": average(
+            [loads[ANSWER_NODE].num_prompt_tokens for loads in all_loads]
+        ),
     }
 
 

@@ -170,6 +170,19 @@ class Execution:
         return tuple(pair for pair in pairs if pair[1] is not None) or self._reserve
 
     @property
+    def is_idle(self) -> bool:
+        """Whether every node that was added has ended."""
+        return all(sub_query.id in self._results for sub_query in self.graph)
+
+    def has_ended(self, node_id: int) -> bool:
+        """Whether the node has ended, well or badly."""
+        return node_id in self._results
+
+    async def ended(self, node_id: int) -> None:
+        """Wait for the end of a node whose parents have all ended."""
+        await asyncio.wait([self._tasks[node_id]])
+
+    @property
     def first_error(self) -> BackendError | None:
         """The first error that a node could not be saved from."""
         return self._errors[0] if self._errors else None

@@ -40,6 +40,7 @@ from compllm.routing.ownership import REASON as UNOWNED
 from compllm.routing.ownership import Ownership
 from compllm.routing.route import Router
 from compllm.scheduling.admission import Admission
+from compllm.stage import Stage, dataflow
 from compllm.types import (
     ANSWER_NODE,
     PLAN_NODE,
@@ -127,10 +128,16 @@ class CompLLM:
             self.num_fallbacks,
         )
 
+    async def warm_up(self, texts: Sequence[str] = ()) -> None:
+        """Find the engines' limits and the vectors of these texts before a query needs them."""
+        await self._limits.find()
+        await self._encoder.encode(list(texts))
+
     async def stream(
-        self, query: Query | str, *, plan: Plan | None = None
+        self, query: Query | str, *, plan: Plan | None = None, stage: Stage = dataflow
     ) -> AsyncGenerator[Event, None]:
         """Yield everything that happens to a query, last AnswerFinished. `plan`: run this one.
+        `stage`: decides which node starts when.
 
         Ends within the deadline: with an answer, with a partial one (a node failed or time was up,
         and there is something to tell), or with QueryError, PlanError, BackendError or
@@ -149,9 +156,7 @@ class CompLLM:
                     await self._limits.find()
                     # Nodes run from here on, each from the moment its last parent has ended.
                     async with run.execution, aclosing(self._routed_plan(run, given)) as lines:
-                        async for line, route in lines:
-                            emit(SubQueryPlanned(line, route))
-                            run.execution.add(line, route)
+                        await stage(lines, run.execution)
                     run.verdict = self._judge(run)
                     async with aclosing(self._compose(run, run.verdict)) as answer:
                         async for text in answer:
@@ -171,9 +176,11 @@ class CompLLM:
         finally:
             self._live.discard(query.id)
 
-    async def ask(self, query: Query | str, *, plan: Plan | None = None) -> Answer:
+    async def ask(
+        self, query: Query | str, *, plan: Plan | None = None, stage: Stage = dataflow
+    ) -> Answer:
         """The answer, with all that led to it. Raises as `stream` does."""
-        async with aclosing(self.stream(query, plan=plan)) as events:
+        async with aclosing(self.stream(query, plan=plan, stage=stage)) as events:
             async for event in events:
                 if isinstance(event, AnswerFinished):
                     return event.answer
@@ -220,13 +227,16 @@ class CompLLM:
             async for lines in plan_lines:
                 routes = router.route(await self._embed(run, lines))
                 is_given = run.plan is not None
-                for routed in owned.admit(zip(lines, routes, strict=True), is_given=is_given):
-                    yield routed
+                for line, route in owned.admit(zip(lines, routes, strict=True), is_given=is_given):
+                    run.live.emit(SubQueryPlanned(line, route))
+                    yield line, route
         if owned.is_unowned:
             whole = replace(direct_plan(run.query.text), reason=UNOWNED)
             (route,) = router.route(await self._embed(run, whole.sub_queries))
             run.finish_plan(whole)
-            yield whole.sub_queries[0], replace(route, expert=router.default, is_fallback=True)
+            route = replace(route, expert=router.default, is_fallback=True)
+            run.live.emit(SubQueryPlanned(whole.sub_queries[0], route))
+            yield whole.sub_queries[0], route
         elif run.proposed is not None:
             run.finish_plan(run.proposed)
 

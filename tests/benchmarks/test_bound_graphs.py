@@ -16,13 +16,13 @@ from path_parts import CATALOGUE
 
 from compllm.lab.engine_profile import EngineProfile
 from compllm.lab.replay.graphs import ReplayGraph
-from compllm.lab.replay.ideal import ANSWER, PLAN, Load, ideal
+from compllm.lab.replay.ideal import Load, ideal
 from compllm.lab.replay.workload import TokenLengths
 from compllm.lab.simulate.load import Service, simulate
 from compllm.lab.simulate.workload import Overhead, Shape, Workload, make_workload, quarters
 from compllm.plan import format_plan
 from compllm.prompts import prompt_text
-from compllm.types import Plan, SubQuery
+from compllm.types import ANSWER_NODE, PLAN_NODE, Plan, SubQuery
 
 PROFILE = EngineProfile("test", ((0, 4.0), (1, 8.0), (4, 14.0), (8, 24.0)), 2.0, mixed_ms=3.0)
 LENGTHS = TokenLengths(8)
@@ -84,10 +84,10 @@ def test_a_longer_text_is_a_longer_prompt_and_a_later_line() -> None:
     longer = loads_of(replace(DIAMOND, plan=Plan((more, *nodes[1:]))))
     changed = {node for node, load in loads.items() if longer[node] != load}
     # Itself, those that quote it, and all whose lines stand behind it; the answer quotes leaves.
-    assert changed == {PLAN, 1, 2, 3, 4, 5}
+    assert changed == {PLAN_NODE, 1, 2, 3, 4, 5}
     assert longer[2].num_prompt_tokens == loads[2].num_prompt_tokens + 10
     assert longer[4].num_prompt_tokens == loads[4].num_prompt_tokens
-    assert longer[ANSWER].parents == (4, 5)
+    assert longer[ANSWER_NODE].parents == (4, 5)
 
 
 def test_a_plan_is_as_long_as_the_text_that_a_replay_forces() -> None:
@@ -96,7 +96,7 @@ def test_a_plan_is_as_long_as_the_text_that_a_replay_forces() -> None:
     loads = counter.loads(DIAMOND, LENGTHS, NUM_ANSWER)
     ends = [number for number, character in enumerate(text, start=1) if character == "\n"]
     assert [loads[node].num_plan_tokens for node in range(1, 6)] == [*ends, len(text)]
-    assert loads[PLAN].num_new_tokens == len(text)
+    assert loads[PLAN_NODE].num_new_tokens == len(text)
 
 
 def test_percentiles_are_values_of_graphs() -> None:

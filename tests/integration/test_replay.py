@@ -96,8 +96,8 @@ async def test_every_policy_gives_the_same_tokens(
             answers.append(answer)
             counts = [node.usage.num_output_tokens for node in answer.nodes]
             assert counts == [NUM_TOKENS] * len(counts)
-            assert work.answer_usage is not None
-            assert work.answer_usage.num_output_tokens == NUM_TOKENS
+            assert answer.usage.answer is not None
+            assert answer.usage.answer.num_output_tokens == NUM_TOKENS
             assert len(work.line_tokens) == len(graph.plan.sub_queries)
         texts = {(a.text, *(node.response for node in a.nodes)) for a in answers}
         assert len(texts) == 1
@@ -143,9 +143,10 @@ async def test_a_salt_hides_what_the_engine_has_cached(
 ) -> None:
     long = replace(graphs[0], question="flights " * 40)
     for salt, is_cached in (("1", False), ("1", True), ("2", False)):
-        work, _ = await run_graph(llm, long, replace(settings, salt=salt), "q")
-        assert work.plan_usage is not None
-        fresh = work.plan_usage.num_input_tokens - 32 * work.plan_usage.kv_reused_blocks
+        _, answer = await run_graph(llm, long, replace(settings, salt=salt), "q")
+        of_plan = answer.usage.plan
+        assert of_plan is not None
+        fresh = of_plan.num_input_tokens - 32 * of_plan.kv_reused_blocks
         assert (fresh <= 32) is is_cached
 
 

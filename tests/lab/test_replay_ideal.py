@@ -6,14 +6,13 @@ from replay_parts import PROFILE
 
 from compllm.lab.engine_profile import EngineProfile
 from compllm.lab.replay.ideal import (
-    ANSWER,
-    PLAN,
     Load,
     ideal,
     ideal_ms,
     sequential_ms,
     structural_speedup,
 )
+from compllm.types import ANSWER_NODE, PLAN_NODE
 
 # Steps of any size alike, prefill for nothing: only the structure counts.
 FLAT = EngineProfile("flat", ((0, 10.0), (1, 10.0), (64, 10.0)), 0.0, max_num_tokens=4096)
@@ -49,15 +48,15 @@ def test_prefill_stands_in_the_way_of_neighbours() -> None:
 
 
 def test_nodes_wait_for_their_line_and_the_answer_for_everything() -> None:
-    plan, answer = load(20), load(10, PLAN, 1)
-    loads = {PLAN: plan, 1: load(10, line=5), ANSWER: answer}
+    plan, answer = load(20), load(10, PLAN_NODE, 1)
+    loads = {PLAN_NODE: plan, 1: load(10, line=5), ANSWER_NODE: answer}
     assert ideal_ms(loads, FLAT) == (20 + 10) * 10.0
-    late = {PLAN: plan, 1: load(10, line=20), ANSWER: answer}
+    late = {PLAN_NODE: plan, 1: load(10, line=20), ANSWER_NODE: answer}
     assert ideal_ms(late, FLAT) == (20 + 10 + 10) * 10.0
 
 
 def test_the_answers_first_token_ends_its_prefill() -> None:
-    loads = {1: load(11), ANSWER: load(4, 1, prompt=20)}
+    loads = {1: load(11), ANSWER_NODE: load(4, 1, prompt=20)}
     both = ideal(loads, PROFILE)
     assert both.first_token_ms == ideal_ms({1: load(11)}, PROFILE) + 20 * 2
     assert both.total_ms == both.first_token_ms + 3 * PROFILE.step_time_ms(1)

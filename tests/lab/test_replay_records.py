@@ -9,9 +9,10 @@ from compllm.errors import BackendError, BackendRejected
 from compllm.lab.explain.record import run_of
 from compllm.lab.replay.drive import Ran, ReplaySettings, replay
 from compllm.lab.replay.graphs import ReplayGraph
-from compllm.lab.replay.ideal import ANSWER, PLAN
+from compllm.lab.replay.policies import POLICIES, PolicyName
 from compllm.lab.replay.records import handovers_ms, loads_of, make_record, summarise
 from compllm.testing import Reply, ScriptedBackend
+from compllm.types import ANSWER_NODE, PLAN_NODE
 
 GRAPHS = [ReplayGraph(f"g{number}", GRAPH.question, GRAPH.plan) for number in range(4)]
 NONE = ReplaySettings(overhead="none")
@@ -63,9 +64,9 @@ async def test_the_sequential_policy_measures_what_others_estimate() -> None:
 async def test_plan_and_answer_are_loads_of_their_own() -> None:
     (one,) = await ran(ReplaySettings())
     loads = loads_of(one, tokens_per_block=32)
-    assert set(loads) == {PLAN, 1, 2, 3, 4, ANSWER}
-    assert loads[ANSWER].parents == (PLAN, 4)
-    assert loads[1].num_plan_tokens < loads[4].num_plan_tokens <= loads[PLAN].num_new_tokens
+    assert set(loads) == {PLAN_NODE, 1, 2, 3, 4, ANSWER_NODE}
+    assert loads[ANSWER_NODE].parents == (PLAN_NODE, 4)
+    assert loads[1].num_plan_tokens < loads[4].num_plan_tokens <= loads[PLAN_NODE].num_new_tokens
     record = make_record(one, ReplaySettings(), PROFILE)
     assert record["plan_ms"] > 0
     assert "reached_of_structural" not in record  # that bound is of the nodes alone
@@ -87,10 +88,14 @@ async def test_a_failed_graph_has_an_error_and_no_bound() -> None:
     assert summary_of([one], NONE)["num_failed"] == 1
 
 
-async def test_a_generator_that_fails_fails_the_graph() -> None:
-    (one,) = await ran(
-        ReplaySettings(), scripted(plan=Reply(error=BackendError("away"), is_guided=True))
-    )
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("written", [(), plan_lines()[:3]])
+async def test_a_generator_that_fails_fails_the_graph(
+    policy: PolicyName, written: tuple[str, ...]
+) -> None:
+    plan = Reply(written, error=BackendError("away"), is_guided=True)
+    whole = Reply("x", match=lambda request: request.id.endswith("-1-0"), usage=USAGE)
+    (one,) = await ran(ReplaySettings(policy), scripted(whole, plan=plan))
     assert one.answer is None
     assert one.error == "the generator did not write the plan: away"
 

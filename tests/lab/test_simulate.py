@@ -16,7 +16,6 @@ from compllm.errors import ConfigError
 from compllm.lab.engine_profile import GPU_LIKE, EngineProfile, HostTimes, load_profile
 from compllm.lab.replay.counters import TimedSteps
 from compllm.lab.replay.graphs import ReplayGraph
-from compllm.lab.replay.ideal import ANSWER, PLAN
 from compllm.lab.replay.ideal import Load as RequestLoad
 from compllm.lab.replay.workload import TokenLengths
 from compllm.lab.simulate.fit import fit_profile, seen
@@ -30,7 +29,7 @@ from compllm.lab.simulate.load import (
     simulate,
 )
 from compllm.lab.simulate.workload import Load, Shape, Workload, make_workload, quarters
-from compllm.types import Plan, SubQuery
+from compllm.types import ANSWER_NODE, PLAN_NODE, Plan, SubQuery
 
 PROFILE = EngineProfile("test", ((0, 4.0), (1, 8.0), (4, 14.0), (8, 24.0)), 2.0, max_batch_size=16)
 SERVICE = Service(PROFILE, max_in_flight=8)
@@ -272,10 +271,10 @@ def test_a_level_may_come_before_one_of_an_earlier_line():
 
 def test_a_replays_requests_are_simulated_as_they_were():
     loads = {
-        PLAN: RequestLoad(10, 12),
+        PLAN_NODE: RequestLoad(10, 12),
         1: RequestLoad(5, 4, (), 6),
         2: RequestLoad(7, 3, (1,), 12),
-        ANSWER: RequestLoad(9, 5, (2,)),
+        ANSWER_NODE: RequestLoad(9, 5, (2,)),
     }
     work = Workload((spec_of(loads),), (np.array([4, 3, 5], np.int32),), seed=0)
     result = simulate(work, work.load(math.inf, 1), SERVICE, is_traced=True)

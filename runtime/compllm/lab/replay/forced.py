@@ -22,7 +22,7 @@ from compllm.backend import (
     open_chunks,
 )
 from compllm.plan import format_plan
-from compllm.types import Plan, SamplingParams, Usage
+from compllm.types import Plan, SamplingParams
 
 _META = re.compile(r"[\\^$.*+?()\[\]{}|]")
 _BLANK = "(blank)"
@@ -30,7 +30,7 @@ _BLANK = "(blank)"
 
 @dataclass(slots=True)
 class ForcedWork:
-    """What one query is made to do, and what the engine reports of its plan and answer."""
+    """What one query is made to do, and the tokens of its plan as the engine wrote them."""
 
     plan: Plan
     num_tokens: Mapping[int, int]  # by node id
@@ -41,8 +41,6 @@ class ForcedWork:
     # What came of it.
     num_plan_tokens: int = 0
     line_tokens: list[int] = field(default_factory=list)  # of the plan, when each line had ended
-    plan_usage: Usage | None = None
-    answer_usage: Usage | None = None
 
 
 class ForcedBackend:
@@ -104,7 +102,6 @@ class ForcedBackend:
             work.num_plan_tokens += chunk.num_tokens
             work.line_tokens += [work.num_plan_tokens] * chunk.text.count("\n")
             if chunk.usage is not None:
-                work.plan_usage = chunk.usage
                 work.line_tokens.append(work.num_plan_tokens)
             if work.is_plan_streamed:
                 yield chunk
@@ -127,8 +124,6 @@ class ForcedBackend:
             is_blank = is_blank and not chunk.text.strip()
             # So many tokens may be nothing but white space, which the path takes for a failure.
             is_odd = is_blank and chunk.finish_reason is not None
-            if purpose == "answer" and chunk.usage is not None:
-                work.answer_usage = chunk.usage
             yield replace(chunk, text=_BLANK) if is_odd else chunk
 
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from compllm.lab.engine_profile import EngineProfile
-
-PLAN, ANSWER = 0, -1  # beside the nodes' ids
+from compllm.types import ANSWER_NODE, PLAN_NODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ def structural_speedup(loads: Mapping[int, Load]) -> float:
     """All nodes' tokens over those of the longest path: nodes / depth where they are of one length.
     The plan and the answer are not counted."""
     longest: dict[int, int] = {}
-    for node_id in sorted(loads.keys() - {PLAN, ANSWER}):
+    for node_id in sorted(loads.keys() - {PLAN_NODE, ANSWER_NODE}):
         load = loads[node_id]
         above = max((longest[parent] for parent in load.parents), default=0)
         longest[node_id] = above + load.num_new_tokens
@@ -77,10 +76,11 @@ def ideal(loads: Mapping[int, Load], profile: EngineProfile) -> Ideal:
             running[each] = _Running(max(1, load.num_prompt_tokens), load.num_new_tokens)
         assert running, "a parent is missing, or the plan never comes so far"
         total_ms += _step(running, profile)
-        if ANSWER in running and first_token_ms is None and not running[ANSWER].num_prompt_left:
+        answer, plan = running.get(ANSWER_NODE), running.get(PLAN_NODE)
+        if answer is not None and first_token_ms is None and not answer.num_prompt_left:
             first_token_ms = total_ms
-        if PLAN in running:
-            num_planned = loads[PLAN].num_new_tokens - running[PLAN].num_new_left
+        if plan is not None:
+            num_planned = loads[PLAN_NODE].num_new_tokens - plan.num_new_left
         for each in [each for each, left in running.items() if left.num_new_left <= 0]:
             del running[each]
             ended.add(each)

@@ -22,16 +22,9 @@ from typing import Any
 
 from compllm.lab.engine_profile import EngineProfile
 from compllm.lab.replay.drive import Ran, ReplaySettings
-from compllm.lab.replay.ideal import (
-    ANSWER,
-    PLAN,
-    Load,
-    ideal,
-    sequential_ms,
-    structural_speedup,
-)
+from compllm.lab.replay.ideal import Load, ideal, sequential_ms, structural_speedup
 from compllm.trace import answer_to_dict
-from compllm.types import Answer, Usage
+from compllm.types import ANSWER_NODE, PLAN_NODE, Answer, Usage
 
 Record = dict[str, Any]
 _SPREAD = ("total_ms", "ttft_ms", "handover_ms", "slow_down")  # of interest beside their mean
@@ -77,7 +70,7 @@ def make_record(ran: Ran, settings: ReplaySettings, profile: EngineProfile | Non
     elif profile is not None:
         record |= _bounds(answer, loads_of(ran, profile.tokens_per_block), settings, profile)
     record["num_plan_tokens"] = ran.work.num_plan_tokens
-    record["num_answer_tokens"] = (ran.work.answer_usage or Usage()).num_output_tokens
+    record["num_answer_tokens"] = (answer.usage.answer or Usage()).num_output_tokens
     record["handover_ms"] = [round(each, 3) for each in _told_handovers_ms(answer, settings)]
     record["nodes"] = answer_to_dict(answer)["nodes"]
     return record
@@ -98,17 +91,18 @@ def loads_of(ran: Ran, tokens_per_block: int) -> dict[int, Load]:
         )
 
     loads: dict[int, Load] = {}
-    if work.plan_usage is not None:
+    if answer.usage.plan is not None:
         # Chunk by chunk, as its lines are.
-        loads[PLAN] = load(replace(work.plan_usage, num_output_tokens=work.num_plan_tokens))
+        of_plan = replace(answer.usage.plan, num_output_tokens=work.num_plan_tokens)
+        loads[PLAN_NODE] = load(of_plan)
     lines = work.line_tokens or [0] * len(answer.nodes)
     for sub_query, node, at_tokens in zip(
         answer.plan.sub_queries, answer.nodes, lines, strict=True
     ):
         loads[node.id] = load(node.usage, sub_query.parents, at_tokens)
-    if work.answer_usage is not None:
+    if answer.usage.answer is not None:
         inner = {parent for each in loads.values() for parent in each.parents}
-        loads[ANSWER] = load(work.answer_usage, sorted(loads.keys() - inner))
+        loads[ANSWER_NODE] = load(answer.usage.answer, sorted(loads.keys() - inner))
     return loads
 
 
