@@ -144,7 +144,7 @@ class Report:
             "arguments": {
                 key: _told(value)
                 for key, value in vars(arguments).items()
-                if key != "out"  # a folder of whoever ran it
+                if key != "out"  # a folder of the machine that ran it
             },
             "note": note,
         }

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             num_gpus=options.num_gpus,
         )
         out = (options.out or default_dir()).resolve()
-        # The wrong place is told before the checkpoint is read, which takes a while.
+        # The wrong place is reported before the checkpoint is read, which takes a while.
         environment = (
             None if options.dry_run else inspect(find_image(settings.image), options.examples)
         )

@@ -58,7 +58,7 @@ def ensure_ir(encoder: Path) -> Path | None:
     }
     if _is_current(encoder, made_of):
         return ir_dir(encoder)
-    with exclusive(encoder):  # the encoder's own lock: nobody fetches it anew meanwhile
+    with exclusive(encoder):  # the encoder's own lock: no process fetches it anew meanwhile
         if _is_current(encoder, made_of):
             return ir_dir(encoder)
         size = sum(path.stat().st_size for path in encoder.glob("*.safetensors"))

@@ -38,7 +38,7 @@ from compllm.paths import default_base_dir, encoder_dir, home_dir, selected_base
 from compllm.storage import require_writable
 
 RECORD = "fetched.json"  # in each result: where it came from and the size of every file
-# What urllib3 and pip say when nobody answers.
+# What urllib3 and pip say when no server answers.
 _NETWORK_SIGNS = (
     "NewConnectionError",
     "NameResolutionError",

@@ -88,7 +88,7 @@ def make_repository(inputs: Inputs, out: Path) -> Path:
             write_tokenizer_info(engines / TOKENIZER, made)
         write_catalogue(catalogue, manifest, engines, made)
         write_settings(inputs.config, manifest, engines, out, made)
-        # An empty address: launch.sh tells it, since it knows the port.
+        # An empty address: launch.sh fills it in, since it knows the port.
         values = {
             "server_url": "",
             "config_file": str(out / SETTINGS),

@@ -43,7 +43,7 @@ class ExecutorBackend:
         inbox: asyncio.Queue[EngineEvent] = asyncio.Queue()
 
         def on_event(event: EngineEvent) -> None:
-            with suppress(RuntimeError):  # the loop has ended: nobody waits any more
+            with suppress(RuntimeError):  # the loop has ended: no caller waits any more
                 loop.call_soon_threadsafe(inbox.put_nowait, event)
 
         ids = self._tokenizer.encode(request.prompt)

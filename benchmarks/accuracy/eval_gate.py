@@ -283,7 +283,7 @@ async def _evaluate(arguments: argparse.Namespace) -> None:
     from compllm.routing.embed import SentenceEncoder, encode_kept
     from compllm.routing.gate import default_gate, load_gate
 
-    # Names, not folders of whoever ran it.
+    # Names, not folders of the machine that ran it.
     shown = {
         key: value.name if isinstance(value, Path) and key != "out" else value
         for key, value in vars(arguments).items()

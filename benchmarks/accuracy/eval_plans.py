@@ -114,7 +114,7 @@ async def _evaluate(arguments: argparse.Namespace) -> None:
             outcomes = await run_records(f"plans: {source}", items, plan, store, work)
             graphs[source] = add_rows(report, source, items, outcomes, arguments.seed)
         if all(graphs.get(source) for source in HUMAN):
-            # One constant for both: a server is not told which set a question is from.
+            # One constant for both: a server does not know which set a question is from.
             both = [pair for source in HUMAN for pair in graphs[source]]
             _add_graphs(report, " and ".join(HUMAN), both, arguments.seed)
     if arguments.out != RESULTS or not arguments.quick:

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 NUM_ADAPTERS, NUM_SLOTS, NUM_REQUESTS = 8, 2, 64
 WAYS = ("iterator closed", "task cancelled", "connection dropped")
-LONG = 400  # tokens: nobody waits for their end
+LONG = 400  # tokens: no caller waits for their end
 
 
 def _request(

@@ -259,7 +259,7 @@ def run_real(graphs: Sequence[ReplayGraph], profile: str, arguments: argparse.Na
     from compllm.lab.replay.drive import ReplaySettings
     from compllm.lab.replay.workload import TokenLengths
 
-    fitted = load_profile(profile)  # one that is not there is told before the run
+    fitted = load_profile(profile)  # a missing one is reported before the run
     if arguments.quick:
         arguments.tokens_per_node = arguments.answer_tokens = 4
 

@@ -19,7 +19,7 @@ from compllm.lab.replay.counters import TimedSteps, Window
 from compllm.lab.simulate.load import Service, Spread, simulate
 from compllm.lab.simulate.workload import Floats, Load, Workload
 
-_ENOUGH = 0.2  # of a window's time, that its steps tell the speed
+_ENOUGH = 0.2  # of a window's time, so that its steps show the speed
 _LONG_MS = 1e9  # beyond the end of any run
 
 

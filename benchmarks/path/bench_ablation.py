@@ -60,7 +60,7 @@ _LOAD, _GATE = "load", "gate"
 # The capacity is found by a runtime of its own: nothing of that pass is in a variant's counters.
 _CAPACITY = replace(ALL_ON, name="capacity")
 
-# What stands on a sequential time that nobody measured.
+# What needs a sequential time that was not measured.
 _ESTIMATED = ("sequential_ms", "sequential_is", "reached_speedup", "reached_of_structural")
 
 Record = dict[str, Any]
@@ -206,7 +206,7 @@ async def run_round(
             work.graphs,
             variant.replayed(settings),
             ran.append,
-            together=2 if work.part == _LOAD else 1,  # pairs, or nobody could join what is shared
+            together=2 if work.part == _LOAD else 1,  # pairs, or no query could join what is shared
         )
         found.append(
             (variant, variant.replayed(settings), sorted(ran, key=lambda each: each.index))

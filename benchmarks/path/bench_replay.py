@@ -179,7 +179,7 @@ async def replayed(
     """A record for each graph, part and policy, a block of graphs at a time."""
     from compllm.lab.replay.step_times import mean_profile
 
-    await run_block(llms, graphs[:1], 0, arguments)  # what a first graph pays for is nobody's time
+    await run_block(llms, graphs[:1], 0, arguments)  # what a first graph pays for counts for none
     before = await measured(llms, graphs)
     for start in range(0, len(graphs), arguments.block):
         block = graphs[start : start + arguments.block]
@@ -267,7 +267,7 @@ def slim(ran: Any, settings: ReplaySettings, profile: EngineProfile) -> Record:
     return record | {"nodes": nodes, "step_ms": [list(each) for each in profile.step_ms]}
 
 
-# ---- telling
+# ---- reporting
 
 
 def tabulate(report: Report, records: Sequence[Record]) -> None:

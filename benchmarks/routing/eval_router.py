@@ -60,7 +60,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     # A run of some parts leaves the results of a whole one alone.
     is_whole = set(arguments.parts) == set(WHOLE)
     name = "_".join(["eval_router", *([] if is_whole else arguments.parts)])
-    # Files by their names: the folders are of whoever ran it.
+    # Files by their names: the folders are of the machine that ran it.
     shown = {
         key: value.name if isinstance(value, Path) and key != "out" else value
         for key, value in vars(arguments).items()

@@ -77,7 +77,7 @@ def part_together(bench: Bench) -> None:
     from compllm.build_scripts.routing.questions import GENERATED
 
     apart, test_on = bench.split()
-    # Without the mark of generated topics, fitting cannot tell them from people's.
+    # Without the mark of generated topics, fitting cannot separate them from people's.
     together = replace(apart, topics=np.char.replace(apart.topics, GENERATED, "own-"))
     for name in ("similarity", "logistic"):
         found = [

@@ -16,7 +16,7 @@ from compllm.build_scripts.repository.upstream import Tensor
 
 # Any value, even an empty one, but there: else the C++ instance does not start.
 REQUIRED_KEYS = ("tokenizer_dir", "guided_decoding_backend", "xgrammar_tokenizer_info_path")
-# A client that lists outputs has to name both; the others tell what upstream's build can fill.
+# A client that lists outputs has to name both; the others list what upstream's build can fill.
 _REQUIRED_OUTPUTS = frozenset(("output_ids", "sequence_length"))
 
 

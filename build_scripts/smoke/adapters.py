@@ -23,7 +23,7 @@ from compllm.plural import counted
 
 # What the runtime's client matches on; another wording would break its resends.
 MISSING = re.compile(r"LoRA task (\d+) not found in cache. Please send LoRA weights with request")
-_STRANGER = 2**40 + 7  # a task id that nobody has
+_STRANGER = 2**40 + 7  # a task id that no adapter has
 _MAX_COPIES = 60  # adapters of new ids, to push the first out
 _EACH = 4  # requests of each adapter in the mixed batch
 _MIXED_TOKENS = (24, 200)

@@ -105,7 +105,7 @@ class PackedModel:
         for place, layer in enumerate(self._layers):
             mixed = self._attend(layer.qkv(_norm(h, layer.norm1, layer.eps)), batch, cos, sin)
             if place == len(self._layers) - 1:
-                # Nobody reads the others any more.
+                # No code reads the others any more.
                 h, wanted = h[batch.sources], wanted[batch.sources]
             h = h + layer.out(mixed[wanted])
             x = layer.gate_up(_norm(h, layer.norm2, layer.eps))

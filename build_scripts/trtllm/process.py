@@ -61,7 +61,7 @@ def _reason(status: int, log: Path) -> str:
         lines = handle.read().decode(errors="replace").splitlines()
     told = [line.strip() for line in lines if line.strip()]
     more = f"; all it said is in {log}"
-    # A log on the disk that is full does not tell of it.
+    # A log on the disk that is full does not report it.
     is_full = shutil.disk_usage(log).free < _FULL_BYTES
     if is_full or any(sign in line for line in told for sign in _FULL):
         return f"no space left on the disk: free some, or choose another place with --out{more}"

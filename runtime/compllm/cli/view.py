@@ -80,7 +80,7 @@ class GraphView:
         self._begin_s = clock()
         self._rows: dict[int, _Row] = {}
         self._plan_note = "planning"
-        self._last_s = 0.0  # newest time an event told
+        self._last_s = 0.0  # newest time of an event
 
     def apply(self, event: Event) -> None:
         match event:

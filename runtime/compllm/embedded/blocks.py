@@ -142,7 +142,7 @@ class BlockPool:
         if (table._num_committed + 1) * size > num_computed:
             return
         if self._roots.get(table._key) != table._root:
-            return  # its adapter was dropped: nobody may reuse these
+            return  # its adapter was dropped: no request may reuse these
         for place in range(table._num_committed, num_computed // size):
             node_key = (table._node, tuple(tokens[place * size : (place + 1) * size]))
             block = table.blocks[place]

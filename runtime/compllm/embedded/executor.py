@@ -240,7 +240,7 @@ class Executor:
                 if self._scheduler.running:
                     self._step()
         except Exception as error:
-            # The thread must not die silently: everyone who waits, now or later, is told why.
+            # The thread must not die silently: every caller that waits, now or later, gets the reason.
             self._fatal = f"the engine failed: {error}"
             self._end_all("error", self._fatal)
             raise
@@ -303,7 +303,7 @@ class Executor:
             if is_sampled:
                 sampled.append(sequence)
         if not sampled:
-            step.sampled.append(0)  # the graph wants one row; nobody reads it
+            step.sampled.append(0)  # the graph wants one row; it is not read
         logits = self.runner.run(step)
         self._scheduler.commit(plan)
         tokens = sample_batch(logits, [each.sampler for each in sampled]) if sampled else None

@@ -19,7 +19,7 @@ class Slot:
 
     index: int
     task_id: int | None
-    generation: int  # tells apart what was loaded one after another under one task id
+    generation: int  # separates what was loaded one after another under one task id
     num_users: int = 0
     last_used: int = 0
     is_retired: bool = False  # to be freed when its last request ends

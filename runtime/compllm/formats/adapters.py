@@ -226,7 +226,7 @@ def _fold(
             )
         path = f"model.layers.{layer}.{blocks[layer, module]}.{module}"
         scale = scales.scale(path, int(a.shape[0]))
-        with np.errstate(over="ignore", invalid="ignore"):  # check_fits tells infinities by name
+        with np.errstate(over="ignore", invalid="ignore"):  # check_fits reports infinities by name
             folded[layer, module] = LoraWeights(a=a, b=b * np.float32(scale))
     return folded
 

@@ -245,7 +245,7 @@ async def encode_kept(encoder: Encoder, texts: Sequence[str]) -> Array:
 
 def _read_vectors(path: Path) -> Array | None:
     try:
-        # An archive, not a bare array: its checksum tells a damaged one.
+        # An archive, not a bare array: its checksum reveals a damaged one.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             rows: Array = archive["rows"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):

@@ -57,7 +57,7 @@ def reason_in(log: Path) -> str:
     if not found:
         found = re.findall(r"^(?:E\d{4} .*?\] |error: )(.*)", text, re.MULTILINE)
     if not found:
-        # Not Triton's own reports and tables, which tell of a server that was well.
+        # Not Triton's own reports and tables, which describe a server that was well.
         found = re.findall(r"^(?![IW]\d{4} |[+|])[ \t]*\S.*", text, re.MULTILINE)[-1:]
     if not found:
         return ""

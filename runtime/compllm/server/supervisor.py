@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     copier = threading.Thread(target=_copy_log, args=(server.stdout,), daemon=True)
     copier.start()
     print(server.pid, flush=True)
-    os.close(1)  # whoever reads the number sees the end of the output
+    os.close(1)  # a reader of the number sees the end of the output
     is_orphan = _wait_for_end(server, owner, wake)
     _stop(server)
     copier.join(_LOG_S)  # its input ends with the last process that the server started

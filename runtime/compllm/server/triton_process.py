@@ -29,7 +29,7 @@ from compllm.server import server_log, supervisor, triton_files
 from compllm.server.server_log import read_log, reason_in
 from compllm.server.triton_state import HOST, Ports, ServerInfo, is_ready
 
-_POLL_S = 0.05  # tritonserver tells nobody when it is ready: it must be asked
+_POLL_S = 0.05  # tritonserver sends no signal when it is ready: it must be asked
 _STOP_S = 15.0  # the supervisor's own limit and some more
 _START_ATTEMPTS = 3  # a port that was free may be taken before the server binds it
 
@@ -269,7 +269,7 @@ def _start_time(pid: int) -> float:
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
-        return 0.0  # it is over already: `_wait_ready` tells why
+        return 0.0  # it is over already: `_wait_ready` reports why
 
 
 def _reap(pid: int) -> None:

@@ -50,7 +50,7 @@ class Run:
     title: str  # the question, or the record's id
     nodes: tuple[NodeRun, ...]
     total_ms: float
-    plan_ms: float = 0.0  # the plan was complete; 0: nobody planned
+    plan_ms: float = 0.0  # the plan was complete; 0: there was no plan
     route_ms: float = 0.0  # summed time of embedding and routing
     first_token_ms: float = 0.0  # of the answer; 0: not recorded
     has_compose: bool = False  # what follows the last node is the answer's making
