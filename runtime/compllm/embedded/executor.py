@@ -240,7 +240,7 @@ class Executor:
                 if self._scheduler.running:
                     self._step()
         except Exception as error:
-            # The thread must not die silently: every caller that waits or comes later gets a reason.
+            # The thread must not die silently: each caller that waits or comes later gets a reason.
             self._fatal = f"the engine failed: {error}"
             self._end_all("error", self._fatal)
             raise
