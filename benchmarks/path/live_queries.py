@@ -120,7 +120,7 @@ def bench_queue(report: Report, arguments: argparse.Namespace) -> None:
             QUEUE_TABLE,
             policy=policy,
             live_queries=num_queries,
-            waiting=len(live.queue),
+            waiting=sum(map(live.queue.num_waiting, range(len(live.LIMITS)))),
             events=len(measured),
             mean_us=round(statistics.fmean(measured), 3),
             mean_cpu_us=round((cpu_us - driver_us) / len(measured), 3),
