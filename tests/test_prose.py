@@ -1,14 +1,16 @@
-"""The language of the documents and docstrings, as far as a program can check it.
+"""The language of documents, docstrings and comments, as far as a program can check it.
 
-A document has lines of at most 100 columns and sentences of at most 25 words. Documents and
-docstrings use none of the words that hide who does what (`VAGUE`). Tables, code blocks and headings
-are no sentences. A line of a table, or a command that shows a question, cannot be broken.
+A document has lines of at most 100 columns and sentences of at most 25 words. Documents, docstrings
+and comments use none of the words that hide who does what (`VAGUE`). Tables, code blocks and
+headings are no sentences. A line of a table, or a command that shows a question, cannot be broken.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 MAX_COLUMNS = 100
 MAX_WORDS = 25
 PAGES = ("CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
-# The folders whose docstrings are checked, except the data sets'. A folder joins once it is free of
-# the words.
+# The folders whose docstrings and comments are checked, except the data sets'. A folder joins once
+# it is free of the words.
 CODE = (
     "benchmarks",
     "build_scripts",
@@ -87,6 +89,13 @@ def docstrings(source: str) -> Iterator[tuple[int, str]]:
             yield node.body[0].lineno, text
 
 
+def comments(source: str) -> Iterator[tuple[int, str]]:
+    """Every comment of a module with the number of its line."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
 def vague_words(text: str, first: int) -> list[str]:
     """Each word of the list in a text, with the number of its line."""
     numbered = enumerate(text.splitlines(), first)
@@ -122,13 +131,10 @@ def test_documents_name_the_subject(page: str) -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_docstrings_name_the_subject(path: Path) -> None:
-    found = [
-        word
-        for first, text in docstrings(path.read_text(encoding="utf-8"))
-        for word in vague_words(text, first)
-    ]
-    assert found == []
+def test_docstrings_and_comments_name_the_subject(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    texts = (*docstrings(source), *comments(source))
+    assert [word for first, text in texts for word in vague_words(text, first)] == []
 
 
 def test_sentences_are_found_across_lines_and_list_items() -> None:
