@@ -98,7 +98,6 @@ async def replayed(bench: Bench, settings: ReplaySettings, policy: PolicyName) -
 
     session = ReplaySession(bench.graphs, settings, bench.metrics_url)
     async with await ReplayLLM.connect(load_config(bench.config, bench.overrides)) as llm:
-        assert isinstance(llm, ReplayLLM)
         llm.use_admission(policy)
         freeze_startup_objects()
         await session.run(llm)

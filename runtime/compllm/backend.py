@@ -50,6 +50,8 @@ class GenerateRequest:
     guide: Guide | None = None
     is_streamed: bool = False  # False: one chunk with everything
     wants_log_probs: bool = False  # an engine that has none leaves `Chunk.log_probs` empty
+    query_id: str = ""  # of the query that sends it, if any
+    node_id: int | None = None  # in that query; types.PLAN_NODE and ANSWER_NODE are such ids
 
 
 @dataclass(frozen=True, slots=True)

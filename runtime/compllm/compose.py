@@ -16,6 +16,7 @@ from compllm.errors import BackendError
 from compllm.loops import MIN_COPIES, LoopGuard
 from compllm.prompts import CHATML, ChatTemplate, aggregator_prompt, one_line
 from compllm.types import (
+    ANSWER_NODE,
     ComposePolicy,
     FinishReason,
     NodeResult,
@@ -73,6 +74,8 @@ async def compose(
         aggregator.model,
         aggregator.adapter_id,
         is_streamed=True,
+        query_id=query.id,
+        node_id=ANSWER_NODE,
     )
     said = ""
     # As many leaves may have the same response: only more copies than that are a loop.

@@ -15,7 +15,7 @@ from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
 from compllm.errors import BackendError, PlanError
 from compllm.plan import PlanLimits, PlanParser, fallback_plan, plan_guide
 from compllm.prompts import CHATML, ChatTemplate, generator_prompt
-from compllm.types import Plan, Query, SamplingParams, SubQuery
+from compllm.types import PLAN_NODE, Plan, Query, SamplingParams, SubQuery
 
 OnChunk = Callable[[Chunk], None]
 
@@ -45,6 +45,8 @@ class Generator:
             else None,
             is_streamed=True,
             wants_log_probs=True,
+            query_id=query.id,
+            node_id=PLAN_NODE,
         )
 
 

@@ -251,6 +251,8 @@ class Execution:
             expert.model,
             expert.adapter_id,
             wants_log_probs=True,
+            query_id=live.id,
+            node_id=node_id,
         )
         self._slots[node_id] = slot = self._slot(node_id, expert)
         times = self._times[node_id]

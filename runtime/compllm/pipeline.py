@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from types import TracebackType
+from typing import Self
 
 from compllm.asked import asked_ids
 from compllm.assembly import (
@@ -85,7 +86,7 @@ class CompLLM:
         self._live: set[str] = set()  # ids of the queries under way
 
     @classmethod
-    async def connect(cls, config: Config | None = None) -> CompLLM:
+    async def connect(cls, config: Config | None = None) -> Self:
         """The real thing: Triton over gRPC, the sentence encoder, the catalogue of the
         configuration; None: that of the user's running server, and what else it is set to.
 
@@ -154,7 +155,7 @@ class CompLLM:
             try:
                 async with asyncio.timeout_at(live.start_s + deadline_s):
                     await self._limits.find()
-                    # Nodes run from here on, each from the moment its last parent has ended.
+                    # Nodes run from here on, by default from the moment the last parent has ended.
                     async with run.execution, aclosing(self._routed_plan(run, given)) as lines:
                         await stage(lines, run.execution)
                     run.verdict = self._judge(run)

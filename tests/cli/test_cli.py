@@ -14,10 +14,12 @@ import typer
 import compllm
 from compllm.catalogue import load_catalogue
 from compllm.cli.app import app, run
-from compllm.config import Config
+from compllm.config import Config, GateConfig
 from compllm.errors import BackendUnavailable, ConfigWarning
 from compllm.pipeline import CompLLM
+from compllm.plan import direct_plan
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
+from compllm.types import Plan
 
 CATALOGUE = """
 [base]
@@ -178,6 +180,28 @@ def test_the_gate_is_what_the_option_says(
     monkeypatch.setenv("COMPLLM_GATE_MODE", "on")
     assert run([command, "x", "--gate", mode, "--url", "127.0.0.1:1"]) == 1
     assert seen == [mode]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("mode", "num_lines"), [("on", 1), ("off", 3)])
+def test_plan_shows_the_plan_that_ask_runs(
+    mode: str, num_lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gate:
+        async def plan(self, text: str) -> Plan:
+            return direct_plan(text)
+
+    async def open_gate(settings: GateConfig, _: object) -> Gate | None:
+        return Gate() if settings.mode == "on" else None
+
+    monkeypatch.setattr("compllm.pipeline.open_gate", open_gate)
+    monkeypatch.setenv("COMPLLM_GATE_MODE", mode)
+    question = "How many legs, on the whole?"
+    assert run(["plan", question, "--format", "json"]) == 0
+    shown = printed_json(capsys)["plan"]
+    assert run(["ask", question, "--json"]) == 0
+    assert printed_json(capsys)["plan"] == shown
+    assert len(shown["lines"]) == num_lines
 
 
 @pytest.mark.usefixtures("backend")

@@ -9,13 +9,14 @@ from compllm.backend import GenerateRequest, Guide, collect
 from compllm.lab.replay.forced import ForcedBackend, ForcedWork, exact_guide, salted
 from compllm.prompts import CHATML, chat, prompt_text
 from compllm.testing import Reply, ScriptedBackend
-from compllm.types import SamplingParams
+from compllm.types import ANSWER_NODE, PLAN_NODE, SamplingParams
 
 PROMPT = chat(CHATML, [("system", "You know."), ("user", "What?")])
 
 
-def request(purpose: str, **more: object) -> GenerateRequest:
-    return GenerateRequest(f"q-{purpose}", PROMPT, **more)  # type: ignore[arg-type]
+def request(node_id: int, **more: object) -> GenerateRequest:
+    of_query = {"query_id": "q", "node_id": node_id}
+    return GenerateRequest("any", PROMPT, **of_query, **more)  # type: ignore[arg-type]
 
 
 def backend(*replies: Reply) -> tuple[ForcedBackend, ScriptedBackend]:
@@ -26,15 +27,22 @@ def backend(*replies: Reply) -> tuple[ForcedBackend, ScriptedBackend]:
 async def test_a_node_has_exactly_its_tokens() -> None:
     forced, inner = backend(Reply("x"))
     with forced.forced("q", ForcedWork(PLAN, {3: 17})):
-        await collect(forced, request("3-0", sampling=SamplingParams(5)))
+        await collect(forced, request(3, sampling=SamplingParams(5)))
     sampling = inner.requests[0].request.sampling
     assert (sampling.max_tokens, sampling.min_tokens) == (17, 17)
+
+
+async def test_the_answer_has_the_length_that_the_query_asks_for() -> None:
+    forced, inner = backend(Reply("x"))
+    with forced.forced("q", ForcedWork(PLAN, {})):
+        await collect(forced, request(ANSWER_NODE, sampling=SamplingParams(5)))
+    assert inner.requests[0].request.sampling == SamplingParams(5)
 
 
 async def test_the_generator_is_held_to_the_gold_plan() -> None:
     forced, inner = backend(Reply(plan_lines(), usage=USAGE))
     work = ForcedWork(PLAN, {})
-    asked = request("plan", guide=Guide("regex", "x"), is_streamed=True)
+    asked = request(PLAN_NODE, guide=Guide("regex", "x"), is_streamed=True)
     with forced.forced("q", work):
         text, _ = await collect(forced, asked)
     assert text == "".join(plan_lines())
@@ -48,7 +56,7 @@ async def test_the_generator_is_held_to_the_gold_plan() -> None:
 async def test_tokens_of_the_plan_are_counted_line_by_line() -> None:
     forced, _ = backend(Reply(("1 | a", " b?\n", "2 | c?"), usage=USAGE))
     with forced.forced("q", ForcedWork(PLAN, {})) as work:
-        await collect(forced, request("plan", is_streamed=True))
+        await collect(forced, request(PLAN_NODE, is_streamed=True))
     # The scripted backend counts words as tokens.
     assert work.line_tokens == [4, 7]
     assert work.num_plan_tokens == 7
@@ -61,7 +69,7 @@ async def test_a_plan_that_is_not_streamed_comes_when_it_is_whole(
     forced, inner = backend(Reply(plan_lines(), usage=USAGE))
     work = ForcedWork(PLAN, {}, is_plan_streamed=is_streamed)
     with forced.forced("q", work):
-        chunks = forced.generate(request("plan", is_streamed=True))
+        chunks = forced.generate(request(PLAN_NODE, is_streamed=True))
         first = await anext(chunks)
         assert inner.requests[0].outcome == outcome
         pieces = [first.text] + [chunk.text async for chunk in chunks]
@@ -73,24 +81,17 @@ async def test_a_plan_that_is_not_streamed_comes_when_it_is_whole(
 async def test_a_blank_response_is_no_failure() -> None:
     forced, _ = backend(Reply(" \n "))
     with forced.forced("q", ForcedWork(PLAN, {1: 3})):
-        text, _ = await collect(forced, request("1-0"))
+        text, _ = await collect(forced, request(1))
     assert text.strip()
 
 
 async def test_other_requests_pass_unchanged() -> None:
     forced, inner = backend(Reply("x"))
-    asked = request("1-0", sampling=SamplingParams(5))
+    asked = request(1, sampling=SamplingParams(5))
     await collect(forced, asked)
     with forced.forced("other", ForcedWork(PLAN, {1: 3})):
         await collect(forced, asked)
     assert [each.request for each in inner.requests] == [asked, asked]
-
-
-async def test_a_prefix_that_is_warmed_keeps_its_length() -> None:
-    forced, inner = backend(Reply("x"))
-    with forced.forced("q", ForcedWork(PLAN, {1: 3})):
-        await collect(forced, request("1-warm", sampling=SamplingParams(1)))
-    assert inner.requests[0].request.sampling == SamplingParams(1)
 
 
 def test_the_salt_stands_before_what_the_user_says() -> None:

@@ -176,7 +176,6 @@ async def _run(session: ReplaySession, settings: Config, admission: str | None) 
     from compllm.lab.replay.runner import ReplayLLM
 
     async with await ReplayLLM.connect(settings) as llm:
-        assert isinstance(llm, ReplayLLM)
         freeze_startup_objects()
         if admission is not None:
             llm.use_admission(admission)  # type: ignore[arg-type]

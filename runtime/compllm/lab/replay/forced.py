@@ -22,7 +22,7 @@ from compllm.backend import (
     open_chunks,
 )
 from compllm.plan import format_plan
-from compllm.types import Plan, SamplingParams
+from compllm.types import ANSWER_NODE, PLAN_NODE, Plan, SamplingParams
 
 _META = re.compile(r"[\\^$.*+?()\[\]{}|]")
 _BLANK = "(blank)"
@@ -52,8 +52,7 @@ class ForcedBackend:
 
     @contextmanager
     def forced(self, query_id: str, work: ForcedWork) -> Iterator[ForcedWork]:
-        """Within the block the query does this work. Its id must hold no '-'."""
-        assert "-" not in query_id
+        """Within the block the query does this work."""
         self._work[query_id] = work
         try:
             yield work
@@ -62,15 +61,13 @@ class ForcedBackend:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`."""
-        # The path names requests `QUERY-plan`, `QUERY-NODE-ATTEMPT` and `QUERY-answer`.
-        query_id, _, purpose = request.id.partition("-")
-        work = self._work.get(query_id)
+        work = self._work.get(request.query_id)
         if work is None:
             chunks = self._passed(request)
-        elif purpose == "plan":
+        elif request.node_id == PLAN_NODE:
             chunks = self._planned(request, work)
         else:
-            chunks = self._answered(request, work, purpose)
+            chunks = self._answered(request, work)
         async for chunk in chunks:
             yield chunk
 
@@ -111,11 +108,10 @@ class ForcedBackend:
             yield chunk
 
     async def _answered(
-        self, request: GenerateRequest, work: ForcedWork, purpose: str
+        self, request: GenerateRequest, work: ForcedWork
     ) -> AsyncGenerator[Chunk, None]:
-        node, _, attempt = purpose.partition("-")
-        if node.isdigit() and attempt.isdigit():
-            count = work.num_tokens[int(node)]
+        if request.node_id is not None and request.node_id != ANSWER_NODE:
+            count = work.num_tokens[request.node_id]
             sampling = replace(request.sampling, max_tokens=count, min_tokens=count)
             request = replace(request, sampling=sampling)
         request = replace(request, prompt=salted(request.prompt, work.salt))

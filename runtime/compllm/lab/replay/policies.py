@@ -59,12 +59,16 @@ async def polling(lines: Lines, execution: Execution) -> None:
             else:
                 waiting.append((graph, line, route))
 
-    async with asyncio.TaskGroup() as tasks:
-        fetching = tasks.create_task(fetch())
+    fetching = asyncio.create_task(fetch())
+    try:
         while not fetching.done() or waiting or not execution.is_idle:
             start_ready()
             # A baseline that polls, on purpose.
             await asyncio.sleep(POLL_S)
+        await fetching  # raises what ended the lines
+    finally:
+        fetching.cancel()
+        await asyncio.gather(fetching, return_exceptions=True)
 
 
 async def _whole(lines: Lines) -> list[tuple[SubQuery, Route]]:
