@@ -19,8 +19,8 @@ from compllm.errors import QueryError
 from compllm.frontends.triton.comp_llm_tensors import (
     INPUTS,
     OUTPUTS,
-    FaceRequest,
-    FaceResponse,
+    QueryRequest,
+    QueryResponse,
     outputs,
     parse,
     respond,
@@ -56,7 +56,7 @@ def _tensors(text: str | bytes = "What is iron?", **more: Any) -> dict[str, Any]
     return {"text_input": np.array([[raw]], np.object_), **scalars}
 
 
-def _parse(**more: Any) -> FaceRequest:
+def _parse(**more: Any) -> QueryRequest:
     return parse(_tensors(**more), {}, LIMITS, "q")
 
 
@@ -74,12 +74,12 @@ def test_every_input_reaches_the_query() -> None:
         max_tokens=7, temperature=0.5, top_p=0.25, seed=3, stream=True, deadline_ms=1500
     )
     sampling = SamplingParams(max_tokens=7, temperature=0.5, top_p=0.25, seed=3)
-    assert request == FaceRequest(Query("What is iron?", "q", 1.5, sampling), is_streamed=True)
+    assert request == QueryRequest(Query("What is iron?", "q", 1.5, sampling), is_streamed=True)
 
 
 def test_what_is_left_out_is_greedy_unstreamed_and_as_long_as_allowed() -> None:
     sampling = SamplingParams(max_tokens=LIMITS.max_answer_tokens)
-    assert _parse() == FaceRequest(Query("What is iron?", "q", None, sampling))
+    assert _parse() == QueryRequest(Query("What is iron?", "q", None, sampling))
 
 
 def test_top_p_of_0_keeps_every_token_as_in_tensorrt_llms_clients() -> None:
@@ -151,16 +151,16 @@ def _answer(*nodes: NodeResult, **more: Any) -> Answer:
     return Answer(**given)
 
 
-async def _responses(*events: Event, is_streamed: bool = True) -> list[FaceResponse]:
+async def _responses(*events: Event, is_streamed: bool = True) -> list[QueryResponse]:
     async def stream() -> AsyncIterator[Event]:
         for event in events:
             yield event
 
-    request = FaceRequest(Query("?"), is_streamed)
+    request = QueryRequest(Query("?"), is_streamed)
     return [each async for each in respond(stream(), request)]
 
 
-async def _last(answer: Answer) -> FaceResponse:
+async def _last(answer: Answer) -> QueryResponse:
     return (await _responses(AnswerFinished(answer)))[-1]
 
 
@@ -175,7 +175,7 @@ async def test_stream_tells_the_plan_then_the_text_then_the_end() -> None:
     )
     assert plan.plan is not None
     assert plan.plan["experts"] == ["chemistry", "base"]
-    assert (first, second) == (FaceResponse("Fe"), FaceResponse(" and Ne"))
+    assert (first, second) == (QueryResponse("Fe"), QueryResponse(" and Ne"))
     assert (last.text, last.plan, last.finish_reason) == ("", None, "stop")
     assert [each.is_final for each in (plan, first, second, last)] == [False, False, False, True]
 
@@ -241,7 +241,7 @@ async def test_partial_answer_ends_in_error_and_says_why() -> None:
 
 
 def test_outputs_are_texts_of_one_element() -> None:
-    arrays = outputs(FaceResponse("é", {"num_nodes": 1}, "stop", {"usage": {}}))
+    arrays = outputs(QueryResponse("é", {"num_nodes": 1}, "stop", {"usage": {}}))
     assert set(arrays) == set(OUTPUTS)
     assert {array.shape for array in arrays.values()} == {(1, 1)}
     assert arrays["text_output"][0, 0].decode() == "é"
@@ -249,5 +249,5 @@ def test_outputs_are_texts_of_one_element() -> None:
 
 
 def test_text_is_in_every_response() -> None:
-    assert set(outputs(FaceResponse(plan={}))) == {"text_output", "plan_json"}
-    assert set(outputs(FaceResponse("a"))) == {"text_output"}
+    assert set(outputs(QueryResponse(plan={}))) == {"text_output", "plan_json"}
+    assert set(outputs(QueryResponse("a"))) == {"text_output"}

@@ -6,12 +6,13 @@ import queue
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from compllm.errors import CANCELLED, Situation
-from compllm.frontends.triton.senders import LiveRequest, Senders, WatchPeriods
+from compllm.errors import CANCELLED, TIMED_OUT, Situation
+from compllm.frontends.triton.senders import LiveRequest, Senders, TritonSender, WatchPeriods
 
 WAIT_S = 10.0
 QUICK = WatchPeriods(check_s=0.001, publish_s=0.001)
@@ -138,3 +139,37 @@ def test_idle_senders_publish_nothing() -> None:
         watched.until_published(0)
     # The closing thread has ended: at most the publication that was under way has followed.
     assert watched.published.qsize() <= 1
+
+
+def test_tritons_own_sender_gets_tensors_flags_and_codes() -> None:
+    class Error(str):
+        UNAVAILABLE = 14
+
+        def __new__(cls, message: str, code: int) -> Any:
+            return (message, code)
+
+    triton = SimpleNamespace(
+        TRITONSERVER_RESPONSE_COMPLETE_FINAL=1,
+        Tensor=lambda name, array: (name, array),
+        InferenceResponse=lambda arrays=(), error=None: error or arrays,
+        TritonError=Error,
+    )
+    calls: list[tuple[Any, int]] = []
+    own = SimpleNamespace(
+        send=lambda response=None, flags=0: calls.append((response, flags)),
+        is_cancelled=lambda: 1,
+    )
+    sender = TritonSender(triton, own)
+    sender.send({"a": 5}, is_final=False)
+    sender.send(None, is_final=True)
+    sender.fail("too late", TIMED_OUT)
+    assert calls == [([("a", 5)], 0), (None, 1), (("too late", 14), 1)]
+    assert sender.is_cancelled() is True
+
+
+def test_metrics_that_change_without_a_request_are_published() -> None:
+    watched = Watched()
+    with watched.open() as senders:
+        watched.until_published(0)
+        senders.refresh()
+        watched.until_published(0)

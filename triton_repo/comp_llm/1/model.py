@@ -1,6 +1,6 @@
-"""Triton's `comp_llm` model: Python-backend objects in, `FaceModel` calls out.
+"""Triton's `comp_llm` model: Python-backend objects in, `QueryModel` calls out.
 
-Runs inside Triton's Python stub. Everything that can be thought about without Triton is in
+Runs inside Triton's Python stub. All that needs no Triton is in
 `compllm.frontends.triton`.
 """
 
@@ -11,30 +11,12 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from compllm.errors import INVALID, Situation
+from compllm.errors import INVALID
 from compllm.frontends.triton.comp_llm_metrics import FAMILIES, QueueGauges
-from compllm.frontends.triton.comp_llm_serving import FaceModel, load
+from compllm.frontends.triton.comp_llm_serving import QueryModel, load
 from compllm.frontends.triton.metrics import Families
+from compllm.frontends.triton.senders import TritonSender
 from compllm.gc_freeze import freeze_startup_objects
-
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-
-
-class _Sender:
-    def __init__(self, sender: Any) -> None:
-        self._sender = sender
-
-    def send(self, tensors: dict[str, Any], *, is_final: bool) -> None:
-        arrays = [pb_utils.Tensor(name, array) for name, array in tensors.items()]
-        self._sender.send(pb_utils.InferenceResponse(arrays), flags=_FINAL if is_final else 0)
-
-    def fail(self, message: str, situation: Situation) -> None:
-        code = getattr(pb_utils.TritonError, situation.triton_code)
-        error = pb_utils.TritonError(message, code)
-        self._sender.send(pb_utils.InferenceResponse(error=error), flags=_FINAL)
-
-    def is_cancelled(self) -> bool:
-        return bool(self._sender.is_cancelled())
 
 
 class TritonPythonModel:
@@ -43,7 +25,7 @@ class TritonPythonModel:
         settings = {key: each["string_value"].strip() for key, each in parameters.items()}
         labels = {"model": args["model_name"], "version": args["model_version"]}
         gauges = QueueGauges(Families(pb_utils.MetricFamily, FAMILIES), labels)
-        self._model = FaceModel(
+        self._model = QueryModel(
             partial(load, settings["server_url"], settings["config_file"]),
             gauges.publish,
             lambda end: pb_utils.Logger.log_info(str(end)),
@@ -52,7 +34,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            sender = _Sender(request.get_response_sender())
+            sender = TritonSender(pb_utils, request.get_response_sender())
             try:
                 tensors = {each.name(): each.as_numpy() for each in request.inputs()}
                 parameters = json.loads(request.parameters() or "{}")

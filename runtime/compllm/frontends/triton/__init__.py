@@ -1,8 +1,9 @@
 """Our Triton models without Triton: tensors in, tensors out.
 
-core_tensors core_serving core_metrics             the model `tensorrt_llm`: the embedded engine
-comp_llm_tensors comp_llm_serving comp_llm_metrics
-lazy_backend                                       the model `comp_llm`: a question in, its plan and
-                                                   the streamed answer out
-metrics                                            numbers that change -> Triton's custom metrics
+core_tensors core_serving core_metrics              the model `tensorrt_llm`: the embedded engine
+comp_llm_tensors comp_llm_serving comp_llm_metrics  the model `comp_llm`: a question in, its plan
+                                                    and the streamed answer out
+lazy_path      the path of `comp_llm`, connected once its engine can be reached
+senders        the live requests of a model, and the ways back to their clients
+metrics        numbers that change -> Triton's custom metrics
 """

@@ -1,34 +1,34 @@
 """The `comp_llm` model without Triton: hand it tensors and a sender, it runs the path.
 
-Three threads meet here. Triton's calls `start` and must not be held up. The path lives on an event
-loop of its own. All that is said to or asked of Triton's senders goes through one thread, in the
-order it was asked for: Triton crashes when a sender is asked anything during or after its final
-response, and the loop must not wait for the 0.1 ms that each call takes.
+Four threads meet here. Triton's calls `start` and must not be held up. The path lives on an event
+loop of its own. Responses are sent on a third thread, in order, as the loop must not wait for the
+0.1 ms that each takes. The watching one, of `senders.py`, looks for clients that are gone and
+publishes the metrics.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from compllm.assembly import RuntimeStats
+from compllm.backend import Chunk, GenerateRequest
 from compllm.backends.select import connect_as_set
 from compllm.catalogue import load_catalogue
-from compllm.config import LimitsConfig, load_config
+from compllm.config import Config, load_config
 from compllm.errors import (
     CANCELLED,
     INTERNAL,
@@ -40,14 +40,15 @@ from compllm.errors import (
     situation_of,
 )
 from compllm.frontends.triton.comp_llm_tensors import (
-    FaceRequest,
-    FaceResponse,
+    QueryRequest,
+    QueryResponse,
     Tensors,
     outputs,
     parse,
     respond,
 )
-from compllm.frontends.triton.lazy_backend import LateBackend
+from compllm.frontends.triton.lazy_path import LazyPath
+from compllm.frontends.triton.senders import LiveRequest, Sender, Senders, WatchPeriods
 from compllm.paths import encoder_dir
 from compllm.pipeline import CompLLM
 from compllm.routing.embed import SentenceEncoder
@@ -56,29 +57,20 @@ from compllm.types import Query
 T = TypeVar("T")
 
 _PLAIN_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_CHECK_PERIOD_S = 0.02
-_LOADS_PERIOD_S = 0.25
-_CHECK_ALL_S = 0.2  # within which each live request is asked whether its client is gone
-
-
-class Sender(Protocol):
-    """The way back to one client: Triton's response sender."""
-
-    def send(self, tensors: dict[str, Any], *, is_final: bool) -> None: ...
-    def fail(self, message: str, situation: Situation) -> None: ...
-    def is_cancelled(self) -> bool: ...
+_PERIODS = WatchPeriods(check_s=0.02, publish_s=0.25, check_all_s=0.2)
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The path, and the Backend through which it sees the engine."""
+    """The settings, and the path once its engine can be reached."""
 
-    llm: CompLLM
-    engine: LateBackend
+    config: Config
+    path: LazyPath
 
 
 Load = Callable[[], Awaitable[Runtime]]
-OnLoads = Callable[[int, RuntimeStats], None]  # live queries, counters of the runtime
+# Live queries, and the counters of the path; None before it is connected.
+OnLoads = Callable[[int, RuntimeStats | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,22 +93,40 @@ OnEnd = Callable[[QueryEnd], None]
 
 
 async def load(server_url: str = "", config_file: str = "") -> Runtime:
-    """Everything but the engine, which is connected to later. An empty argument leaves the setting
-    to the environment. Raises ConfigError, RouteError."""
+    """Everything but the engine, to which the path connects later. An empty argument leaves the
+    setting to the environment. Raises ConfigError, RouteError."""
     config = load_config(
         Path(config_file) if config_file else None, {"server.url": server_url or None}
     )
     catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
     url = config.server.url or "127.0.0.1:8001"
-    engine = LateBackend(lambda: connect_as_set(url, config.server, catalogue))
     encoder = await SentenceEncoder.load(encoder_dir())
-    return Runtime(CompLLM(engine, encoder, catalogue, config), engine)
+    async with CompLLM(_NoEngine(), encoder, catalogue, config):
+        pass  # settings that do not fit are an error of the loading, not of the first query
+
+    @asynccontextmanager
+    async def connect() -> AsyncIterator[CompLLM]:
+        backend = await connect_as_set(url, config.server, catalogue)
+        async with CompLLM(backend, encoder, catalogue, config) as llm:
+            yield llm
+
+    return Runtime(config, LazyPath(connect))
 
 
-class FaceModel:
+class _NoEngine:
+    """Takes the engine's part while the settings are checked. No request reaches it."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+        raise AssertionError("no engine is connected")
+
+    async def aclose(self) -> None:
+        """There is nothing to close."""
+
+
+class QueryModel:
     """Serves until it is closed. Raises, when it is made, what `load` raises.
 
-    on_loads: told of the queues, on a thread of its own, while anything is live and once after.
+    on_loads: called with the load, on a thread of its own, while a query is live and once after.
     on_end: called with the end of each request.
     """
 
@@ -131,7 +141,7 @@ class FaceModel:
         self._thread = threading.Thread(target=self._loop.run_forever, name="compllm-loop")
         self._thread.start()
         try:
-            self._desk = self._wait_for(_Desk.open(load, on_loads))
+            self._requests = self._wait_for(RequestLoop.open(load, on_loads))
         except BaseException:
             self._end_loop()
             raise
@@ -144,19 +154,19 @@ class FaceModel:
         request_id: str = "",
     ) -> None:
         """Begin a request. Every outcome reaches the sender."""
-        # A client's own id may be anything, and anybody else's too.
+        # A client's own id may be anything, and the id of another client's request too.
         query_id = uuid4().hex
-        live = _Live(sender, request_id or query_id, self._on_end)
+        live = _Live(sender, id=request_id or query_id, on_end=self._on_end)
         try:
-            request = parse(tensors, parameters, self._desk.limits, query_id)
+            request = parse(tensors, parameters, self._requests.config.limits, query_id)
         except QueryError as error:
-            live.fail(str(error), INVALID)
+            live.refuse(str(error), INVALID)
             return
-        self._loop.call_soon_threadsafe(self._desk.begin, live, request)
+        self._loop.call_soon_threadsafe(self._requests.begin, live, request)
 
     def close(self) -> None:
-        """Cancel what runs, and answer everybody who still waits."""
-        self._wait_for(self._desk.aclose())
+        """Cancel what runs, and answer every request that still waits."""
+        self._wait_for(self._requests.aclose())
         self._end_loop()
 
     def _wait_for(self, work: Coroutine[Any, Any, T]) -> T:
@@ -171,167 +181,122 @@ class FaceModel:
 
 
 @dataclass(slots=True, eq=False)
-class _Live:
-    """A request that is not answered to its end. Its methods are for the senders' thread alone,
-    once its query has begun."""
-
-    sender: Sender
-    id: str
-    on_end: OnEnd
+class _Live(LiveRequest):
+    id: str = field(kw_only=True)
+    on_end: OnEnd = field(kw_only=True)
     start_s: float = field(default_factory=time.monotonic)
-    is_over: bool = False
+    task: asyncio.Task[None] | None = None  # once it has begun
 
-    def send(self, response: FaceResponse) -> None:
-        if self.is_over:
-            return
-        self.is_over = response.is_final
-        self.sender.send(outputs(response), is_final=response.is_final)
-        if response.finish_reason is not None:
+    def respond(self, response: QueryResponse) -> None:
+        is_sent = self.send(outputs(response), is_final=response.is_final)
+        if is_sent and response.finish_reason is not None:
             self._end(response.finish_reason, len((response.stats or {}).get("nodes", ())))
 
-    def fail(self, message: str, situation: Situation) -> None:
-        if self.is_over:
-            return
-        self.is_over = True
+    def refuse(self, message: str, situation: Situation) -> None:
         # Triton has no code for a missed deadline, and its HTTP front end answers 400 to every
         # error of a model: the text names the situation.
         is_named = situation.name != INVALID.name
-        self.sender.fail(f"{situation.name}: {message}" if is_named else message, situation)
-        self._end(situation.name)
+        if self.fail(f"{situation.name}: {message}" if is_named else message, situation):
+            self._end(situation.name)
 
     def _end(self, status: str, num_nodes: int | None = None) -> None:
         self.on_end(QueryEnd(self.id, status, time.monotonic() - self.start_s, num_nodes))
 
-    def is_gone(self) -> bool:
-        return not self.is_over and self.sender.is_cancelled()
 
+class RequestLoop:
+    """What runs on the event loop: a task for each live request, and one that connects early."""
 
-class _Desk:
-    """What runs on the event loop: a task for each live request, one that looks for clients who
-    left, one that tells of the queues."""
-
-    def __init__(self, runtime: Runtime, on_loads: OnLoads, closing: AsyncExitStack) -> None:
-        self._runtime = runtime
+    def __init__(self, runtime: Runtime, on_loads: OnLoads) -> None:
+        self.config = runtime.config
+        self._path = runtime.path
         self._on_loads = on_loads
-        self._closing = closing
-        self._live: dict[_Live, asyncio.Task[None]] = {}  # who waits longest to be asked is first
-        self._has_live = asyncio.Event()
-        self._senders = ThreadPoolExecutor(1, thread_name_prefix="compllm-senders")
-        self._watcher = asyncio.create_task(self._watch(), name="compllm-watch")
-        self._teller = asyncio.create_task(self._tell_loads(), name="compllm-loads")
+        self._loop = asyncio.get_running_loop()
+        # One thread: the responses of a request go out in order.
+        self._outbox = ThreadPoolExecutor(1, thread_name_prefix="compllm-outbox")
+        self._senders: Senders[_Live] = Senders(_PERIODS, self._client_gone, self._publish)
         self._warm_up = asyncio.create_task(self._connect_early(), name="compllm-warm-up")
 
     @classmethod
-    async def open(cls, load: Load, on_loads: OnLoads) -> _Desk:
-        async with AsyncExitStack() as stack:
-            runtime = await load()
-            await stack.enter_async_context(runtime.llm)
-            return cls(runtime, on_loads, stack.pop_all())
-        raise AssertionError("unreachable")
+    async def open(cls, load: Load, on_loads: OnLoads) -> RequestLoop:
+        return cls(await load(), on_loads)
 
-    @property
-    def limits(self) -> LimitsConfig:
-        return self._runtime.llm.config.limits
-
-    def begin(self, live: _Live, request: FaceRequest) -> None:
-        task = asyncio.create_task(self._serve(live, request))
+    def begin(self, live: _Live, request: QueryRequest) -> None:
+        live.task = asyncio.create_task(self._serve(live, request))
         # A callback, as a task that is cancelled before its first step runs nothing of its own.
-        task.add_done_callback(partial(self._end, live))
-        self._live[live] = task
-        self._has_live.set()
+        live.task.add_done_callback(partial(self._end, live))
+        self._senders.add(live)
 
     async def aclose(self) -> None:
-        tasks = [*self._live.values(), self._watcher, self._teller, self._warm_up]
+        # On another thread, as the watching one may wait for this loop.
+        await asyncio.to_thread(self._senders.close)
+        tasks = [self._warm_up, *(live.task for live in self._senders.live() if live.task)]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._closing.aclose()
-        await asyncio.to_thread(self._senders.shutdown)
+        await self._path.aclose()
+        await asyncio.to_thread(self._outbox.shutdown)
 
     async def _connect_early(self) -> None:
-        """So that the first question does not pay for it. What fails here fails there again."""
+        """Connect before the first question. A failure is reported to the questions that follow."""
         with suppress(CompllmError):
-            await self._runtime.engine.ready()
+            await self._path.connected()
+            self._senders.refresh()
 
     # One request
 
-    async def _serve(self, live: _Live, request: FaceRequest) -> None:
+    async def _serve(self, live: _Live, request: QueryRequest) -> None:
         try:
             async with aclosing(self._answer(request)) as responses:
                 async for response in responses:
-                    await self._ask_senders(partial(live.send, response))
+                    await self._on_outbox(partial(live.respond, response))
         except CompllmError as error:
-            await self._ask_senders(partial(live.fail, str(error), situation_of(error)))
-        except Exception as error:  # our fault, but whoever asked must not wait for ever
+            await self._on_outbox(partial(live.refuse, str(error), situation_of(error)))
+        except Exception as error:  # our fault, but the client must not wait for ever
             print(traceback.format_exc(), file=sys.stderr)
             message = f"the query failed: {error!r}"
-            await self._ask_senders(partial(live.fail, message, INTERNAL))
+            await self._on_outbox(partial(live.refuse, message, INTERNAL))
 
     def _end(self, live: _Live, task: asyncio.Task[None]) -> None:
-        del self._live[live]
+        self._senders.remove(live)
         if task.cancelled():
-            self._senders.submit(live.fail, "the request was cancelled", CANCELLED)
+            self._outbox.submit(live.refuse, "the request was cancelled", CANCELLED)
 
-    async def _answer(self, request: FaceRequest) -> AsyncGenerator[FaceResponse, None]:
-        query = await self._until_ready(request)
+    async def _answer(self, request: QueryRequest) -> AsyncGenerator[QueryResponse, None]:
+        llm, query = await self._until_connected(request.query)
         async with (
-            aclosing(self._runtime.llm.stream(query)) as events,
+            aclosing(llm.stream(query)) as events,
             aclosing(respond(events, request)) as responses,
         ):
             async for response in responses:
                 yield response
 
-    async def _until_ready(self, request: FaceRequest) -> Query:
-        """The query, with the time that is left of its deadline once the engine is there."""
-        query, engine = request.query, self._runtime.engine
-        if engine.is_ready:
-            return query
-        loop = asyncio.get_running_loop()
-        deadline_s = query.deadline_s or self._runtime.llm.config.timeouts.query_s
-        end_s = loop.time() + deadline_s
+    async def _until_connected(self, query: Query) -> tuple[CompLLM, Query]:
+        """The path, and the query with the time that is then left of its deadline."""
+        if (llm := self._path.now) is not None:
+            return llm, query
+        deadline_s = query.deadline_s or self.config.timeouts.query_s
+        end_s = self._loop.time() + deadline_s
         try:
             async with asyncio.timeout_at(end_s):
-                await engine.ready()
+                llm = await self._path.connected()
         except TimeoutError:
             message = f"the deadline of {deadline_s:g} s is over, and the engine is not ready yet"
             raise DeadlineExceeded(message, query_id=query.id) from None
-        return replace(query, deadline_s=max(end_s - loop.time(), 0.001))
+        return llm, replace(query, deadline_s=max(end_s - self._loop.time(), 0.001))
 
-    # Clients who left
+    async def _on_outbox(self, call: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._outbox, call)
 
-    async def _watch(self) -> None:
-        """Cancel the requests of clients who left. Each is asked in turn: asking costs 0.1 ms of
-        two processes' time."""
-        while True:
-            if not self._live:
-                self._has_live.clear()
-                await self._has_live.wait()
-            await asyncio.sleep(_CHECK_PERIOD_S)
-            count = math.ceil(len(self._live) * _CHECK_PERIOD_S / _CHECK_ALL_S)
-            asked = list(self._live)[:count]
-            for live in asked:  # to the end of the queue
-                self._live[live] = self._live.pop(live)
-            if await self._cancel_gone(asked):
-                # Mostly a whole stream was closed: its other requests are asked at once.
-                await self._cancel_gone(list(self._live))
+    # On the watching thread
 
-    async def _cancel_gone(self, asked: Sequence[_Live]) -> bool:
-        gone = await self._ask_senders(lambda: [live for live in asked if live.is_gone()])
-        for live in gone:
-            if (task := self._live.get(live)) is not None:
-                task.cancel()
-        return bool(gone)
+    def _client_gone(self, live: _Live) -> None:
+        assert live.task is not None
+        self._loop.call_soon_threadsafe(live.task.cancel)
 
-    # Metrics
+    def _publish(self, num_live: int) -> None:
+        stats = asyncio.run_coroutine_threadsafe(self._stats(), self._loop).result()
+        self._on_loads(num_live, stats)
 
-    async def _tell_loads(self) -> None:
-        """Now and then, as each change of a metric is a message to another process."""
-        while True:
-            num_told = len(self._live)
-            await asyncio.to_thread(self._on_loads, num_told, self._runtime.llm.stats())
-            if not num_told:  # else the last of them has an end to tell
-                await self._has_live.wait()
-            await asyncio.sleep(_LOADS_PERIOD_S)
-
-    async def _ask_senders(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._senders, call)
+    async def _stats(self) -> RuntimeStats | None:
+        llm = self._path.now
+        return None if llm is None else llm.stats()

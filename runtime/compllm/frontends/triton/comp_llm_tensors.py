@@ -54,7 +54,7 @@ _RESERVED = (
 
 
 @dataclass(frozen=True, slots=True)
-class FaceRequest:
+class QueryRequest:
     """One request to the model, understood."""
 
     query: Query
@@ -62,7 +62,7 @@ class FaceRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class FaceResponse:
+class QueryResponse:
     """One response. Exactly the last one has `finish_reason` and `stats`."""
 
     text: str = ""  # new text only
@@ -77,7 +77,7 @@ class FaceResponse:
 
 def parse(
     tensors: Tensors, parameters: Mapping[str, object], limits: LimitsConfig, query_id: str = ""
-) -> FaceRequest:
+) -> QueryRequest:
     """The request in these tensors of one element each.
 
     parameters: of the Triton request; HTTP `generate` puts there what it finds no input for.
@@ -92,12 +92,12 @@ def parse(
         seed=int(_scalar(tensors, "seed", 0)),
     )
     query = Query(_text(tensors), query_id, _deadline_s(tensors), sampling)
-    return FaceRequest(query, bool(_scalar(tensors, "stream", False)))
+    return QueryRequest(query, bool(_scalar(tensors, "stream", False)))
 
 
 async def respond(
-    events: AsyncIterator[Event], request: FaceRequest
-) -> AsyncGenerator[FaceResponse, None]:
+    events: AsyncIterator[Event], request: QueryRequest
+) -> AsyncGenerator[QueryResponse, None]:
     """The responses to what happens to a query. Streamed, the plan comes as soon as it is routed,
     in a response without text; else everything comes in one."""
     plan = _RoutedPlan()
@@ -108,13 +108,13 @@ async def respond(
         elif not request.is_streamed:
             continue
         elif isinstance(event, AnswerDelta):
-            yield FaceResponse(event.text)
+            yield QueryResponse(event.text)
         elif (told := plan.add(event)) is not None:
             is_plan_told = True
-            yield FaceResponse(plan=told)
+            yield QueryResponse(plan=told)
 
 
-def outputs(response: FaceResponse) -> dict[str, NDArray[Any]]:
+def outputs(response: QueryResponse) -> dict[str, NDArray[Any]]:
     """The tensors of a response, each [1, 1]. `text_output` is always among them."""
     values: dict[str, str] = {"text_output": response.text}
     if response.plan is not None:
@@ -129,12 +129,12 @@ def outputs(response: FaceResponse) -> dict[str, NDArray[Any]]:
     }
 
 
-def _last(answer: Answer, request: FaceRequest, *, is_plan_told: bool) -> FaceResponse:
+def _last(answer: Answer, request: QueryRequest, *, is_plan_told: bool) -> QueryResponse:
     stats = answer_to_dict(answer)
     for told_elsewhere in ("query", "answer", "finish_reason", "plan"):
         del stats[told_elsewhere]
     stats["usage"] = {name: getattr(answer.usage, name) for name in _USAGE}
-    return FaceResponse(
+    return QueryResponse(
         "" if request.is_streamed else answer.text,
         None if is_plan_told else plan_to_dict(answer.plan, answer.routes),
         answer.finish_reason,

@@ -25,6 +25,34 @@ class Sender(Protocol):
     def is_cancelled(self) -> bool: ...
 
 
+class TritonSender:
+    """Triton's response sender as a Sender.
+
+    triton: the module `triton_python_backend_utils`, which only a Python model can import.
+    """
+
+    def __init__(self, triton: Any, sender: Any) -> None:
+        self._triton = triton
+        self._sender = sender
+        self._final = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+    def send(self, tensors: dict[str, Any] | None, *, is_final: bool) -> None:
+        flags = self._final if is_final else 0
+        if tensors is None:
+            self._sender.send(flags=flags)
+            return
+        arrays = [self._triton.Tensor(name, array) for name, array in tensors.items()]
+        self._sender.send(self._triton.InferenceResponse(arrays), flags=flags)
+
+    def fail(self, message: str, situation: Situation) -> None:
+        code = getattr(self._triton.TritonError, situation.triton_code)
+        error = self._triton.TritonError(message, code)
+        self._sender.send(self._triton.InferenceResponse(error=error), flags=self._final)
+
+    def is_cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+
 @dataclass(slots=True, eq=False)
 class LiveRequest:
     """A request without its final response. Safe to use from any thread.
