@@ -102,7 +102,7 @@ class CompLLM:
         """The queue in front of the engines; its loads are for metrics."""
         return self._engine.admission
 
-    async def __aenter__(self) -> CompLLM:
+    async def __aenter__(self) -> Self:
         try:
             self._router = await Router.build(self.catalogue, self._encoder)
             self._gate = await open_gate(self.config.gate, self._encoder)
