@@ -27,6 +27,8 @@ class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self.messages: list[Any] = []
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
         self.tokenizer_dir = ""
+        self.batch_sizes = {"tensorrt_llm": 0}  # of the models that are there
+        self.configs_asked: list[str] = []
         self.url = ""
         self.server = grpc.aio.server()
         self._writing = asyncio.Lock()
@@ -70,7 +72,11 @@ class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return service_pb2.ServerLiveResponse(live=True)
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
+        self.configs_asked.append(request.name)
+        if request.name not in self.batch_sizes:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown model")
         answer = service_pb2.ModelConfigResponse()
+        answer.config.max_batch_size = self.batch_sizes[request.name]
         answer.config.parameters["tokenizer_dir"].string_value = self.tokenizer_dir
         return answer
 

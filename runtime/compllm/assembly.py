@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from compllm.backend import Backend
+from compllm.backend import Backend, max_batch_size
 from compllm.catalogue import Catalogue
 from compllm.compose import Aggregator
 from compllm.config import Config
 from compllm.decompose import Generator
 from compllm.execute import Engine, NodeSettings
 from compllm.scheduling.admission import Admission, EngineLoad
-from compllm.scheduling.limits import UNTOLD, LimitFinder
 from compllm.scheduling.single_flight import SharingStats, SingleFlight
 from compllm.types import SamplingParams
+
+UNKNOWN_LIMIT = 64  # requests in flight at an engine that does not report how many it batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +27,14 @@ class RuntimeStats:
 
 
 def make_engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engine:
+    """The engine's queue has the configured limit; without one, what the engine batches: requests
+    beyond that would wait in the engine's own queue, first come, first served."""
     limits, timeouts, sharing = config.limits, config.timeouts, config.sharing
     experts = {expert.name: expert for expert in (catalogue.base, *catalogue.experts)}
-    in_flight = {expert.model: limits.max_in_flight or UNTOLD for expert in experts.values()}
+    in_flight = {
+        model: limits.max_in_flight or max_batch_size(backend, model) or UNKNOWN_LIMIT
+        for model in dict.fromkeys(expert.model for expert in experts.values())
+    }
     admission = Admission(in_flight, max_waiting=limits.max_waiting)
     return Engine(
         backend,
@@ -49,13 +55,6 @@ def make_engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engin
             config.answer.cut_loops,
         ),
     )
-
-
-def make_limit_finder(engine: Engine, config: Config) -> LimitFinder:
-    """A configured limit stands; where there is none, the engines are asked."""
-    models = dict.fromkeys(expert.model for expert in engine.experts.values())
-    is_set = config.limits.max_in_flight > 0
-    return LimitFinder(engine.backend, engine.admission, tuple(models), is_done=is_set)
 
 
 def make_generator(catalogue: Catalogue, config: Config) -> Generator:

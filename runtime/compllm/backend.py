@@ -113,9 +113,9 @@ async def collect(backend: Backend, request: GenerateRequest) -> tuple[str, Chun
 class TellsLimits(Protocol):
     """A Backend that knows what its engines batch."""
 
-    async def max_batch_size(self, model: str) -> int | None: ...
+    def max_batch_size(self, model: str) -> int | None: ...
 
 
-async def max_batch_size(backend: Backend, model: str) -> int | None:
+def max_batch_size(backend: Backend, model: str) -> int | None:
     """Requests that this engine computes in one step; None where the backend cannot tell."""
-    return await backend.max_batch_size(model) if isinstance(backend, TellsLimits) else None
+    return backend.max_batch_size(model) if isinstance(backend, TellsLimits) else None

@@ -20,7 +20,6 @@ from compllm.assembly import (
     make_aggregator,
     make_engine,
     make_generator,
-    make_limit_finder,
 )
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
@@ -79,7 +78,6 @@ class CompLLM:
             catalogue.confidence, self.config.answer, catalogue.base.name
         )
         self._engine = make_engine(backend, catalogue, self.config)
-        self._limits = make_limit_finder(self._engine, self.config)
         self._generator = make_generator(catalogue, self.config)
         self._aggregator = make_aggregator(catalogue, self.config)
         self._seq = itertools.count()
@@ -130,8 +128,7 @@ class CompLLM:
         )
 
     async def warm_up(self, texts: Sequence[str] = ()) -> None:
-        """Find the engines' limits and the vectors of these texts before a query needs them."""
-        await self._limits.find()
+        """Find the vectors of these texts before a query needs them."""
         await self._encoder.encode(list(texts))
 
     async def stream(
@@ -154,7 +151,6 @@ class CompLLM:
             run = Run(query, live, Execution(self._engine, live, self._new_graph()))
             try:
                 async with asyncio.timeout_at(live.start_s + deadline_s):
-                    await self._limits.find()
                     # Nodes run from here on, by default from the moment the last parent has ended.
                     async with run.execution, aclosing(self._routed_plan(run, given)) as lines:
                         await stage(lines, run.execution)
@@ -203,7 +199,6 @@ class CompLLM:
         run = Run(query, live, Execution(self._engine, live, self._new_graph()))
         try:
             async with asyncio.timeout(deadline_s):
-                await self._limits.find()
                 async with aclosing(self._routed_plan(run, None)) as lines:
                     routes = {line.id: route async for line, route in lines}
         except TimeoutError:

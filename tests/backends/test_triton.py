@@ -20,7 +20,7 @@ from compllm.backends import wire
 from compllm.backends.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from compllm.backends.client_stats import RequestStats
 from compllm.backends.connection import ClientOptions
-from compllm.backends.select import connect_as_set
+from compllm.backends.select import connect, connect_as_set
 from compllm.backends.tokenizer import SpecialIds, Tokenizer
 from compllm.backends.triton import TritonBackend
 from compllm.config import ServerConfig
@@ -477,3 +477,19 @@ async def test_settings_name_the_weights_to_send(
     await collect(backend, _request(adapter_id=7))
     await backend.aclose()
     assert inputs(loopback.messages[0])["lora_weights"] == [[[1.0, 1.0]]]
+
+
+async def test_each_models_configuration_is_asked_once_at_connect(
+    loopback: Loopback, base_dir: Path
+) -> None:
+    loopback.batch_sizes = {"tensorrt_llm": 16, "biology": 8}
+    others = ("tensorrt_llm", "biology", "not_there", "biology")
+    backend = await connect(loopback.url, base_dir, other_models=others)
+    assert isinstance(backend, TritonBackend)
+    for _ in range(2):
+        sizes = [
+            backend.max_batch_size(model) for model in ("tensorrt_llm", "biology", "not_there")
+        ]
+        assert sizes == [16, 8, None]
+    assert loopback.configs_asked == ["tensorrt_llm", "biology", "not_there"]
+    await backend.aclose()

@@ -6,6 +6,8 @@ Stands under the two backends, `triton.py` and `llmapi.py`.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -60,14 +62,33 @@ async def wait_ready(stub: Any, url: str, timeout_s: float, model: str = CORE_MO
 
 async def model_config(url: str, timeout_s: float, model: str = CORE_MODEL) -> Any:
     """The ModelConfig of `model`, once it is ready. Raises BackendUnavailable, BackendError."""
+    return (await model_configs(url, timeout_s, model))[model]
+
+
+async def model_configs(
+    url: str, timeout_s: float, model: str = CORE_MODEL, others: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The ModelConfig of `model`, once it is ready, and of the other models that are there.
+
+    Raises BackendUnavailable, BackendError.
+    """
     async with open_channel(url) as channel:
         stub = stub_of(channel)
         await wait_ready(stub, url, timeout_s, model)
         try:
-            question = service_pb2.ModelConfigRequest(name=model)
-            return (await stub.ModelConfig(question, timeout=timeout_s)).config
+            configs = {model: await _config_of(stub, model, timeout_s)}
         except grpc.RpcError as foreign:
             raise error_from(foreign) from foreign
+        for other in dict.fromkeys(others):
+            if other != model:
+                with suppress(grpc.RpcError):
+                    configs[other] = await _config_of(stub, other, timeout_s)
+        return configs
+
+
+async def _config_of(stub: Any, model: str, timeout_s: float) -> Any:
+    question = service_pb2.ModelConfigRequest(name=model)
+    return (await stub.ModelConfig(question, timeout=timeout_s)).config
 
 
 async def is_live(stub: Any) -> bool:

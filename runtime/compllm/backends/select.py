@@ -1,17 +1,18 @@
-"""Which backend a Triton needs: the engine contract's, or that of the llmapi repository.
+"""Which backend a Triton needs: that of the core model, or that of the llmapi repository.
 
 Stands before `triton.py` and `llmapi.py`: the model's own configuration tells them apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from compllm.backends.channel import CORE_MODEL, model_config
+from compllm.backends.channel import CORE_MODEL, model_configs
 from compllm.backends.connection import ClientOptions
 from compllm.backends.llmapi import LlmApiBackend, is_llmapi, server_adapters
 from compllm.backends.llmapi_wire import ServerAdapter
+from compllm.backends.model_limits import batch_size_of
 from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Catalogue
 from compllm.config import ServerConfig
@@ -28,6 +29,7 @@ async def connect_as_set(
         server.tokenizer or None,
         adapters_dir=root or None,
         server_adapters=server_adapters(catalogue.adapters, root) if root else None,
+        other_models=[expert.model for expert in (catalogue.base, *catalogue.experts)],
         timeout_s=server.ready_timeout_s,
     )
 
@@ -39,18 +41,26 @@ async def connect(
     adapters_dir: str | Path | None = None,
     server_adapters: Mapping[int, ServerAdapter] | None = None,
     model: str = CORE_MODEL,
+    other_models: Iterable[str] = (),
     options: ClientOptions | None = None,
     timeout_s: float = 10.0,
 ) -> TritonBackend | LlmApiBackend:
     """A backend for the `tensorrt_llm` model at `url`, which is ready.
 
     adapters_dir: weights to send, where the engine's cache lacks them. server_adapters: for llmapi,
-    which reads them itself. Raises BackendUnavailable, ConfigError.
+    which reads them itself. other_models: whose engines are used too, where they are there. Raises
+    BackendUnavailable, ConfigError.
     """
-    config = await model_config(url, timeout_s, model)
+    configs = await model_configs(url, timeout_s, model, other_models)
+    config = configs[model]
     if not is_llmapi(config):
         return await TritonBackend.for_model(
-            url, config, tokenizer_dir, adapters_dir=adapters_dir, options=options
+            url,
+            config,
+            tokenizer_dir,
+            adapters_dir=adapters_dir,
+            batch_sizes={name: batch_size_of(each) for name, each in configs.items()},
+            options=options,
         )
     if not tokenizer_dir:
         raise ConfigError(

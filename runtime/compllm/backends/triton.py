@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -29,7 +29,6 @@ from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.errors import CompllmError, ConfigError
 from compllm.types import FinishReason, SamplingParams, Usage
 
-_CONFIG_TIMEOUT_S = 2.0  # the model was ready when this client connected
 _LONG_TEXT = 4000  # characters; tokenising more takes over 1 ms and leaves the event loop
 
 
@@ -38,6 +37,7 @@ class TritonBackend:
 
     adapter_weights: gives an adapter's tensors by task id. is_prefetched: the engine has loaded its
     adapters itself. on_request: is told of every request when it has ended.
+    batch_sizes: how many requests the engine of each model batches.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class TritonBackend:
         adapter_weights: AdapterWeights | None = None,
         *,
         is_prefetched: bool = False,
+        batch_sizes: Mapping[str, int | None] | None = None,
         options: ClientOptions | None = None,
         on_request: OnRequest | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.connection = Connection(url, options, on_request)
+        self._batch_sizes = dict(batch_sizes or {})
         self._make_lora = partial(
             LoraClient,
             adapter_weights,
@@ -89,7 +91,12 @@ class TritonBackend:
         """
         config = await model_config(url, timeout_s)
         return await cls.for_model(
-            url, config, tokenizer_dir, adapters_dir=adapters_dir, options=options
+            url,
+            config,
+            tokenizer_dir,
+            adapters_dir=adapters_dir,
+            batch_sizes={CORE_MODEL: batch_size_of(config)},
+            options=options,
         )
 
     @classmethod
@@ -100,6 +107,7 @@ class TritonBackend:
         tokenizer_dir: str | Path | None = None,
         *,
         adapters_dir: str | Path | None = None,
+        batch_sizes: Mapping[str, int | None] | None = None,
         options: ClientOptions | None = None,
     ) -> TritonBackend:
         """`connect` for a server whose model's configuration (the protobuf) is at hand."""
@@ -113,7 +121,14 @@ class TritonBackend:
         weights, is_prefetched = await asyncio.to_thread(
             _adapters, parameters, Path(adapters_dir) if adapters_dir else None
         )
-        return cls(url, tokenizer, weights, is_prefetched=is_prefetched, options=options)
+        return cls(
+            url,
+            tokenizer,
+            weights,
+            is_prefetched=is_prefetched,
+            batch_sizes=batch_sizes,
+            options=options,
+        )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`."""
@@ -175,10 +190,9 @@ class TritonBackend:
         ids = tuple(dict.fromkeys(adapter_ids))
         return dict(zip(ids, await asyncio.gather(*map(one, ids)), strict=True))
 
-    async def max_batch_size(self, model: str = CORE_MODEL) -> int | None:
-        """Requests that the engine computes in one step; None where its configuration does not
-        tell. Raises BackendUnavailable, BackendError."""
-        return batch_size_of(await model_config(self.connection.url, _CONFIG_TIMEOUT_S, model))
+    def max_batch_size(self, model: str = CORE_MODEL) -> int | None:
+        """Requests that the engine computes in one step; None where that is not known."""
+        return self._batch_sizes.get(model)
 
     async def server_live(self) -> bool:
         """Whether anybody answers at all."""

@@ -74,9 +74,9 @@ class ForcedBackend:
     async def aclose(self) -> None:
         await self.inner.aclose()
 
-    async def max_batch_size(self, model: str) -> int | None:
+    def max_batch_size(self, model: str) -> int | None:
         """See `backend.TellsLimits`."""
-        return await max_batch_size(self.inner, model)
+        return max_batch_size(self.inner, model)
 
     async def _passed(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         async with open_chunks(self.inner, request) as chunks:
