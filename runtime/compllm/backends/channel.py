@@ -92,7 +92,7 @@ async def _config_of(stub: Any, model: str, timeout_s: float) -> Any:
 
 
 async def is_live(stub: Any) -> bool:
-    """Whether anybody answers at all."""
+    """Whether a server answers there."""
     try:
         answer = await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=2.0)
     except grpc.RpcError:

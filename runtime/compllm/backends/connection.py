@@ -91,7 +91,7 @@ class Connection:
 
         async def again() -> _T:
             if failed:
-                raise failed.pop()  # the first attempt, told to who counts and waits
+                raise failed.pop()  # the first attempt's error, for tenacity to count
             return await attempt()
 
         options = self.options
@@ -108,7 +108,7 @@ class Connection:
             stats.num_retries = retrying.statistics["attempt_number"] - 1
 
     async def server_live(self) -> bool:
-        """Whether anybody answers at all."""
+        """Whether a server answers there."""
         return await is_live(self.stub())
 
     async def wait_ready(self, timeout_s: float) -> None:

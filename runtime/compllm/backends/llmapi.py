@@ -85,7 +85,7 @@ class LlmApiBackend:
         *,
         options: ClientOptions | None = None,
     ) -> LlmApiBackend:
-        """`connect` for a server whose model's configuration (the protobuf) is at hand."""
+        """`connect` for a server whose model's configuration (the protobuf) is known."""
         if not is_llmapi(config):
             raise ConfigError(
                 f"the model {config.name} at {url} has no input text_input: it is not that of the "
@@ -123,7 +123,7 @@ class LlmApiBackend:
                         whole += held
                         yield Chunk(held, self._count(held))
                         held = ""
-                    # An empty final response is possible: what was told before it still holds.
+                    # An empty final response is possible: what came before it still holds.
                     tensors = await exchange.receive(timeout_s) or tensors
             held += stops.flush()
             stats.num_output_tokens = self._count(whole + held)

@@ -2,7 +2,7 @@
 
 Stands beside `triton.py`, which asks it at each request. TensorRT-LLM's cache is bounded and tells
 nothing of itself: the first request of an adapter brings its weights, later ones its id alone; an
-evicted one is "not found in cache" and is sent again, once for all who wait for it; while every
+evicted one is "not found in cache" and is sent again, once for all that wait for it; while every
 adapter in it is in use "Cache is full". Then requests wait here, not in front of the engine: how
 many adapters it holds at a time is learnt from its refusals, and an adapter that waits takes the
 place of one whose last request has ended.
@@ -249,7 +249,7 @@ class AdapterUse:
                 return
             async with adapter.sending:
                 if adapter.is_known or not self._has_lease():
-                    continue  # somebody has sent it, or was refused, while we waited
+                    continue  # another request has sent it, or was refused, meanwhile
                 tensors = await self._client._load(self._task_id, adapter)
                 if not self._has_lease():
                     continue
@@ -289,7 +289,7 @@ class AdapterUse:
                 await self._client._pause(self._num_refusals)
 
     def _forget(self) -> None:
-        """Unless somebody sent it since."""
+        """Unless another request has sent it since."""
         assert self._task_id is not None
         adapter = self._client._adapter(self._task_id)
         if adapter.num_sends == self._num_sends:

@@ -110,7 +110,7 @@ class Stream:
             yield message
 
     async def _read(self) -> None:
-        """Ends with the stream, and hands the reason to everybody who still waits."""
+        """End with the stream, and hand the reason to every request that still waits."""
         end: Exception = BackendUnavailable("no answer from the server: it closed the stream")
         try:
             async for response in self._call:

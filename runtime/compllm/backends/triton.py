@@ -36,7 +36,7 @@ class TritonBackend:
     """Generates through Triton at `url` (host:port). One per event loop; any number of requests.
 
     adapter_weights: gives an adapter's tensors by task id. is_prefetched: the engine has loaded its
-    adapters itself. on_request: is told of every request when it has ended.
+    adapters itself. on_request: called with the statistics of each request that has ended.
     batch_sizes: how many requests the engine of each model batches.
     """
 
@@ -110,7 +110,7 @@ class TritonBackend:
         batch_sizes: Mapping[str, int | None] | None = None,
         options: ClientOptions | None = None,
     ) -> TritonBackend:
-        """`connect` for a server whose model's configuration (the protobuf) is at hand."""
+        """`connect` for a server whose model's configuration (the protobuf) is known."""
         parameters = {key: each.string_value for key, each in config.parameters.items()}
         named = tokenizer_dir or parameters.get("tokenizer_dir")
         if not named:
@@ -195,7 +195,7 @@ class TritonBackend:
         return self._batch_sizes.get(model)
 
     async def server_live(self) -> bool:
-        """Whether anybody answers at all."""
+        """Whether a server answers there."""
         return await self.connection.server_live()
 
     async def wait_ready(self, timeout_s: float) -> None:

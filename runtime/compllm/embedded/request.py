@@ -16,7 +16,7 @@ from compllm.types import FinishReason
 
 @dataclass(frozen=True, slots=True)
 class EngineSampling:
-    """Sampling with the contract's own meanings: top_k 1 or temperature 0 is greedy."""
+    """Sampling as the tensors mean it: top_k 1 or temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_k: int = 1  # 0 keeps every token

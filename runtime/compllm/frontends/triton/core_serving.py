@@ -138,14 +138,14 @@ class CoreModel:
         except EngineError as error:
             self._refuse(live, str(error), situation_of(error))
             return
-        except Exception as error:  # our fault, but whoever asked must not wait for ever
+        except Exception as error:  # our fault, but the client must not wait for ever
             self._refuse(live, f"the engine cannot take the request: {error}")
             raise
         if live.is_cancelled:  # while its handle was not known
             self._engine.cancel(live.handle)
 
     def _open_slow(self, live: _Live) -> None:
-        """On the opening thread: nobody looks at what it raises."""
+        """On the opening thread, where no caller sees what it raises."""
         try:
             if live.is_cancelled or self._is_closed:
                 self._events.put((live, EngineEvent(is_final=True, finish_reason="cancelled")))
@@ -194,10 +194,10 @@ class CoreModel:
         if weights is None or config is None or task_id is None:
             return
         if self._is_lora_cache and task_id in self._engine.task_ids:
-            return  # TensorRT-LLM never compares contents: whoever had the id first stays
+            return  # TensorRT-LLM never compares contents: the first adapter of an id stays
         adapter = from_tensors(f"task-{task_id}", weights, config, self._base)
         if task_id in self._engine.task_ids and self._loaded.get(task_id) == adapter.sha256:
-            return  # sent again: those who run with it must not be disturbed
+            return  # sent again: the requests that run with it go on
         self._engine.load_adapter(task_id, adapter)
         self._loaded[task_id] = adapter.sha256
 
