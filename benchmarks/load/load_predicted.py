@@ -82,15 +82,15 @@ def beside(name: str, found: Spread, seen: Seen) -> Row:
 def profile_of(seen: Seen, fitted: EngineProfile) -> EngineProfile:
     """The step times measured around the run, the host's as seen in it, and what a step takes more
     with a prefill in it or a long context as the file has it."""
-    from compllm.lab.replay.records import handovers_ms
+    from compllm.lab.replay.records import dispatch_latencies_ms
 
     measured = seen.session.profile
     assert measured is not None
     answers = [ran.answer for ran in seen.session.ran if ran.error is None and ran.answer]
-    handovers = [ms for answer in answers for ms in handovers_ms(answer)]
+    latencies = [ms for answer in answers for ms in dispatch_latencies_ms(answer)]
     route_ms = median(1e3 * answer.timings.route_s / len(answer.nodes) for answer in answers)
-    # A child that waits for admission shows up as a slow handover: the quickest tenth did not.
-    quickest = sorted(handovers)[: len(handovers) // 10 + 1]
+    # A child that waits for admission shows up as a slow dispatch: the quickest tenth did not.
+    quickest = sorted(latencies)[: len(latencies) // 10 + 1]
     return replace(
         measured,
         context_ms_per_token=fitted.context_ms_per_token,

@@ -5,7 +5,7 @@
 graph: build a random DAG node by node and run it, one event per finished node, with the core, its
 Python face, graphlib, networkx and rustworkx. admission: a node's end among thousands of live
 queries: graph done, what became ready enters, release to the next. No engine is part of either.
-engine: see handover.py; on the server of the settings or `compllm up`, else on one of its own.
+engine: see dispatch_latency.py; on the server of the settings or `compllm up`, else its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from benchmarks.path import handover, live_queries
+from benchmarks.path import dispatch_latency, live_queries
 from benchmarks.path.workloads import Parents, random_dag
 from benchmarks.report import Report, Row, add_arguments
 
@@ -188,8 +188,10 @@ def bench_engine(report: Report, arguments: argparse.Namespace) -> None:
     from compllm.server import triton_server
 
     async def run(url: str) -> None:
-        engine = await handover.connect(url)
-        await handover.bench(report, arguments, scripted=handover.scripted(), engine=engine)
+        engine = await dispatch_latency.connect(url)
+        await dispatch_latency.bench(
+            report, arguments, scripted=dispatch_latency.scripted(), engine=engine
+        )
 
     with contextlib.ExitStack() as stack:
         url = load_config().server.url

@@ -8,7 +8,7 @@ import random
 
 import pytest
 from benchmarks import report
-from benchmarks.path import bench_scheduler, handover
+from benchmarks.path import bench_scheduler, dispatch_latency
 from benchmarks.path.workloads import random_dag
 
 from compllm.types import NodeResult, Plan, SubQuery
@@ -89,15 +89,15 @@ def test_a_child_waited_from_the_end_of_its_last_parent():
         NodeResult(2, "base", "done", end_s=2.0),
         NodeResult(3, "base", "done", start_s=2.5, end_s=3.0),
     ]
-    assert handover.gaps_ms(plan, nodes) == [500.0]
+    assert dispatch_latency.gaps_ms(plan, nodes) == [500.0]
     failed = [*nodes[:1], NodeResult(2, "base", "failed", end_s=2.0), *nodes[2:]]
-    assert handover.gaps_ms(plan, failed) == []
+    assert dispatch_latency.gaps_ms(plan, failed) == []
 
 
 def test_percentiles_of_a_handover_are_of_all_children_that_are_counted():
     """`children` was of all rounds, `p99_ms` the median of theirs: which did not see a slow one."""
     calm = [1.0] * 10
-    row = handover.spread([calm, calm, [*calm[:8], 5.0, 7.0]])
+    row = dispatch_latency.spread([calm, calm, [*calm[:8], 5.0, 7.0]])
     assert (row["rounds"], row["children"]) == (3, 30)
     assert (row["p50_ms"], row["p95_ms"], row["p99_ms"]) == (1.0, 5.0, 7.0)
     assert (row["p99_median_of_rounds_ms"], row["p99_worst_round_ms"]) == (1.0, 7.0)
@@ -107,7 +107,7 @@ def test_percentiles_of_a_handover_are_of_all_children_that_are_counted():
 async def test_handover_is_measured_on_the_scripted_backend(tmp_path):
     arguments = argparse.Namespace(quick=True, out=tmp_path, seed=0)
     made = report.Report("handover", arguments)
-    await handover.bench(made, arguments, scripted=handover.scripted())
-    rows = made.tables[handover.TABLE]
+    await dispatch_latency.bench(made, arguments, scripted=dispatch_latency.scripted())
+    rows = made.tables[dispatch_latency.TABLE]
     assert [row["live_queries"] for row in rows] == [1, 4]
     assert all(row["children"] > 0 and row["failed_nodes"] == 0 for row in rows)

@@ -10,7 +10,7 @@ from compllm.lab.explain.record import run_of
 from compllm.lab.replay.drive import Ran, ReplaySettings, replay
 from compllm.lab.replay.graphs import ReplayGraph
 from compllm.lab.replay.policies import POLICIES, PolicyName
-from compllm.lab.replay.records import handovers_ms, loads_of, make_record, summarise
+from compllm.lab.replay.records import dispatch_latencies_ms, loads_of, make_record, summarise
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import ANSWER_NODE, PLAN_NODE
 
@@ -113,7 +113,7 @@ async def test_a_handover_does_not_count_the_wait_for_the_childs_line() -> None:
     (one,) = await run
     assert one.answer is not None
     fourth = make_record(one, ReplaySettings(), PROFILE)["handover_ms"][-1]
-    assert fourth < handovers_ms(one.answer)[-1]
+    assert fourth < dispatch_latencies_ms(one.answer)[-1]
 
 
 async def test_a_record_can_be_explained() -> None:

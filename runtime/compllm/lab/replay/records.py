@@ -71,7 +71,7 @@ def make_record(ran: Ran, settings: ReplaySettings, profile: EngineProfile | Non
         record |= _bounds(answer, loads_of(ran, profile.tokens_per_block), settings, profile)
     record["num_plan_tokens"] = ran.work.num_plan_tokens
     record["num_answer_tokens"] = (answer.usage.answer or Usage()).num_output_tokens
-    record["handover_ms"] = [round(each, 3) for each in _told_handovers_ms(answer, settings)]
+    record["handover_ms"] = [round(each, 3) for each in _recorded_latencies_ms(answer, settings)]
     record["nodes"] = answer_to_dict(answer)["nodes"]
     return record
 
@@ -106,7 +106,7 @@ def loads_of(ran: Ran, tokens_per_block: int) -> dict[int, Load]:
     return loads
 
 
-def handovers_ms(answer: Answer) -> list[float]:
+def dispatch_latencies_ms(answer: Answer) -> list[float]:
     """From the last parent's end to the child's start, of each node below others."""
     ends = {node.id: node.end_s for node in answer.nodes}
     return [
@@ -116,11 +116,11 @@ def handovers_ms(answer: Answer) -> list[float]:
     ]
 
 
-def _told_handovers_ms(answer: Answer, settings: ReplaySettings) -> list[float]:
+def _recorded_latencies_ms(answer: Answer, settings: ReplaySettings) -> list[float]:
     """Where nodes run while the plan is written, a child's line may end after its parents did:
-    counted from when the runtime had both. Polling does not tell when it had."""
+    counted from when the runtime had both. Polling does not report that time."""
     if not settings.is_planned or settings.policy in ("sequential", "levels"):
-        return handovers_ms(answer)
+        return dispatch_latencies_ms(answer)
     if settings.policy == "polling":
         return []
     nodes = zip(answer.plan.sub_queries, answer.nodes, strict=True)

@@ -96,7 +96,7 @@ def _fitted(results: Mapping[str, Any], contestant: str) -> EngineProfile:
         prefill_ms_per_token=prefill_ms,
         context_ms_per_token=context_ms,
         mixed_ms=mixed_ms,
-        host=HostTimes(handover_ms=_handover(results.get("bench_scheduler_engine"))),
+        host=HostTimes(handover_ms=_dispatch_latency(results.get("bench_scheduler_engine"))),
         note="fitted from "
         + ", ".join(f"{name} of {result['created']}" for name, result in results.items()),
     )
@@ -157,7 +157,7 @@ def _decode_terms(result: Any) -> tuple[float, float]:
     return max(context_ms, 0.0), max(statistics.median(paged[at] - fixed[at] for at in fixed), 0.0)
 
 
-def _handover(result: Any) -> float:
+def _dispatch_latency(result: Any) -> float:
     if result is None:
         return 0.0
     table = next(rows for name, rows in result["tables"].items() if name.startswith("handover"))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from compllm.pipeline import CompLLM
     from compllm.types import NodeResult, Plan
 
+# The name of the table in result files, where lab/simulate/fit.py finds it.
 TABLE = "handover: ms from the last parent's end to the child's start"
 
 # Parents by node: what a plan may look like.
