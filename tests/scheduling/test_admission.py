@@ -285,7 +285,7 @@ async def test_who_was_woken_or_never_waited_is_not_moved():
         slot.promote(admission.slot("base", 1, 1, 1.0))
         await waiter
     await slot.__aexit__(None, None, None)
-    assert slot.request[0] == 9
+    assert slot.request.query_seq == 9
     assert admission.is_idle
 
 
@@ -296,7 +296,7 @@ async def test_other_policies_know_no_earlier_query():
         waiter = asyncio.create_task(slot.__aenter__())
         await turn()
         slot.promote(admission.slot("base", 1, 1, 1.0))
-        assert slot.request[0] == 9
+        assert slot.request.query_seq == 9
         await free()
         await waiter
     await slot.__aexit__(None, None, None)
@@ -309,11 +309,11 @@ async def test_deepest_first_moves_up_by_the_path():
         waiter = asyncio.create_task(slot.__aenter__())
         await turn()
         slot.promote(admission.slot("base", 1, 1, 1.0))
-        assert slot.request[0] == 1  # as deep, and older
+        assert slot.request.query_seq == 1  # as deep, and older
         slot.promote(admission.slot("base", 9, 1, 3.0))
-        assert slot.request[0] == 9
+        assert slot.request.query_seq == 9
         slot.promote(admission.slot("base", 1, 1, 2.0))
-        assert slot.request[0] == 9
+        assert slot.request.query_seq == 9
         await free()
         await waiter
     await slot.__aexit__(None, None, None)

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from compllm import _core
 from compllm.errors import BackendUnavailable, ConfigError
@@ -22,9 +22,6 @@ PolicyName = Literal["oldest_query_first", "fifo", "deepest_first", "least_remai
 
 MAX_WAITING = 10_000  # where the caller names no limit
 MOST_WAITING = 1 << 24  # what the C++ queue can hold
-
-# query_seq, node_id, remaining_path, remaining_work: what the C++ queue orders by.
-_Request = tuple[int, int, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +45,15 @@ class _Counters:
     num_refused: int = 0
     total_wait_s: float = 0.0
     max_wait_s: float = 0.0
+
+
+class QueuedRequest(NamedTuple):
+    """What the C++ queue orders by, in the order of its parameters."""
+
+    query_seq: int
+    node_id: int
+    remaining_path: float
+    remaining_work: float
 
 
 class Admission:
@@ -108,7 +114,8 @@ class Admission:
                 f"engine {engine!r} has no in-flight limit; there are {', '.join(self._engines)}"
             )
         work = remaining_path if remaining_work is None else remaining_work
-        return AdmissionTicket(self, number, (query_seq, node_id, remaining_path, work))
+        request = QueuedRequest(query_seq, node_id, remaining_path, work)
+        return AdmissionTicket(self, number, request)
 
     def loads(self) -> dict[str, EngineLoad]:
         """By engine name, for the metrics."""
@@ -142,7 +149,7 @@ class Admission:
         try:
             slot.number = self._queue.enter(*slot.request, slot.engine)
         except BackendUnavailable as error:
-            error.node_id = slot.request[1]
+            error.node_id = slot.request.node_id
             counters.num_refused += 1
             raise
         if slot.number is not None:
@@ -197,7 +204,7 @@ class AdmissionTicket:
 
     admission: Admission
     engine: int
-    request: _Request
+    request: QueuedRequest
     number: int | None = None  # of its last place in the queue
 
     def promote(self, other: AdmissionTicket) -> None:
