@@ -362,7 +362,7 @@ def test_log_has_a_line_for_each_query_and_no_question(face: ServerInfo) -> None
     text = log.read_text()
     assert re.search(r'^I.*"query logged-0 (stop|length) \d+ ms nodes \d+"$', text, re.MULTILINE)
     assert re.search(r'"query logged-1 DEADLINE_EXCEEDED \d+ ms nodes -"$', text, re.MULTILINE)
-    assert re.search(r'"query logged-2 INVALID_ARG \d+ ms nodes -"$', text, re.MULTILINE)
+    assert re.search(r'"query logged-2 INVALID_ARGUMENT \d+ ms nodes -"$', text, re.MULTILINE)
     assert "atomic number" not in text
     assert not re.search("^E", text, re.MULTILINE)
 
