@@ -8,8 +8,8 @@
 After build_trtllm.py, in the image and at the paths that serve. What it makes:
 
     models/tensorrt_llm[_<expert>]/   the engines as upstream's core model
-    models/comp_llm/                  the face
-    experts.toml compllm.toml         what the face reads; the router's head and other files that
+    models/comp_llm/                  the path as a model
+    experts.toml compllm.toml         what comp_llm reads; the router's head and other files that
                                       they name are with them
     xgrammar_tokenizer_info.json      for guided decoding
     launch.sh                         serves it
@@ -64,7 +64,7 @@ class Inputs:
 
     engines: Path  # as build_trtllm.py made it
     catalogue: Path | None = None  # None: the one that `config` names, else the one shipped
-    config: Path | None = None  # settings of the face; None: the defaults
+    config: Path | None = None  # settings of comp_llm; None: the defaults
     is_guided: bool = True
 
 

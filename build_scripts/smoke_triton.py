@@ -26,14 +26,14 @@ from tritonclient.grpc import service_pb2
 from compllm.backends.adapter_files import is_embedded_engine, weights_in
 from compllm.backends.tokenizer import Tokenizer
 from compllm.backends.wire import AdapterTensors
-from compllm.build_scripts.smoke import adapters, face, life, tensors
+from compllm.build_scripts.smoke import adapters, comp_llm, life, tensors
 from compllm.build_scripts.smoke.checks import Bench, Check, Result, run_check
 from compllm.build_scripts.smoke.client import Client
 from compllm.build_scripts.staging import run_script, write_atomically
 from compllm.errors import BackendUnavailable, ConfigError
 from compllm.formats.manifest import Manifest
 
-CHECKS: tuple[Check, ...] = (*tensors.CHECKS, *life.CHECKS, *adapters.CHECKS, *face.CHECKS)
+CHECKS: tuple[Check, ...] = (*tensors.CHECKS, *life.CHECKS, *adapters.CHECKS, *comp_llm.CHECKS)
 
 
 def open_bench(args: argparse.Namespace) -> Bench:

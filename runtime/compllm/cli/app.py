@@ -1,4 +1,4 @@
-"""The `compllm` command: ask, plan, explain, up, down, status, doctor. The path's face for people.
+"""The `compllm` command: ask, plan, explain, up, down, status, doctor.
 
 stdout carries results alone (the answer, or one JSON object), stderr the picture and the errors. An
 error is one line and exit status 2 (bad input or configuration) or 1 (a failure at run time); with

@@ -70,7 +70,7 @@ def start(
     names = [triton_files.CORE_MODEL, *([triton_files.FACE_MODEL] if has_face else [])]
     for attempt in range(1, _START_ATTEMPTS + 1):
         bound = _free_ports(ports)
-        values["server_url"] = f"{HOST}:{bound.grpc}"  # where the face finds the core model
+        values["server_url"] = f"{HOST}:{bound.grpc}"  # where comp_llm finds the core model
         models = triton_files.write_repository(directory / "models", values, names)
         log = server_log.rotate(directory)
         server_log.write_header(log, engine, values["config_file"], bound.names())
