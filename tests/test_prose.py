@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAX_COLUMNS = 100
 MAX_WORDS = 25
-PAGES = ("CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
+PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
 # The folders whose docstrings and comments are checked, except the data sets'. A folder joins once
 # it is free of the words.
 CODE = (
