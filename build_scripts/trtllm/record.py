@@ -19,7 +19,7 @@ from typing import Any
 from compllm.build_scripts.trtllm.image import Environment, same_version
 from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import read_json
-from compllm.formats.manifest import MANIFEST_FILE, FileEntry, sha256_file
+from compllm.formats.manifest import MANIFEST_FILE, FileEntry, verify_files
 from compllm.paths import home_dir
 
 FORMAT = "compllm-trtllm/1"  # rises when older directories can no longer be read
@@ -106,18 +106,7 @@ class TrtManifest:
 
         is_deep: hashes too, not only sizes.
         """
-        for name, entry in self.files.items():
-            path = directory / name
-            try:
-                is_same = path.stat().st_size == entry.size and (
-                    not is_deep or sha256_file(path) == entry.sha256
-                )
-            except OSError as error:
-                raise ArtefactError(
-                    f"{path} cannot be read ({error.strerror}): {_AGAIN}"
-                ) from error
-            if not is_same:
-                raise ArtefactError(f"{path} is damaged (its hash or size differs): {_AGAIN}")
+        verify_files(directory, self.files, remedy=_AGAIN, is_deep=is_deep)
         for engine in self.engines:
             check_engine(
                 directory / engine.name, engine.settings, engine.max_lora_rank, self.versions

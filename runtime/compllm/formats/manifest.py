@@ -101,18 +101,7 @@ class Manifest:
                 f"engine {directory} was built with openvino {built}, "
                 f"installed is {installed}: {_AGAIN}"
             )
-        for name, entry in self.files.items():
-            path = directory / name
-            try:
-                is_same = path.stat().st_size == entry.size and (
-                    not is_deep or sha256_file(path) == entry.sha256
-                )
-            except OSError as error:
-                raise ArtefactError(
-                    f"{path} cannot be read ({error.strerror}): {_AGAIN}"
-                ) from error
-            if not is_same:
-                raise ArtefactError(f"{path} is damaged (its hash or size differs): {_AGAIN}")
+        verify_files(directory, self.files, remedy=_AGAIN, is_deep=is_deep)
 
     def load_adapters(self, directory: Path, base: BaseShape) -> tuple[Adapter, ...]:
         """The adapters by slot. Raises ArtefactError when one is not the recorded one."""
@@ -123,6 +112,25 @@ class Manifest:
                     f"{directory / entry.file} is not adapter {entry.name}: {_AGAIN}"
                 )
         return adapters
+
+
+def verify_files(
+    directory: Path, files: Mapping[str, FileEntry], *, remedy: str, is_deep: bool = True
+) -> None:
+    """Raises ArtefactError unless every file is there as recorded.
+
+    remedy: what to do then, the end of the error. is_deep: hashes too, not only sizes.
+    """
+    for name, entry in files.items():
+        path = directory / name
+        try:
+            is_same = path.stat().st_size == entry.size and (
+                not is_deep or sha256_file(path) == entry.sha256
+            )
+        except OSError as error:
+            raise ArtefactError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+        if not is_same:
+            raise ArtefactError(f"{path} is damaged (its hash or size differs): {remedy}")
 
 
 def sha256_file(path: Path) -> str:
