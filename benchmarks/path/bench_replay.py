@@ -209,11 +209,7 @@ async def run_block(
     from compllm.lab.replay.forced import ForcedWork
     from compllm.lab.replay.workload import TokenLengths
 
-    lengths = (
-        TokenLengths.parse(arguments.token_lengths, arguments.seed)
-        if arguments.token_lengths
-        else TokenLengths(arguments.tokens_per_node)
-    )
+    lengths = TokenLengths(arguments.tokens_per_node, arguments.tokens_sigma, arguments.seed)
     found = []
     for index, graph in enumerate(graphs, start=start):
         for part, overhead in PARTS.items():
@@ -384,7 +380,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=30, help="graphs of each set")
     parser.add_argument("--block", type=int, default=5, help="graphs between two measurements")
     parser.add_argument("--tokens-per-node", type=int, default=32)
-    parser.add_argument("--token-lengths", help="lognormal:MEAN,SIGMA in place of a fixed number")
+    parser.add_argument(
+        "--tokens-sigma", type=float, default=0.0, help="above 0: lognormal lengths with that mean"
+    )
     parser.add_argument("--answer-tokens", type=int, default=64)
     parser.add_argument("--url", default="", help="host:port of gRPC; without: our own server")
     parser.add_argument("--engine", type=Path, help="of our own server; without: the default one")

@@ -251,13 +251,13 @@ def _build(values: Mapping[str, tuple[object, str]]) -> Config:
             raise ConfigError(f"unknown setting {key!r} {origin}{_hint(key, fields)}")
         setting, kind = fields[key]
         section, _, name = key.rpartition(".")
-        sections.setdefault(section, {})[name] = _convert(key, value, origin, setting, kind)
+        sections.setdefault(section, {})[name] = checked_value(key, value, origin, setting, kind)
     types = typing.get_type_hints(Config)
     inner = {name: types[name](**sections[name]) for name in sections if name}
     return Config(**inner, **sections.get("", {}))
 
 
-def _convert(
+def checked_value(
     key: str, value: object, origin: str, setting: dataclasses.Field[Any], kind: Any
 ) -> object:
     """The value as the field's type, checked. Text from the environment is parsed; TOML types must

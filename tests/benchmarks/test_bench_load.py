@@ -98,12 +98,15 @@ async def test_fitted_is_what_compllm_simulate_says_with_the_file(
     seen = bench_load.Seen(latencies_ms, 0.0, 1.0, session)
     cells = load_predicted.predicted(bench, seen, 4.0, "fifo", around)
 
-    options = "--rate 4 --policy fifo --max-in-flight 2 --tokens-per-node 6 --answer-tokens 5"
-    files = ["--graphs", arguments[1], "--engine-profile", str(tmp_path / "profile.json")]
-    assert run(["simulate", *files, *options.split(), "--seed", "3", "--json", "-"]) == 0
-    (told,) = json.loads(capsys.readouterr().out)["policies"]
+    scenario = tmp_path / "scenario.toml"
+    scenario.write_text(
+        'graphs = "graphs.jsonl"\nengine_profile = "profile.json"\nrate_qps = 4\nseed = 3\n'
+        'policies = ["fifo"]\nmax_in_flight = 2\ntokens_per_node = 6\nanswer_tokens = 5\n'
+    )
+    assert run(["simulate", str(scenario), "--json", "-"]) == 0
+    (forecast,) = json.loads(capsys.readouterr().out)["policies"]
     for key in ("mean", "p95"):
-        ms = told["latency_ms"][key]
+        ms = forecast["latency_ms"][key]
         assert cells[f"fitted_{key}_ms"] == pytest.approx(ms, abs=0.06)
         assert cells[f"fitted_{key}_error"] == pytest.approx(ms / getattr(real, key) - 1, abs=1e-4)
         assert cells[f"simulated_{key}_ms"] != cells[f"fitted_{key}_ms"]

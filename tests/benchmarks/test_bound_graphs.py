@@ -17,9 +17,9 @@ from path_parts import CATALOGUE
 from compllm.lab.engine_profile import EngineProfile
 from compllm.lab.replay.graphs import ReplayGraph
 from compllm.lab.replay.ideal import Load, ideal
-from compllm.lab.replay.workload import TokenLengths
+from compllm.lab.replay.workload import Overhead, TokenLengths
 from compllm.lab.simulate.load import Service, simulate
-from compllm.lab.simulate.workload import Overhead, Shape, Workload, make_workload, quarters
+from compllm.lab.simulate.workload import Shape, Workload, make_workload, quarters
 from compllm.plan import format_plan
 from compllm.prompts import prompt_text
 from compllm.types import ANSWER_NODE, PLAN_NODE, Plan, SubQuery

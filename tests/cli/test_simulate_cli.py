@@ -11,6 +11,7 @@ import pytest
 from compllm.cli.app import run
 from compllm.lab.simulate import load
 
+SCENARIOS = Path(__file__).parents[2] / "docs" / "scenarios"
 LINES = (
     {"id": "a", "question": "Which is more?", "steps": ["x?", "y?"], "parents": [[], []]},
     {"id": "b", "question": "And then?", "steps": ["x?", "#1?"], "parents": [[], [0]]},
@@ -25,9 +26,12 @@ def graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def simulate(graphs: Path, *more: str, rate: str = "2") -> int:
-    profile = ("--engine-profile", "gpu-like")
-    return run(["simulate", "--graphs", str(graphs), "--rate", rate, *profile, *more])
+def simulate(graphs: Path, *options: str, **keys: Any) -> int:
+    """keys: of the scenario, written next to the file of graphs."""
+    values = {"graphs": graphs.name, "rate_qps": 2.0, "engine_profile": "gpu-like", **keys}
+    scenario = graphs.with_name("scenario.toml")
+    scenario.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    return run(["simulate", str(scenario), *options])
 
 
 def test_every_policy_is_a_line_of_the_table(graphs: Path, capsys: pytest.CaptureFixture[str]):
@@ -41,8 +45,8 @@ def test_every_policy_is_a_line_of_the_table(graphs: Path, capsys: pytest.Captur
 
 def test_json_holds_settings_profile_and_outcomes(graphs: Path, tmp_path: Path):
     out = tmp_path / "out.json"
-    options = ["--queries", "300", "--policy", "fifo", "--p95-ms", "2000", "--json", str(out)]
-    assert simulate(graphs, *options) == 0
+    keys = {"num_queries": 300, "policies": ["fifo"], "p95_ms": 2000}
+    assert simulate(graphs, "--json", str(out), **keys) == 0
     value: dict[str, Any] = json.loads(out.read_text())
     (outcome,) = value["policies"]
     assert (outcome["policy"], outcome["num_queries"]) == ("fifo", 300)
@@ -52,16 +56,16 @@ def test_json_holds_settings_profile_and_outcomes(graphs: Path, tmp_path: Path):
     assert value["load"] == pytest.approx(2 / value["capacity_qps"])
 
 
-def test_a_timed_run_tells_queries_and_seconds_of_each_policy(
+def test_a_timed_run_reports_queries_and_seconds_of_each_policy(
     graphs: Path, capsys: pytest.CaptureFixture[str]
 ):
-    chosen = ["--policy", "fifo", "--policy", "deepest_first", "--queries", "50"]
-    assert simulate(graphs, *chosen, "--timed", "--json", "-") == 0
+    keys: dict[str, Any] = {"policies": ["fifo", "deepest_first"], "num_queries": 50}
+    assert simulate(graphs, "--timed", "--json", "-", **keys) == 0
     timing = json.loads(capsys.readouterr().out)["timing"]
     assert timing.pop("num_queries") == 50
     assert list(timing) == ["draw_s", "fifo_s", "deepest_first_s"]
     assert min(timing.values()) >= 0
-    assert simulate(graphs, *chosen, "--timed") == 0
+    assert simulate(graphs, "--timed", **keys) == 0
     assert "timing: {'num_queries': 50" in capsys.readouterr().err
 
 
@@ -74,18 +78,18 @@ def test_one_policy_is_one_simulation_of_the_load(graphs: Path, monkeypatch: pyt
         return real(workload, of, service)
 
     monkeypatch.setattr(load, "run", counted)
-    assert simulate(graphs, "--policy", "oldest_query_first", "--queries", "50") == 0
+    assert simulate(graphs, policies=["oldest_query_first"], num_queries=50) == 0
     # The second finds the capacity.
     assert ran == [("oldest_query_first", 50), ("oldest_query_first", 5_000)]
 
 
 def test_same_seed_same_figures(graphs: Path, capsys: pytest.CaptureFixture[str]):
-    def once(seed: str) -> Any:
-        options = ["--token-lengths", "lognormal:20,0.5", "--seed", seed, "--queries", "200"]
-        assert simulate(graphs, *options, "--json", "-") == 0
+    def once(*options: str, **keys: int) -> Any:
+        drawn = {"tokens_per_node": 20, "tokens_sigma": 0.5, "num_queries": 200, **keys}
+        assert simulate(graphs, "--json", "-", *options, **drawn) == 0
         return json.loads(capsys.readouterr().out)["policies"]
 
-    assert once("1") == once("1") != once("2")
+    assert once("--seed", "1") == once(seed=1) == once("--seed", "1", seed=2) != once("--seed", "2")
 
 
 def test_a_profile_is_made_of_result_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -95,23 +99,33 @@ def test_a_profile_is_made_of_result_files(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("keys", "message"),
     [
-        (["--engine-profile", "none.json"], "gpu-like"),
-        (["--rate", "0"], "--rate is 0"),
-        (["--token-lengths", "lognormal:x"], "lognormal:x"),
-        (["--token-lengths", "lognormal:9,1", "--tokens-per-node", "8"], "exclude each other"),
+        ({"engine_profile": "none.json"}, "gpu-like"),
+        ({"rate_qps": 0}, "rate_qps = 0 in "),
+        ({"tokens_sigma": "wide"}, "tokens_sigma = 'wide' in "),
+        ({"tokens_sigma": 1, "tokens_per_node": 2000}, "with tokens_sigma it is at most 1024"),
     ],
 )
-def test_bad_options_are_one_line_and_status_2(
-    graphs: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+def test_bad_keys_are_one_line_and_status_2(
+    graphs: Path, keys: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ):
-    assert simulate(graphs, *options) == 2
+    assert simulate(graphs, **keys) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert message in printed.err
+    assert str(graphs.parent) in printed.err
 
 
-def test_it_needs_a_load_or_something_to_fit(capsys: pytest.CaptureFixture[str]):
+def test_it_needs_a_scenario_or_something_to_fit(capsys: pytest.CaptureFixture[str]):
     assert run(["simulate"]) == 2
-    assert "--graphs, --rate and --engine-profile" in capsys.readouterr().err
+    assert "name a scenario file" in capsys.readouterr().err
+
+
+def test_the_documents_hold_the_example_and_it_runs(
+    graphs: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert run(["simulate", "--example"]) == 0
+    assert capsys.readouterr().out == (SCENARIOS / "simulate.toml").read_text()
+    assert run(["simulate", str(SCENARIOS / "simulate.toml"), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["graphs"] == 3

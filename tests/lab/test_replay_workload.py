@@ -4,7 +4,6 @@ from itertools import islice
 import pytest
 from replay_parts import GRAPH
 
-from compllm.errors import ConfigError
 from compllm.lab.replay.graphs import ReplayGraph
 from compllm.lab.replay.workload import MAX_TOKENS, TokenLengths, arrivals
 from compllm.plan import parse_plan
@@ -15,7 +14,7 @@ def test_fixed_lengths_are_all_alike() -> None:
 
 
 def test_drawn_lengths_belong_to_seed_graph_and_node() -> None:
-    drawn = TokenLengths.parse("lognormal:40,0.5", 7)
+    drawn = TokenLengths(40, 0.5, 7)
     assert drawn.of(GRAPH) == drawn.of(GRAPH)
     other_graph = ReplayGraph("g2", GRAPH.question, GRAPH.plan)
     assert drawn.of(GRAPH) != drawn.of(other_graph)
@@ -35,14 +34,6 @@ def test_a_drawn_length_has_a_limit() -> None:
     graphs = [ReplayGraph(f"g{number}", "q", GRAPH.plan) for number in range(200)]
     drawn = [each for graph in graphs for each in TokenLengths(1000, 3).of(graph).values()]
     assert max(drawn) == MAX_TOKENS
-
-
-@pytest.mark.parametrize(
-    "text", ["32", "lognormal:32", "lognormal:0,1", "lognormal:32,9", "normal:3,1", "lognormal:.,1"]
-)
-def test_other_words_for_lengths_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected lognormal:MEAN,SIGMA"):
-        TokenLengths.parse(text, 0)
 
 
 def test_arrivals_are_of_the_rate_and_the_seed() -> None:

@@ -1,6 +1,6 @@
 """`compllm replay`: known query graphs on the real engine, under one policy, beside the bound.
 
-JSON lines in, {"id", "question", "steps": [...], "parents": [[...]]}; a record for each out, last
+A scenario file in (`lab/replay/scenario.py`); out: a record for each of its graphs, last
 {"summary": {...}}. The same seed is the same work under each policy; see `lab/replay/records.py`
 for what the numbers mean. The output appears whole, at the end or at Ctrl-C.
 """
@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from compllm.cli.console import STDIN, say, write
-from compllm.cli.shared import AdmissionOrder, Overhead, with_server
+from compllm.cli.shared import (
+    ExampleOption,
+    ScenarioArgument,
+    SeedOption,
+    read_scenario,
+    with_server,
+)
 from compllm.errors import ConfigError
 from compllm.gc_freeze import freeze_startup_objects
 from compllm.plural import counted
@@ -26,6 +32,7 @@ from compllm.plural import counted
 if TYPE_CHECKING:
     from compllm.config import Config
     from compllm.lab.replay.session import ReplaySession
+    from compllm.scheduling.admission import PolicyName as AdmissionPolicy
 
 
 class PolicyChoice(StrEnum):
@@ -36,81 +43,26 @@ class PolicyChoice(StrEnum):
 
 
 def replay(
-    graphs: Annotated[
+    scenario: ScenarioArgument = None,
+    json_output: Annotated[
         Path,
         typer.Option(
-            "--graphs",
-            metavar="FILE",
-            help="JSON lines of {'id', 'question', 'steps', 'parents'}.",
+            "--json", metavar="OUT", help="Where the records go; default: standard output."
         ),
-    ],
-    json_output: Annotated[
-        Path, typer.Option("--json", metavar="OUT", help="Where the records go; '-': stdout.")
-    ],
+    ] = STDIN,
     policy: Annotated[
-        PolicyChoice, typer.Option(help="When a node starts; dataflow is the runtime's way.")
-    ] = PolicyChoice.dataflow,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0001, metavar="QPS", help="Queries arrive at random, this many a second."
-        ),
+        PolicyChoice | None,
+        typer.Option(help="When a node starts, in place of the scenario's policy."),
     ] = None,
-    concurrency: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Queries in flight at a time; default: 1."),
-    ] = None,
-    tokens_per_node: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=1024, metavar="N", help="Tokens of every node's response; default: 32."
-        ),
-    ] = None,
-    token_lengths: Annotated[
-        str | None,
-        typer.Option(
-            metavar="lognormal:MEAN,SIGMA",
-            help="Tokens drawn for each node instead: mean, and deviation of the logarithm.",
-        ),
-    ] = None,
-    answer_tokens: Annotated[
-        int, typer.Option(min=1, max=1024, metavar="N", help="Tokens of the composed answer.")
-    ] = 64,
-    overhead: Annotated[
-        Overhead, typer.Option(help="Whether plan and answer are written too.")
-    ] = Overhead.plan_compose,
-    seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Of the arrivals and of what is drawn.")
-    ] = 0,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Replay the first N graphs alone; default: all."),
-    ] = None,
-    admission: Annotated[
-        AdmissionOrder | None, typer.Option(help="Order of waiting requests; default: oldest.")
-    ] = None,
-    is_shared: Annotated[
-        bool,
-        typer.Option(
-            "--sharing/--no-sharing",
-            help="One request for identical sub-queries of live queries: less work for some.",
-        ),
-    ] = False,
+    seed: SeedOption = None,
     salt: Annotated[
-        str,
-        typer.Option(help="Before every question, so that no earlier run's prefix is reused."),
-    ] = "",
+        str | None, typer.Option(metavar="TEXT", help="In place of the scenario's salt.")
+    ] = None,
     url: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
             help="The gRPC address of a Triton server; default: the server of `compllm up`.",
-        ),
-    ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL", help="Of that server's metrics; default: those of `compllm up`."
         ),
     ] = None,
     config: Annotated[
@@ -121,69 +73,57 @@ def replay(
             help="A TOML file of settings; default: the settings of the running server.",
         ),
     ] = None,
+    is_example: ExampleOption = False,
 ) -> None:
     """Replay known query graphs and report what was reached of the bound.
 
-    Every graph is planned, routed, run and answered on the real engine, with a fixed number of
-    tokens for each node.
+    Every graph is planned, routed, run and answered on the real engine, with forced token counts.
+    The scenario file names the graphs, the policy, the rate or the concurrency, and the tokens of
+    nodes and answers.
     """
     from compllm.connect import load_client_config
-    from compllm.lab.replay.drive import ReplaySettings
-    from compllm.lab.replay.graphs import read_graphs
+    from compllm.lab.replay.scenario import ReplayScenario
     from compllm.lab.replay.session import ReplaySession
-    from compllm.lab.replay.workload import TokenLengths
+    from compllm.lab.scenario import example_text
 
-    if rate is not None and concurrency is not None:
-        raise ConfigError("give --rate or --concurrency, not both")
-    if tokens_per_node is not None and token_lengths is not None:
-        raise ConfigError("give --tokens-per-node or --token-lengths, not both")
-    lengths = (
-        TokenLengths.parse(token_lengths, seed)
-        if token_lengths is not None
-        else TokenLengths(tokens_per_node or 32, seed=seed)
-    )
-    settings = ReplaySettings(
-        policy.value,
-        lengths,
-        answer_tokens,
-        overhead.value,
-        concurrency or 1,
-        rate,
-        seed,
-        salt,
-    )
+    if is_example:
+        write(example_text(ReplayScenario), None)
+        return
+    overrides = {"policy": policy and policy.value, "seed": seed, "salt": salt}
+    load = read_scenario(ReplayScenario, scenario, overrides)
+    settings = load.settings
     values = {
         "server.url": url,
         "compose.policy": settings.compose_policy,
-        "sharing.is_on": is_shared,
+        "sharing.is_on": load.is_shared,
     }
     found = load_client_config(config, values)
-    read = read_graphs(graphs, found.limits.plan, limit)
+    graphs = load.read_graphs(found.limits.plan)
     found, metrics_url = with_server(found)
-    session = ReplaySession(read, settings, metrics or metrics_url)
+    session = ReplaySession(graphs, settings, load.metrics_url or metrics_url)
     with _staged(json_output) as save:
         try:
-            asyncio.run(_run(session, found, admission and admission.value))
+            asyncio.run(_run(session, found, load.admission))
         finally:
             if session.ran:
                 save(session.lines())
-    say(_told(session))
+    say(_outcome(session))
     if session.num_failed:
         raise typer.Exit(1)
 
 
-async def _run(session: ReplaySession, settings: Config, admission: str | None) -> None:
+async def _run(session: ReplaySession, settings: Config, admission: AdmissionPolicy | None) -> None:
     from compllm.lab.replay.runner import ReplayLLM
 
     async with await ReplayLLM.connect(settings) as llm:
         freeze_startup_objects()
         if admission is not None:
-            llm.use_admission(admission)  # type: ignore[arg-type]
+            llm.use_admission(admission)
         with _progress(len(session.graphs)) as advance:
             await session.run(llm, lambda _: advance(1))
 
 
-def _told(session: ReplaySession) -> str:
+def _outcome(session: ReplaySession) -> str:
     failed = f", {session.num_failed} of them failed" if session.num_failed else ""
     first = next((f": {ran.graph.id}: {ran.error}" for ran in session.ran if ran.error), "")
     return f"{counted(len(session.ran), 'graph')} replayed{failed}{first}"

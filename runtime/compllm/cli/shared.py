@@ -1,18 +1,26 @@
-"""What several commands take and find: choices that mean the same everywhere, and the server asked.
+"""What several commands take and find: choices that mean the same everywhere, scenario files,
+and the server asked.
 
 Apart from `app.py`, which the command modules cannot import.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from compllm.errors import ServerError
+import typer
+
+from compllm.errors import ConfigError, ServerError
 
 if TYPE_CHECKING:
     from compllm.config import Config
+    from compllm.lab.scenario import Scenario
+
+S = TypeVar("S", bound="Scenario")
 
 
 class Compose(StrEnum):
@@ -27,16 +35,28 @@ class Gate(StrEnum):
     auto = "auto"
 
 
-class Overhead(StrEnum):
-    plan_compose = "plan+compose"
-    none = "none"
+ScenarioArgument = Annotated[
+    Path | None,
+    typer.Argument(metavar="SCENARIO.toml", help="The scenario; --example prints one with notes."),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(min=0, metavar="N", help="In place of the scenario's seed."),
+]
+ExampleOption = Annotated[
+    bool,
+    typer.Option("--example", help="Print a scenario file with every key, and end."),
+]
 
 
-class AdmissionOrder(StrEnum):
-    oldest_query_first = "oldest_query_first"
-    fifo = "fifo"
-    deepest_first = "deepest_first"
-    least_remaining_work = "least_remaining_work"
+def read_scenario(kind: type[S], path: Path | None, overrides: Mapping[str, object]) -> S:
+    """The scenario that a command was given, with its options in place of the file's keys; None
+    leaves the file's. Raises ConfigError."""
+    from compllm.lab import scenario
+
+    if path is None:
+        raise ConfigError("name a scenario file; --example prints one")
+    return scenario.read_scenario(path, kind, overrides)
 
 
 def with_server(settings: Config) -> tuple[Config, str | None]:

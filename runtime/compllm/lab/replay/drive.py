@@ -16,10 +16,8 @@ from compllm.lab.replay.forced import ForcedWork
 from compllm.lab.replay.graphs import ReplayGraph
 from compllm.lab.replay.policies import PolicyName
 from compllm.lab.replay.runner import ReplayLLM
-from compllm.lab.replay.workload import TokenLengths, arrivals
+from compllm.lab.replay.workload import Overhead, TokenLengths, arrivals
 from compllm.types import Answer, Query, SamplingParams
-
-Overhead = Literal["plan+compose", "none"]
 
 _MAX_FAILED_IN_A_ROW = 10  # then it is not the graphs
 

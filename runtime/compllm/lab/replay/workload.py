@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from compllm.errors import ConfigError
 from compllm.lab.replay.graphs import ReplayGraph
 
+Overhead = Literal["plan+compose", "none"]  # what is written besides the nodes
+
 MAX_TOKENS = 1024  # of a drawn length: a lognormal's tail has no end, an engine's context has
-_LOGNORMAL = re.compile(r"lognormal:([0-9.]+),([0-9.]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +26,6 @@ class TokenLengths:
     mean: float
     sigma: float = 0.0  # of the logarithm
     seed: int = 0
-
-    @classmethod
-    def parse(cls, text: str, seed: int) -> TokenLengths:
-        """Of `lognormal:MEAN,SIGMA`. Raises ConfigError."""
-        found = _LOGNORMAL.fullmatch(text.strip())
-        try:
-            mean, sigma = map(float, found.groups()) if found else (0.0, 0.0)
-        except ValueError:
-            mean = sigma = 0.0
-        if not 1 <= mean <= MAX_TOKENS or not sigma <= 3:
-            raise ConfigError(
-                f"the token lengths are {text!r}: expected lognormal:MEAN,SIGMA with a mean from 1 "
-                f"to {MAX_TOKENS} and a sigma from 0 to 3, as in lognormal:32,0.5"
-            )
-        return cls(mean, sigma, seed)
 
     def of(self, graph: ReplayGraph) -> dict[int, int]:
         """By node id, each at least 1."""

@@ -20,12 +20,11 @@ from compllm.backend import Prompt, Segment
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.errors import CompllmError
 from compllm.lab.replay.graphs import ReplayGraph, node_depths
-from compllm.lab.replay.workload import TokenLengths, arrivals
+from compllm.lab.replay.workload import Overhead, TokenLengths, arrivals
 from compllm.plan import format_line
 from compllm.prompts import aggregator_prompt, generator_prompt, node_prompt
 from compllm.types import ComposePolicy
 
-Overhead = Literal["plan+compose", "none"]
 Schedule = Literal["dataflow", "levels", "sequential"]
 Encode = Callable[[Prompt], Sequence[Hashable]]  # a prompt's tokens, to be counted and compared
 _Make = Callable[[str], Prompt]
