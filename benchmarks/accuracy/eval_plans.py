@@ -1,12 +1,12 @@
 """Are the generator's plans right: do they parse, is the graph the gold one, is the text?
 
     python -m benchmarks.accuracy.eval_plans [--limit 100] [--adapter generator=DIR] [--unguided]
-    python -m benchmarks.accuracy.eval_plans --foretold
+    python -m benchmarks.accuracy.eval_plans --classifier
 
 Plans the test questions of the generator's set, source by source: our composite sets, questions
 that need no plan, and the held-out parts of the two human sets; compares with the gold plans.
 Beside them stands what the best plan that never reads the question reaches, out of all graphs of
-one to four nodes: only what beats it counts. --foretold asks of the human sets what could be
+one to four nodes: only what beats it counts. --classifier asks of the human sets what could be
 beaten at all: how far a classifier predicts the graph from the question, without writing any
 sub-query (no engine needed; eval_plans_foretold.json and .md). Outcomes are kept in
 $COMPLLM_HOME/evaluation: a killed run goes on. Writes eval_plans.json, .md and .png.
@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         help="sub-queries of a plan at most; default: generator.max_nodes",
     )
     parser.add_argument(
-        "--foretold", action="store_true", help="the human sets' graphs by a classifier instead"
+        "--classifier", action="store_true", help="the human sets' graphs by a classifier instead"
     )
     arguments = parser.parse_args(argv)
-    if arguments.foretold:
-        return run_script(lambda: _foretell(arguments))
+    if arguments.classifier:
+        return run_script(lambda: _classify(arguments))
     if arguments.quick:
         arguments.limit = min(arguments.limit or QUICK, QUICK)
     return run_script(lambda: asyncio.run(_evaluate(arguments)))
@@ -122,7 +122,7 @@ async def _evaluate(arguments: argparse.Namespace) -> None:
     report.finish(plot)
 
 
-def _foretell(arguments: argparse.Namespace) -> None:
+def _classify(arguments: argparse.Namespace) -> None:
     """All records of the human sets, whatever split they are in: the classifier has its own."""
     from benchmarks.accuracy.lab import data_dir
     from benchmarks.accuracy.plans import Graph, best_constants
@@ -131,7 +131,7 @@ def _foretell(arguments: argparse.Namespace) -> None:
     from benchmarks.tables import write_markdown
 
     note = (
-        f"Shapes foretold by logistic regression on the question's words, {NUM_FOLDS}-fold"
+        f"Shapes predicted by logistic regression on the question's words, {NUM_FOLDS}-fold"
         " cross-validation, beside the best graph that is the same for every question."
     )
     report = Report("eval_plans_foretold", arguments, ("scikit-learn", "scipy"), note)
@@ -160,7 +160,7 @@ def _foretell(arguments: argparse.Namespace) -> None:
                 constant_plan=str(best[measure][1]),
             )
     if arguments.out != RESULTS or not arguments.quick:
-        write_markdown(report, "Plans foretold from the question", arguments.out, note)
+        write_markdown(report, "Plans predicted from the question", arguments.out, note)
     report.finish()
 
 

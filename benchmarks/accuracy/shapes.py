@@ -2,7 +2,7 @@
 
 People take the same question apart in different ways. Where a classifier of the words, which need
 write no sub-query, does no better than one graph for all questions, little can be asked of a
-generator. It stands beside the best constant plan: each question's shape is foretold by a model
+generator. It stands beside the best constant plan: a model predicts each question's shape
 fitted on the other folds.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benchmarks.accuracy.plans import Graph, edge_f1, f1, score_graph
 
 NUM_FOLDS = 5
-_MAX_SHAPES = 14  # the commonest; the others are one class that is never foretold
+_MAX_SHAPES = 14  # the commonest; the others are one class that is never predicted
 _INVERSE_REGULARISATION = 0.3
 
 
@@ -31,14 +31,14 @@ def foretell(questions: Sequence[str], golds: Sequence[Graph], seed: int = 0) ->
     words = _words(questions)
     counts = np.array([gold.num_nodes for gold in golds])
     chances, classes = _chances(words, counts, seed)
-    foretold = np.asarray(classes)[chances.argmax(axis=1)]
+    predicted = np.asarray(classes)[chances.argmax(axis=1)]
     return {
-        "node count": float((foretold == counts).mean()),
-        "edge F1": _foretold_edges(words, golds, seed),
+        "node count": float((predicted == counts).mean()),
+        "edge F1": _predicted_edges(words, golds, seed),
     }
 
 
-def _foretold_edges(words: Any, golds: Sequence[Graph], seed: int) -> float:
+def _predicted_edges(words: Any, golds: Sequence[Graph], seed: int) -> float:
     """Of the candidate with the highest expected F1, which may be one that no person drew: where
     two shapes are likely, the edges of both may pay."""
     common = [shape for shape, _ in Counter(golds).most_common(_MAX_SHAPES)]

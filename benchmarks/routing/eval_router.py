@@ -5,7 +5,7 @@
 
 Fits every router on one half of the subject questions (with our own training questions and the
 catalogue's examples) and tests on the other half; then the shipped routers on our sub-queries, the
-base model's own vectors, 3 to 32 experts, other dress, the base model asked. Vectors, fits and
+base model's own vectors, 3 to 32 experts, paraphrases, the base model asked. Vectors, fits and
 answers are kept in $COMPLLM_HOME: a killed run goes on. Writes eval_router.json, .md and two .png;
 with some --parts alone, eval_router_PARTS.json and .md. `--parts speed` measures what embedding and
 routing one sub-query takes: run it alone on an idle machine.
@@ -23,14 +23,14 @@ from benchmarks.report import Report
 from benchmarks.report import add_arguments as add_report_arguments
 from benchmarks.routing.bench import Bench, saves
 from benchmarks.routing.parts_fitted import part_base, part_scale, part_three, part_together
-from benchmarks.routing.parts_shipped import part_asked, part_dress, part_own, part_speed
+from benchmarks.routing.parts_shipped import part_asked, part_own, part_paraphrase, part_speed
 
 PARTS = {
     "three": part_three,
     "base": part_base,
     "scale": part_scale,
     "own": part_own,
-    "dress": part_dress,
+    "paraphrase": part_paraphrase,
     "together": part_together,
     "speed": part_speed,
     "asked": part_asked,

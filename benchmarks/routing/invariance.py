@@ -1,4 +1,4 @@
-"""The same question in other dress must go to the same expert: how often does it not?"""
+"""A paraphrased question must go to the same expert: how often does it not?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 _PUNCTUATION = re.compile(r"[.,;:!?'\"()]")
 
-DRESSES: Mapping[str, Callable[[str], str]] = {
+PARAPHRASES: Mapping[str, Callable[[str], str]] = {
     "upper case": str.upper,
     "lower case": str.lower,
     "no closing mark": lambda text: text.rstrip(" ?.!"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from compllm.routing.embed import Array
 
 OWN = "our sub-queries (test wordings), shipped routers with their floors"
-DRESS = "routes that change with the dress of the question, %"
+PARAPHRASE = "routes that change with the dress of the question, %"  # as in the result files
 SPEED = "one sub-query: embedding and routing"
 ASKED = "the base model asked to choose"
 
@@ -56,9 +56,9 @@ def part_own(bench: Bench) -> None:
         bench.tick(f"own: {set_name}")
 
 
-def part_dress(bench: Bench) -> None:
+def part_paraphrase(bench: Bench) -> None:
     """Upper case, punctuation, white space: how often does the route flip?"""
-    from benchmarks.routing.invariance import DRESSES
+    from benchmarks.routing.invariance import PARAPHRASES
     from compllm.build_scripts.routing.questions import first_of_each
     from compllm.routing.embed import plain
 
@@ -67,9 +67,11 @@ def part_dress(bench: Bench) -> None:
     if own := bench.sub_queries(each * 57):
         sets["our sub-queries"] = [question.text for question in own]
     for set_name, texts in sets.items():
-        dressed = {name: [dress(text) for text in texts] for name, dress in DRESSES.items()}
+        paraphrased = {
+            name: [change(text) for text in texts] for name, change in PARAPHRASES.items()
+        }
         # The encoder reads the plain form, so that is what is looked up.
-        every = [plain(text) for one in (texts, *dressed.values()) for text in one]
+        every = [plain(text) for one in (texts, *paraphrased.values()) for text in one]
         vectors = bench.vectors(every)
 
         def rows(some: Sequence[str], vectors: dict[str, Array] = vectors) -> Array:
@@ -78,12 +80,12 @@ def part_dress(bench: Bench) -> None:
         for name, router in shipped(bench).items():
             before = [route.expert for route in router.route(rows(texts))]
             flips = {}
-            for dress, others in dressed.items():
+            for change, others in paraphrased.items():
                 after = [route.expert for route in router.route(rows(others))]
                 share = np.mean([a != b for a, b in zip(before, after, strict=True)])
-                flips[dress] = round(100 * float(share), 1)
-            bench.report.add(DRESS, set=set_name, questions=len(texts), router=name, **flips)
-        bench.tick(f"dress: {set_name}")
+                flips[change] = round(100 * float(share), 1)
+            bench.report.add(PARAPHRASE, set=set_name, questions=len(texts), router=name, **flips)
+        bench.tick(f"paraphrase: {set_name}")
 
 
 def part_speed(bench: Bench) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from benchmarks.routing.bench import Bench
 from benchmarks.routing.contestants import Sample, centred, fitted, microseconds
-from benchmarks.routing.invariance import DRESSES
+from benchmarks.routing.invariance import PARAPHRASES
 from benchmarks.routing.metrics import auroc, auroc_interval, choice
 from benchmarks.routing.scale import COUNTS, difference, draw_experts, relabel, run_scale
 from benchmarks.store import ResultStore
@@ -122,4 +122,4 @@ def test_sub_queries_are_thinned_out_evenly_and_come_once(tmp_path: Path) -> Non
 )
 def test_white_space_and_closing_marks_cannot_flip_a_route(name: str) -> None:
     for text in ("Is 3.5 larger than #1?", "Name the element W."):
-        assert plain(DRESSES[name](text)) == plain(text)
+        assert plain(PARAPHRASES[name](text)) == plain(text)

@@ -1,4 +1,4 @@
-"""Shapes foretold from the question: seen where the words tell them, not where they do not."""
+"""Shapes predicted from the question: found where the words show them, not where they do not."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_flag_writes_a_table_of_the_human_sets_without_an_engine(tmp_path: P
     for place, split in enumerate(("train", "validation", "test")):
         text = "".join(json.dumps(row) + "\n" for row in rows[place::3])
         (folder / f"{split}.jsonl").write_text(text)
-    arguments = ["--foretold", "--source", "break", "--data", str(tmp_path / "data")]
+    arguments = ["--classifier", "--source", "break", "--data", str(tmp_path / "data")]
     assert eval_plans.main([*arguments, "--out", str(tmp_path)]) == 0
     (found,) = json.loads((tmp_path / "eval_plans_foretold.json").read_text())["tables"].values()
     assert [row["foretold_%"] for row in found] == [100.0, 100.0]
@@ -62,5 +62,5 @@ def test_a_source_that_is_not_there_is_named(
     (tmp_path / "generator").mkdir()
     for split in ("train", "validation", "test"):
         (tmp_path / "generator" / f"{split}.jsonl").write_text("")
-    assert eval_plans.main(["--foretold", "--data", str(tmp_path), "--out", str(tmp_path)]) != 0
+    assert eval_plans.main(["--classifier", "--data", str(tmp_path), "--out", str(tmp_path)]) != 0
     assert "strategyqa" in capsys.readouterr().err
