@@ -1,1 +1,7 @@
-"""Engines and path under a load of many queries."""
+"""Engines and path under a load of many queries.
+
+bench_load      admission policies, real and simulated: load_simulated, load_predicted (the
+                simulator's forecasts), replayed and pace (the simulator on what ran)
+bench_client    storms of adapters, and random cancels
+bench_triton    any Triton with TensorRT-LLM's tensors
+"""

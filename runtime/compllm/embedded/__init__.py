@@ -1,1 +1,12 @@
-"""The CPU twin of TensorRT-LLM's executor: mixed-adapter in-flight batching on OpenVINO."""
+"""The CPU twin of TensorRT-LLM's executor: mixed-adapter in-flight batching on OpenVINO.
+
+executor                   the loop: requests in, tokens out, one step at a time
+request options            what goes in and comes out; the engine's options
+scheduler sequence         which sequences compute in the next step; one request in the engine
+slots blocks               adapters in their slots; the blocks of the KV cache
+runner                     one step on OpenVINO: token ids in, logits out
+sampling distribution      logits -> tokens
+guide texttools            guided decoding; stop strings and ends of lines
+model network lora         weights, and the OpenVINO graphs with adapters
+ops matmul_offload cores   the C++ operations; OpenVINO's products moved to them; OpenVINO cores
+"""

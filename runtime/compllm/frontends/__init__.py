@@ -1,1 +1,4 @@
-"""What clients talk to: the Triton models."""
+"""What clients talk to.
+
+triton    the Triton models `tensorrt_llm` and `comp_llm`
+"""

@@ -1,6 +1,7 @@
 """Replay: known query graphs through the real path, as the runtime runs them and as others would,
 with the same work and the bound beside each time.
 
+    scenario   the keys of its scenario file
     graphs     a file of questions with their plans
     workload   seeded token lengths and arrivals: the same work under every policy
     forced     a Backend that makes the engine do that work: the gold plan, so many tokens
