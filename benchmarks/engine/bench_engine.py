@@ -22,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,21 @@ ADAPTER_COUNTS = (0, 1, 4, 8, 16)
 PROMPT_TOKENS = 32
 LONG_PROMPT_TOKENS = 200
 RANK = 8
+RATIOS = (
+    ("ours, 0 adapters", "GenAI, base"),
+    ("ours, 4 adapters", "GenAI, base"),
+    ("ours, 4 adapters", "GenAI, 1 adapter"),
+    ("ours, 4 adapters", "ours, 1 adapters"),
+    ("ours, 4 adapters", "4 separate GenAI engines"),
+    ("ours, 4 adapters", "4 separate engines of ours"),
+    ("ours, 16 adapters", "ours, 4 adapters"),
+    ("ours, 4 adapters", "ours, 0 adapters"),
+    ("ours, 4 adapters", "ours as mask graph, 4 adapters"),
+)
 
 Result = dict[str, float]
+Contests = Mapping[str, tuple[str, int]]  # a row's name -> worker, adapters in the mix
+Samples = dict[tuple[str, int], list[Result]]  # of a row and a number of requests
 
 
 # ---- what the workers run
@@ -276,44 +289,30 @@ def read_bandwidth() -> float:
 # ---------------------------------------------------------------------------------------------
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def make_workers(
+    engine_dir: Path, adapter_counts: Sequence[int], *, is_quick: bool, is_genai_skipped: bool
+) -> dict[str, Worker]:
+    """The processes, by name. is_quick: ours alone."""
     from compllm import paths
 
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    add_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--engine", type=Path, default=None, help="default: the built one")
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--skip-genai", action="store_true", help="measure ours alone")
-    arguments = parser.parse_args(argv)
-    engine_dir = (arguments.engine or paths.engine_dir()).resolve()
-    counts = (1, 4) if arguments.quick else NUM_REQUESTS
-    rounds = 1 if arguments.quick else arguments.rounds
-    num_new = 8 if arguments.quick else arguments.new_tokens
-    cache = paths.home_dir() / "bench"
-    cache.mkdir(parents=True, exist_ok=True)
+    ours = Worker("ours", engine_dir=str(engine_dir), num_adapters=max(adapter_counts))
+    workers = {"ours": ours}
+    if is_quick:
+        return workers
+    workers["separate"] = Worker("ours", engine_dir=str(engine_dir), num_adapters=1, num_engines=4)
+    workers["mask"] = Worker("ours", engine_dir=str(engine_dir), num_adapters=4, form="mask")
+    if not is_genai_skipped:
+        cache = paths.home_dir() / "bench"
+        cache.mkdir(parents=True, exist_ok=True)
+        model = str(genai_model(paths.base_dir(), cache))
+        workers["genai"] = Worker("genai", model_dir=model, adapter=None)
+        workers["genais"] = Worker("genais", model_dir=model, num_engines=4)
+        adapter = str(peft_file(engine_dir, cache))
+        workers["genai+1"] = Worker("genai", model_dir=model, adapter=adapter)
+    return workers
 
-    report = Report(
-        "bench_engine",
-        arguments,
-        ("openvino", "openvino-genai", "optimum-intel", "nncf", "numpy"),
-        "medians over rounds; contestants alternate within a round, ratios are medians of ratios",
-    )
-    adapter_counts = (0, 4) if arguments.quick else ADAPTER_COUNTS
-    workers = {"ours": Worker("ours", engine_dir=str(engine_dir), num_adapters=max(adapter_counts))}
-    if not arguments.quick:
-        workers["separate"] = Worker(
-            "ours", engine_dir=str(engine_dir), num_adapters=1, num_engines=4
-        )
-        workers["mask"] = Worker("ours", engine_dir=str(engine_dir), num_adapters=4, form="mask")
-    if not (arguments.skip_genai or arguments.quick):
-        model = genai_model(paths.base_dir(), cache)
-        workers["genai"] = Worker("genai", model_dir=str(model), adapter=None)
-        workers["genais"] = Worker("genais", model_dir=str(model), num_engines=4)
-        workers["genai+1"] = Worker(
-            "genai", model_dir=str(model), adapter=str(peft_file(engine_dir, cache))
-        )
-    # name of a row -> (worker, adapters in the mix)
+
+def contests_of(workers: Collection[str], adapter_counts: Sequence[int]) -> Contests:
     contests = {f"ours, {n} adapters": ("ours", n) for n in adapter_counts}
     contests |= {
         row: (worker, 0 if worker in ("genai", "genais") else 1)
@@ -327,13 +326,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if "mask" in workers:
         contests["ours as mask graph, 4 adapters"] = ("mask", 4)
-    samples: dict[tuple[str, int], list[Result]] = {}
+    return contests
+
+
+def run_rounds(
+    workers: Mapping[str, Worker],
+    contests: Contests,
+    counts: Sequence[int],
+    num_rounds: int,
+    num_new: int,
+    weight_bytes: int,
+) -> tuple[Samples, list[Result]]:
+    """What every contestant took, round by round, and the memory floor next to one token of ours.
+    A number of requests of 0 stands for one request with a long prompt."""
+    samples: Samples = {}
     floors: list[Result] = []  # per round: the memory moves at another speed minutes later
-    weight_bytes = os.path.getsize(engine_dir / "weights.safetensors")
     for worker, adapters in contests.values():  # warm-up: compiles kernels for each shape
         for count in counts:
             workers[worker].run(count, PROMPT_TOKENS, 4, adapters, 1)
-    for turn in range(rounds):
+    for turn in range(num_rounds):
         for count in counts:
             for name, (worker, adapters) in contests.items():
                 result = workers[worker].run(count, PROMPT_TOKENS, num_new, adapters, turn)
@@ -353,41 +364,68 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, (worker, adapters) in contests.items():
             result = workers[worker].run(1, LONG_PROMPT_TOKENS, 1, adapters, turn)
             samples.setdefault((name, 0), []).append(result)
-        print(f"round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+        print(f"round {turn + 1} of {num_rounds}", file=sys.stderr, flush=True)
+    return samples, floors
 
+
+def add_medians(report: Report, samples: Samples, counts: Sequence[int]) -> None:
     def median(name: str, count: int, key: str) -> float:
         return statistics.median(sample[key] for sample in samples[name, count])
 
-    def ratio(ours: str, theirs: str, count: int) -> float:
-        pairs = zip(samples[ours, count], samples[theirs, count], strict=True)
-        return statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs)
-
     for key in ("tokens_per_s", "step_ms", "decode_ms", "ttft_ms"):
-        for name in contests:
+        for name in dict.fromkeys(name for name, _ in samples):
             if key == "decode_ms" and "GenAI" in name:
                 continue  # its own figure counts the tokens of the whole batch
             cells = {f"{count} requests": median(name, count, key) for count in counts}
             if key == "ttft_ms":
                 cells[f"1 request, {LONG_PROMPT_TOKENS}-token prompt"] = median(name, 0, key)
             report.add(key, contestant=name, **cells)
-    wanted = [
-        ("ours, 0 adapters", "GenAI, base"),
-        ("ours, 4 adapters", "GenAI, base"),
-        ("ours, 4 adapters", "GenAI, 1 adapter"),
-        ("ours, 4 adapters", "ours, 1 adapters"),
-        ("ours, 4 adapters", "4 separate GenAI engines"),
-        ("ours, 4 adapters", "4 separate engines of ours"),
-        ("ours, 16 adapters", "ours, 4 adapters"),
-        ("ours, 4 adapters", "ours, 0 adapters"),
-        ("ours, 4 adapters", "ours as mask graph, 4 adapters"),
-    ]
-    for ours, theirs in wanted:
-        if ours in contests and theirs in contests:
+
+
+def add_ratios(report: Report, samples: Samples, counts: Sequence[int]) -> None:
+    def ratio(ours: str, theirs: str, count: int) -> float:
+        pairs = zip(samples[ours, count], samples[theirs, count], strict=True)
+        return statistics.median(a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs)
+
+    there = {name for name, _ in samples}
+    for ours, theirs in RATIOS:
+        if ours in there and theirs in there:
             cells = {f"{count} requests": ratio(ours, theirs, count) for count in counts}
             report.add("tokens/s ratio", ours=ours, theirs=theirs, **cells)
-    for name, worker_of in workers.items():
-        report.add("memory", process=name, resident_mib=worker_of.memory_bytes / 2**20)
-        worker_of.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from compllm import paths
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engine", type=Path, default=None, help="default: the built one")
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--skip-genai", action="store_true", help="measure ours alone")
+    arguments = parser.parse_args(argv)
+    is_quick = arguments.quick
+    engine_dir = (arguments.engine or paths.engine_dir()).resolve()
+    counts = (1, 4) if is_quick else NUM_REQUESTS
+    adapter_counts = (0, 4) if is_quick else ADAPTER_COUNTS
+    num_rounds, num_new = (1, 8) if is_quick else (arguments.rounds, arguments.new_tokens)
+    report = Report(
+        "bench_engine",
+        arguments,
+        ("openvino", "openvino-genai", "optimum-intel", "nncf", "numpy"),
+        "medians over rounds; contestants alternate within a round, ratios are medians of ratios",
+    )
+    workers = make_workers(
+        engine_dir, adapter_counts, is_quick=is_quick, is_genai_skipped=arguments.skip_genai
+    )
+    contests = contests_of(workers, adapter_counts)
+    weight_bytes = os.path.getsize(engine_dir / "weights.safetensors")
+    samples, floors = run_rounds(workers, contests, counts, num_rounds, num_new, weight_bytes)
+    add_medians(report, samples, counts)
+    add_ratios(report, samples, counts)
+    for name, worker in workers.items():
+        report.add("memory", process=name, resident_mib=worker.memory_bytes / 2**20)
+        worker.close()
     report.add(
         "floor of one token, medians of alternating pairs",
         weights_mib=weight_bytes / 2**20,
