@@ -170,7 +170,7 @@ class Place:
         self.venv, home = folder / "venv", folder / "home"
         for each in (self.source, self.work, home):
             each.mkdir()
-        self.env = _environment(self.venv, home)
+        self.env = environment(self.venv, home)
         self._ports = dict(zip(("8000", "8001"), _free_ports(2), strict=True))
 
     def prepare(self) -> None:
@@ -205,7 +205,7 @@ class Place:
         return self.run(Step(shlex.join(words), 0, "shell"))
 
 
-def _environment(venv: Path, home: Path) -> dict[str, str]:
+def environment(venv: Path, home: Path) -> dict[str, str]:
     """Ours, without what a developer has set; pip's settings and cache stay."""
     dropped = ("COMPLLM_", "PYTHON", "VIRTUAL_ENV", "MAKE", "XDG_", "TRITON")
     env = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}

@@ -61,7 +61,7 @@ async def run(arguments: argparse.Namespace) -> None:
     gate = await train(fitted, held_out, await SentenceEncoder.load(encoder_dir()))
     record: dict[str, Any] = {
         "questions": {"train": _counts(fitted), "validation": _counts(held_out)},
-        "data": _hashes(arguments),
+        "data": input_hashes(arguments),
         "share_direct": SHARE_DIRECT,
         "seed": arguments.seed,
         "scikit-learn": importlib.metadata.version("scikit-learn"),
@@ -75,7 +75,8 @@ def _counts(questions: Sequence[Labelled]) -> dict[str, int]:
     return dict(sorted(Counter(kinds).items()))
 
 
-def _hashes(arguments: argparse.Namespace) -> dict[str, str]:
+def input_hashes(arguments: argparse.Namespace) -> dict[str, str]:
+    """SHA-256 of each file that was read, for the record next to the artefact."""
     folders = (arguments.generator, more_of(arguments.generator))
     parts = ("train", "validation")
     paths = [folder / f"{part}.jsonl" for folder in folders for part in parts]
@@ -87,7 +88,8 @@ def _hashes(arguments: argparse.Namespace) -> dict[str, str]:
     }
 
 
-def _parser(prog: str | None = None) -> argparse.ArgumentParser:
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options of the command; `prog` is its name in the help."""
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add(
@@ -117,7 +119,7 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    parsed = _parser(prog).parse_args(arguments)
+    parsed = make_parser(prog).parse_args(arguments)
     parsed.out = parsed.out or default_gate()
     return run_script(lambda: asyncio.run(run(parsed)))
 

@@ -233,7 +233,8 @@ def parse_times(given: Sequence[str]) -> dict[str, int]:
     return times
 
 
-def _parser(prog: str | None) -> argparse.ArgumentParser:
+def make_parser(prog: str | None) -> argparse.ArgumentParser:
+    """The options of the command; `prog` is its name in the help."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Train one LoRA adapter. Ctrl-C ends the run after the step under way and "
@@ -317,7 +318,7 @@ def _parser(prog: str | None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    parser = _parser(prog)
+    parser = make_parser(prog)
     options = parser.parse_args(arguments)
     settings = TrainSettings(**{name: getattr(options, name) for name in _OPTIONS.values()})
 

@@ -46,7 +46,7 @@ from compllm.routing.artefact import Artefact, save
 from compllm.routing.embed import Array, SentenceEncoder
 
 SHIPPED = ("logistic", "similarity")
-_MAX_ORDINARY = 1300  # generated questions for no expert
+MAX_ORDINARY = 1300  # generated questions for no expert
 _MIN_EACH = 10  # questions of an expert, and for none: fewer prove nothing
 
 
@@ -62,7 +62,7 @@ def gather(arguments: argparse.Namespace, catalogue: Catalogue) -> list[Question
         drawn = read_datasets(arguments.datasets, experts, "train")
         found += thin_out(drawn, arguments.max_each, arguments.seed)
         ordinary = read_ordinary(arguments.datasets, "train")
-        found += thin_out(ordinary, _MAX_ORDINARY, arguments.seed)
+        found += thin_out(ordinary, MAX_ORDINARY, arguments.seed)
     strangers = {question.expert for question in found} - {*experts, None}
     if strangers:
         raise ConfigError(
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
             "risk": arguments.risk,
             "choice": choice,
             "questions": dict(Counter(q.expert or "none" for q in questions)),
-            "data": _hashes(arguments, experts),
+            "data": input_hashes(arguments, experts),
             "seed": arguments.seed,
             "scikit-learn": importlib.metadata.version("scikit-learn"),
         }
@@ -120,7 +120,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps({"path": str(path), **record}))
 
 
-def _hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, str]:
+def input_hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of each file that was read, for the record next to the artefact."""
     paths = [*arguments.subjects, *arguments.questions]
     if arguments.datasets is not None:
         sets = (*experts, *(f"{name}{MORE}" for name in experts), "ordinary")
@@ -132,7 +133,8 @@ def _hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, 
     }
 
 
-def _parser(prog: str | None = None) -> argparse.ArgumentParser:
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options of the command; `prog` is its name in the help."""
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add(
@@ -165,7 +167,7 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=int,
         default=400,
         metavar="N",
-        help=f"questions of an expert's data set at most ({_MAX_ORDINARY} of the ordinary ones); "
+        help=f"questions of an expert's data set at most ({MAX_ORDINARY} of the ordinary ones); "
         "default: 400",
     )
     add(
@@ -202,7 +204,7 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
-    parsed = _parser(prog).parse_args(arguments)
+    parsed = make_parser(prog).parse_args(arguments)
     parsed.out = parsed.out or resource_dir("engines") / "routers"
     return run_script(lambda: run(parsed))
 

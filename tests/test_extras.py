@@ -58,7 +58,7 @@ def names(extra: str) -> set[str]:
 
 
 def holders(module: str) -> set[str]:
-    distribution = extras._distribution(module)
+    distribution = extras.distribution_of(module)
     return {extra for extra in ("", *EXTRAS) if distribution in names(extra)}
 
 

@@ -108,7 +108,7 @@ def test_a_relative_path_in_the_environment_of_both_is_no_difference(
     monkeypatch.setenv("COMPLLM_GATE_FILE", "gate.npz")
     pretend_server(settings_of(load_config(), CATALOGUE))
     with warnings.catch_warnings(action="error"):
-        load_client_config()
+        assert load_client_config().gate.file == "gate.npz"
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_environment_of_the_new_user_has_nothing_of_ours(
 ) -> None:
     for name in ("COMPLLM_CATALOGUE", "PYTHONPATH", "VIRTUAL_ENV", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, "/ours")
-    env = script._environment(tmp_path / "venv", tmp_path / "home")
+    env = script.environment(tmp_path / "venv", tmp_path / "home")
     assert "/ours" not in env.values()
     assert env["HOME"] == str(tmp_path / "home")
     assert env["PATH"].startswith(str(tmp_path / "venv" / "bin"))

@@ -58,7 +58,7 @@ def train(run: Run, state: State, is_stopped: Callable[[], bool] = lambda: False
     saved_s = time.monotonic()
     while (done := _share_done(run, state, num_steps)) < 1:
         rate = learning_rate(settings, state.step, done)
-        _step(run, state, optimizer, batches[state.step], rate)
+        take_step(run, state, optimizer, batches[state.step], rate)
         progress.tick(rate)
         done = _share_done(run, state, num_steps)
         if int(done * settings.num_evaluations) > len(state.curve):
@@ -92,9 +92,10 @@ def _share_done(run: Run, state: State, num_steps: int) -> float:
     return min(1.0, max(state.step / num_steps, by_time))
 
 
-def _step(
+def take_step(
     run: Run, state: State, optimizer: AdamW, examples: Sequence[Example], rate: float
 ) -> None:
+    """One forward, backward and update. Raises ConfigError for a loss that is not finite."""
     clock = _Clock()
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -60,7 +60,7 @@ def hint(error: ImportError) -> str:
     The smallest extra that names it; [embedded] where none does: that one brings most of what
     other packages ask for when they run.
     """
-    distribution = _distribution(error.name or "")
+    distribution = distribution_of(error.name or "")
     if any(canonicalize_name(each.name) == distribution for each in requirements()):
         return install_command()
     holders = [
@@ -71,7 +71,8 @@ def hint(error: ImportError) -> str:
     return install_command(min(holders)[1] if holders else "embedded")
 
 
-def _distribution(module: str) -> str:
+def distribution_of(module: str) -> str:
+    """The package of PyPI that brings a module, by its normal name."""
     top = module.partition(".")[0].lower()
     return canonicalize_name(_DISTRIBUTIONS.get(top, top))
 

@@ -240,12 +240,11 @@ async def test_one_adapter_more_is_tried_at_a_time() -> None:
     await cache.until(lambda: cache.users == {1: 1})
     waiting = [asyncio.create_task(ask(client, cache, each)) for each in range(2, 8)]
     await cache.until(lambda: cache.num_refusals == 6)
-    while len(client._waiting) < 6:  # noqa: ASYNC110
+    while client.num_waiting < 6:  # noqa: ASYNC110
         await asyncio.sleep(0)
-    client._probe_at = 0.0
-    client._wake()
-    assert len(client._leases) == 2
-    assert len(client._waiting) == 5
+    client.probe()
+    assert client.num_leases == 2
+    assert client.num_waiting == 5
     done.set()
     await asyncio.gather(holder, *waiting)
     assert cache.num_refusals <= 8

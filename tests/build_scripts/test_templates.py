@@ -45,7 +45,7 @@ def test_no_line_of_a_template_holds_a_pronoun() -> None:
     assert not [line for line in lines if POINTERS.search(line)]
 
 
-def test_each_line_of_a_template_that_stands_below_another_is_about_its_answer_or_a_slot() -> None:
+def test_a_lower_line_of_a_template_is_about_an_upper_answer_or_a_slot() -> None:
     """A line with neither a slot nor `#k` asks a fixed fact, which the question must name."""
     for text, *lines in templates():
         for line in lines:

@@ -82,11 +82,11 @@ def test_everyday_questions_join_from_the_folder_for_further_training(tmp_path: 
 
 def test_the_record_names_every_file_that_was_read(tmp_path: Path) -> None:
     generator, _ = data(tmp_path)
-    arguments = train_gate._parser().parse_args(["--generator", str(generator)])
+    arguments = train_gate.make_parser().parse_args(["--generator", str(generator)])
     parts = ("train.jsonl", "validation.jsonl")
-    assert list(train_gate._hashes(arguments)) == [f"generator/{part}" for part in parts]
+    assert list(train_gate.input_hashes(arguments)) == [f"generator/{part}" for part in parts]
     write(tmp_path / "generator-more" / "train.jsonl", row("a?", 1, "everyday"))
-    assert "generator-more/train.jsonl" in train_gate._hashes(arguments)
+    assert "generator-more/train.jsonl" in train_gate.input_hashes(arguments)
 
 
 @pytest.mark.parametrize(

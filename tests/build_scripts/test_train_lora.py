@@ -176,14 +176,14 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
 ) -> None:
     from compllm.build_scripts.training import loop
 
-    step = loop._step
+    step = loop.take_step
 
     def step_and_stop(run, state, *more):  # type: ignore[no-untyped-def]
         step(run, state, *more)
         if state.step in (1, 4):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "_step", step_and_stop)
+    monkeypatch.setattr(loop, "take_step", step_and_stop)
 
     def train() -> object:
         return train_adapter(
@@ -227,14 +227,14 @@ def test_ctrl_c_keeps_what_was_learned_and_says_where(
     """At 95 % of a run it kept nothing. What was at --out stays: it may be a whole adapter."""
     from compllm.build_scripts.training import loop
 
-    step = loop._step
+    step = loop.take_step
 
     def step_and_stop(run, state, *more):  # type: ignore[no-untyped-def]
         step(run, state, *more)
         if state.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop, "_step", step_and_stop)
+    monkeypatch.setattr(loop, "take_step", step_and_stop)
     out = tmp_path / "chem"
     shutil.copytree(trained, out)
     options = ["--dataset", str(dataset), "--checkpoint", str(tiny_checkpoint), "--rank", "4"]
@@ -256,7 +256,7 @@ def test_minutes_are_counted_by_the_clock_over_all_parts_of_a_run(
     """A processor that is busy with other work, or many threads, made more or less of a minute."""
     from compllm.build_scripts.training import loop
 
-    step = loop._step
+    step = loop.take_step
 
     def slow_step(run, state, *more):  # type: ignore[no-untyped-def]
         step(run, state, *more)
@@ -264,7 +264,7 @@ def test_minutes_are_counted_by_the_clock_over_all_parts_of_a_run(
         if state.step == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(loop, "_step", slow_step)
+    monkeypatch.setattr(loop, "take_step", slow_step)
     settings = replace(SETTINGS, max_minutes=0.9)
 
     def train() -> dict[str, object] | None:

@@ -189,11 +189,13 @@ def test_gathering_takes_the_sets_and_thins_ordinary_questions_by_their_own_limi
     for name in ("biology", "biology-more"):
         rows = [{"question": f"{name} {n}", "kind": "symbol"} for n in range(30)]
         write(tmp_path / name / "train.jsonl", rows)
-    arguments = train_router._parser().parse_args(["--datasets", str(tmp_path), "--max-each", "20"])
+    arguments = train_router.make_parser().parse_args(
+        ["--datasets", str(tmp_path), "--max-each", "20"]
+    )
     topics = [question.topic for question in train_router.gather(arguments, load_catalogue(None))]
-    assert topics.count(ORDINARY) == train_router._MAX_ORDINARY
+    assert topics.count(ORDINARY) == train_router.MAX_ORDINARY
     assert topics.count("set-biology") == topics.count("set-biology-more") == 20
-    hashed = train_router._hashes(arguments, ("biology",))
+    hashed = train_router.input_hashes(arguments, ("biology",))
     assert list(hashed) == [
         f"{name}/train.jsonl" for name in ("biology", "biology-more", "ordinary")
     ]

@@ -92,7 +92,7 @@ def test_broken_catalogue_is_told_and_hides_nothing(
 
 def test_unknown_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
-    assert next(doctor._python()).status == "missing"
+    assert found("python").status == "missing"
 
 
 def test_package_that_up_needs_and_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_a_first_word_names_what_is_trained(
 
 @pytest.mark.parametrize("script", [train_lora, train_router, train_gate])
 def test_every_option_says_what_it_is_and_its_default(script: Any) -> None:
-    for action in script._parser(None)._actions:
+    for action in script.make_parser(None)._actions:
         assert len(action.help or "") > 12, action.option_strings
         has_default = action.default not in (None, False, [], "==SUPPRESS==")
         if has_default and not isinstance(action.default, Path):

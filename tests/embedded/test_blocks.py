@@ -236,12 +236,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def references_and_counts_add_up(self) -> None:
-        pool = self.pool
-        held = Counter(block for _, _, table in self.requests for block in table.blocks)
-        assert [held[block] for block in range(pool.num_blocks)] == pool._refs
-        assert len(held) == pool.num_used
-        owned = [*held, *pool._free, *pool._evictable]
-        assert sorted(owned) == list(range(pool.num_blocks))
+        self.pool.check(table for _, _, table in self.requests)
+        held = {block for _, _, table in self.requests for block in table.blocks}
+        assert len(held) == self.pool.num_used
 
     @invariant()
     def a_block_still_being_filled_has_one_owner(self) -> None:
@@ -252,15 +249,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def cached_chains_are_reachable_and_true(self) -> None:
-        pool = self.pool
-        block_of_node = {pool._node_of[block]: block for block in pool._block_of.values()}
-        roots = {root: key for key, root in pool._roots.items()}
-        for (parent, tokens), block in pool._block_of.items():
-            chain = list(tokens)
-            while parent not in roots:
-                parent, tokens = pool._node_key_of[block_of_node[parent]] or (-1, ())
-                chain[:0] = tokens
-            key = str(roots[parent])
+        for name, chain, block in self.pool.registered():
+            key = str(name)
             expected = self.content(key, self.epoch[key], chain, len(chain) - 1)
             assert self.memory[block, self.size - 1] == expected
 

@@ -103,7 +103,7 @@ def test_greedy_tokens_are_those_of_transformers_and_peft_in_one_mixed_batch(
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_log_probs_are_those_of_transformers_for_the_requests_of_a_batch_that_want_them(
+def test_log_probs_are_those_of_transformers_where_a_request_wants_them(
     engine: Executor, expected: SimpleNamespace, is_streamed: bool
 ) -> None:
     cases = [(n, i, wants) for i in (0, 1) for n in expected.answers for wants in (True, False)]
@@ -209,7 +209,7 @@ def test_a_stream_tells_its_first_token_and_ends_of_lines_at_once(rare_engine: E
         plain, max_tokens=40, end_id=2, guide_type="regex", guide=r"[0-9]{5}\n[0-9]{5}\n[0-9]{5}"
     )
     events = generate(rare_engine, [plan])[0].events
-    texts = [rare_engine._tools.decode(event.token_ids) for event in events]
+    texts = [rare_engine.decode(event.token_ids) for event in events]
     assert len(texts[0]) + len(texts[1]) == 6
     assert [text[-1:] == "\n" for text in texts] == [False, True, True, False]
 
@@ -259,7 +259,7 @@ def test_a_guide_holds_the_output_to_its_grammar(op_engine: Executor) -> None:
         end_id=2,
     )
     result = generate(op_engine, [request])[0]
-    text = op_engine._tools.decode(result.token_ids)
+    text = op_engine.decode(result.token_ids)
     assert len(text) == 8
     assert text[:3].isdigit()
     assert text[3] == "-"

@@ -315,6 +315,7 @@ async def test_http_client_who_leaves_a_stream_is_noticed(face: ServerInfo) -> N
         connection.request("POST", f"/v2/models/{MODEL}/generate_stream", body)
         connection.close()
     await _until_idle(face)
+    assert _num_active(face) == 0
 
 
 async def test_deadline_ends_a_question(face: ServerInfo, client: Any) -> None:

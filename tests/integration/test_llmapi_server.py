@@ -46,10 +46,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerInfo]:
         (model / "config.pbtxt").write_text(filled, encoding="utf-8")
     binary = triton_files.find_tritonserver()
     backends = triton_files.make_backends(binary, directory / "backends")
-    bound = triton_process._free_ports(Ports())
-    info = triton_process._spawn(binary, directory / "models", backends, bound)
+    bound = triton_process.free_ports(Ports())
+    info = triton_process.spawn(binary, directory / "models", backends, bound)
     try:
-        triton_process._wait_ready(info, time.monotonic() + 60, 60)
+        triton_process.wait_ready(info, time.monotonic() + 60, 60)
         yield info
     finally:
         triton_process.stop(info)

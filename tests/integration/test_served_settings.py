@@ -110,5 +110,5 @@ async def test_a_server_that_says_nothing_is_accepted(server: ServerInfo, home: 
     """Without the model comp_llm: the engine alone."""
     config = load_config(overrides={"server.url": server.grpc_url})
     with warnings.catch_warnings(action="error", category=ConfigWarning):
-        async with await CompLLM.connect(config):
-            pass
+        async with await CompLLM.connect(config) as llm:
+            assert llm.catalogue.experts

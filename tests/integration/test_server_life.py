@@ -144,7 +144,7 @@ def test_server_outlives_the_process_that_started_it_only_when_it_is_ready(
         "import os, sys\n"
         "from compllm.server import triton_process, triton_server\n"
         "if sys.argv[2] == 'killed':\n"
-        "    triton_process._wait_ready = lambda *_: os.kill(os.getpid(), 9)\n"
+        "    triton_process.wait_ready = lambda *_: os.kill(os.getpid(), 9)\n"
         "triton_server.up(sys.argv[1])\n"
     )
     command = [sys.executable, "-c", program, str(engine_dir)]

@@ -211,6 +211,7 @@ async def test_closing_the_connection_frees_the_engine(server: ServerInfo) -> No
         await call.read()
         call.cancel()
     await _until_idle(server)
+    assert _gauge(server, "nv_trt_llm_request_metrics", '"active"') == 0
 
 
 async def test_missing_adapter_is_sent_once(

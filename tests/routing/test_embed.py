@@ -208,7 +208,7 @@ async def test_without_openvino_or_the_conversion_the_library_encodes(
         encoder_dir = tmp_path / "encoder"
         shutil.copytree(ir.parent, encoder_dir, ignore=shutil.ignore_patterns("openvino"))
     encoder = await SentenceEncoder.load(encoder_dir)
-    assert type(encoder._model).__name__ == "SentenceTransformer"
+    assert type(encoder.model).__name__ == "SentenceTransformer"
     assert encoder.id == f"{encoder_id(ir.parent)}/plain1"
 
 

@@ -269,7 +269,7 @@ async def test_a_waiter_can_be_moved_up_and_still_leaves_the_queue_when_cancelle
         await asyncio.gather(moved, return_exceptions=True)
         assert admission.load("base").num_waiting == 0
     assert admission.load("base").num_in_flight == 0
-    assert not admission._waiters
+    admission.check()
 
 
 async def test_who_was_woken_or_never_waited_is_not_moved():
@@ -361,4 +361,4 @@ async def test_no_slot_is_lost_whatever_is_cancelled_when(seed):
     assert set(range(300)) - victims <= set(ended)
     for load in admission.loads().values():
         assert (load.num_in_flight, load.num_waiting) == (0, 0)
-    assert not admission._waiters
+    admission.check()

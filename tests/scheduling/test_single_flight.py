@@ -346,4 +346,4 @@ async def _check(steps: list[Step], limit: int) -> None:
     load = setting.admission.load("tensorrt_llm")
     assert (load.num_in_flight, load.num_waiting) == (0, 0)
     assert setting.stats.num_running == setting.backend.num_running == 0
-    assert not setting.flights._joinable
+    setting.flights.check()

@@ -47,7 +47,7 @@ def test_a_server_that_was_just_killed_counts_as_dead(
     seconds: float, is_dying: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine `up` found it alive yet, met a reset connection and gave up."""
-    monkeypatch.setattr(triton_server, "_DYING_S", 20.0 if is_dying else 0.05)
+    monkeypatch.setattr(triton_server, "DYING_S", 20.0 if is_dying else 0.05)
     process = subprocess.Popen([sys.executable, "-c", f"import time; time.sleep({seconds})"])
     try:
         with socket.create_server((triton_state.HOST, 0)) as closed:
@@ -57,10 +57,10 @@ def test_a_server_that_was_just_killed_counts_as_dead(
             process.pid, started, process.pid, "an-id", port, port, port, "a.log"
         )
         if is_dying:
-            assert not triton_server._answers(info)
+            assert not triton_server.answers(info)
         else:
             with pytest.raises(ServerError, match="does not answer"):
-                triton_server._answers(info)
+                triton_server.answers(info)
     finally:
         process.kill()
         process.wait()
@@ -142,7 +142,7 @@ def _live_state(supervisor: int, server: int, config: str = "") -> triton_state.
     )
     info = replace(info, config_file=config)
     paths.run_dir().mkdir(parents=True)
-    triton_server._write_state(info)
+    triton_state.write_state(info)
     return info
 
 
@@ -179,12 +179,12 @@ def test_up_at_a_taken_port_is_refused_before_anything_is_built(
 def test_start_clears_all_but_the_logs_of_earlier_ones(tmp_path: Path) -> None:
     """Each start wiped the log of the one that had failed."""
     directory = tmp_path / "server"
-    triton_process._clear(directory)
+    triton_process.clear(directory)
     (directory / "models" / "m").mkdir(parents=True)
     for name in ("server.log", "server.log.1", "server.log.old", "other"):
         (directory / name).touch()
     (directory / "link").symlink_to(tmp_path)
-    triton_process._clear(directory)
+    triton_process.clear(directory)
     assert {each.name for each in directory.iterdir()} == {"server.log", "server.log.1"}
     assert tmp_path.is_dir()
 

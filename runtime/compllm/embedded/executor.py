@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +148,10 @@ class Executor:
         """
         self._call(lambda: self._remove_adapter(task_id))
 
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of these ids, special tokens included."""
+        return self._tools.decode(token_ids)
+
     def stats(self) -> EngineStats:
         """A snapshot; its numbers may be one step apart."""
         pool = self._pool
@@ -207,7 +211,7 @@ class Executor:
             stops = StopMatcher(
                 request.stop_words,
                 request.stop,
-                self._tools.decode if request.stop else None,
+                self.decode if request.stop else None,
                 request.sampling.min_tokens,
             )
         slot = self._slots.acquire(request.task_id)

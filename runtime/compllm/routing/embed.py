@@ -71,7 +71,7 @@ class SentenceEncoder:
     """An encoder on the CPU, with the last texts' vectors kept."""
 
     def __init__(self, model: Any, encoder_id: str, cache_size: int = 4096) -> None:
-        self._model = model
+        self.model = model  # the library that computes: OpenVINOEncoder or sentence-transformers
         self._lock = asyncio.Lock()  # one forward at a time: two only share the cores
         # A cancelled caller gives the other lock back while its thread still computes.
         self._computing = threading.Lock()
@@ -117,7 +117,7 @@ class SentenceEncoder:
 
     def _encode(self, texts: list[str]) -> Array:
         with self._computing:
-            rows = self._model.encode(
+            rows = self.model.encode(
                 texts, batch_size=32, normalize_embeddings=True, show_progress_bar=False
             )
         return np.asarray(rows, np.float32)

@@ -125,6 +125,11 @@ class Admission:
         """Of one engine, which must have a limit."""
         return self._load(self._engines[engine])
 
+    def check(self) -> None:
+        """Raises AssertionError unless each request in the queue has one future that wakes it."""
+        num_waiting = sum(self._queue.num_waiting(each) for each in self._engines.values())
+        assert num_waiting == len(self._waiters), (num_waiting, len(self._waiters))
+
     def _make_queue(self, limits: Mapping[str, int]) -> _core.AdmissionQueue:
         if not limits or min(limits.values()) < 1:
             raise ConfigError(f"in-flight limits are {dict(limits)}: each engine needs at least 1")

@@ -109,6 +109,11 @@ class SingleFlight:
             len(self._cache),
         )
 
+    def check(self) -> None:
+        """Raises AssertionError where a request could join one that no longer runs."""
+        ended = [each for each in self._joinable.values() if each.task not in self._tasks]
+        assert not ended, f"{len(ended)} shared requests have ended and can be joined"
+
     async def aclose(self) -> None:
         """Cancel all that run."""
         tasks = tuple(self._tasks)

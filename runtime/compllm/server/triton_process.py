@@ -53,7 +53,7 @@ def start(
     deadline = time.monotonic() + timeout_s
     check_free(ports)
     binary = triton_files.find_tritonserver()
-    _clear(directory)
+    clear(directory)
     backends = triton_files.make_backends(binary, directory / "backends")
     values = {
         "engine_dir": str(engine),
@@ -69,12 +69,12 @@ def start(
         values["catalogue"] = served.summary_of(catalogue)
     names = [triton_files.CORE_MODEL, *([triton_files.FACE_MODEL] if has_face else [])]
     for attempt in range(1, _START_ATTEMPTS + 1):
-        bound = _free_ports(ports)
+        bound = free_ports(ports)
         values["server_url"] = f"{HOST}:{bound.grpc}"  # where comp_llm finds the core model
         models = triton_files.write_repository(directory / "models", values, names)
         log = server_log.rotate(directory)
         server_log.write_header(log, engine, values["config_file"], bound.names())
-        info = _spawn(binary, models, backends, bound)
+        info = spawn(binary, models, backends, bound)
         info = replace(
             info,
             engine_dir=str(engine),
@@ -86,7 +86,7 @@ def start(
         )
         try:
             session_gives_way(info.pid, (options or {}).get("niceness", NICENESS))
-            _wait_ready(info, deadline, timeout_s)
+            wait_ready(info, deadline, timeout_s)
         except BaseException as error:
             stop(info)
             if not isinstance(error, _PortTaken) or attempt == _START_ATTEMPTS:
@@ -96,7 +96,7 @@ def start(
     raise AssertionError("unreachable")
 
 
-def _clear(directory: Path) -> None:
+def clear(directory: Path) -> None:
     """An empty directory but for the logs of earlier starts."""
     directory.mkdir(parents=True, exist_ok=True)
     for each in directory.iterdir():
@@ -116,7 +116,11 @@ class _PortTaken(ServerError):
     """Another process bound a port between our check and the server's."""
 
 
-def _spawn(binary: Path, models: Path, backends: Path, ports: _BoundPorts) -> ServerInfo:
+def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> ServerInfo:
+    """A server of this repository, under its supervisor and not yet ready: `wait_ready` follows.
+
+    Its log and state lie in the repository's parent directory. Raises ServerError.
+    """
     directory = models.parent
     log = directory / server_log.NAME
     name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
@@ -181,7 +185,9 @@ def _spawn_detached(argv: list[str], env: Mapping[str, str], log: Path) -> tuple
         return pid, answer.readline().strip()
 
 
-def _wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
+def wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
+    """Return when the server is ready. Raises ServerError with the reason out of its log where it
+    dies, or is not ready at `deadline`, which was `timeout_s` from the start."""
     log = Path(info.log)
     while not is_ready(info):
         if not is_alive(info):
@@ -194,7 +200,7 @@ def _wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
         time.sleep(_POLL_S)
 
 
-class _BoundPorts(NamedTuple):
+class BoundPorts(NamedTuple):
     """Ports that the server is started to listen at."""
 
     grpc: int
@@ -205,7 +211,7 @@ class _BoundPorts(NamedTuple):
         return {"gRPC": self.grpc, "HTTP": self.http, "metrics": self.metrics}
 
 
-def _free_ports(ports: Ports) -> _BoundPorts:
+def free_ports(ports: Ports) -> BoundPorts:
     """The ports asked for, and free ones, all different, in the place of None."""
     with contextlib.ExitStack() as held:
         chosen = []
@@ -215,7 +221,7 @@ def _free_ports(ports: Ports) -> _BoundPorts:
                 probe.bind((HOST, 0))
                 port = probe.getsockname()[1]
             chosen.append(port)
-        return _BoundPorts(*chosen)
+        return BoundPorts(*chosen)
 
 
 def check_free(ports: Ports) -> None:
@@ -269,7 +275,7 @@ def _start_time(pid: int) -> float:
     try:
         return float(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
-        return 0.0  # it is over already: `_wait_ready` reports why
+        return 0.0  # it is over already: `wait_ready` reports why
 
 
 def _reap(pid: int) -> None:

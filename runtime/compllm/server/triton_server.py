@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,19 @@ from compllm.server import triton_process
 from compllm.server.server_log import reason_in
 from compllm.server.triton_files import FACE_MODEL
 from compllm.server.triton_process import is_alive
-from compllm.server.triton_state import Ports, ServerInfo, check_answers
+from compllm.server.triton_state import (
+    Ports,
+    ServerInfo,
+    check_answers,
+    forget_state,
+    read_state,
+    write_state,
+)
 from compllm.storage import require_writable
 
 __all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up"]
 
-_STATE = "server.json"
-_DYING_S = 1.0  # that a killed server takes at most to be gone
+DYING_S = 1.0  # that a killed server takes at most to be gone
 
 
 def up(
@@ -57,11 +63,11 @@ def up(
     settings = Path(config).resolve() if config else None
     ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
     with _lock():
-        found = _read_state()
+        found = read_state()
         if found is not None and is_alive(found):
             _check_same(found, engine, ports, options, has_face, settings)
             settings = settings or (Path(found.config_file) if found.config_file else None)
-            if _answers(found) and _is_current(found, engine):
+            if answers(found) and _is_current(found, engine):
                 return found
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
@@ -76,7 +82,7 @@ def up(
             timeout_s=timeout_s,
         )
         info = replace(info, settings_hash=settings_hash)
-        _write_state(info)
+        write_state(info)
         triton_process.release(info)  # not before: killed up to here, we leave nothing behind
         return info
 
@@ -97,7 +103,7 @@ def check_up(
     """
     ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
     settings = Path(config).resolve() if config else None
-    found = _read_state()
+    found = read_state()
     if found is None or not is_alive(found):
         triton_process.check_free(ports)
         return None
@@ -111,10 +117,10 @@ def status() -> ServerInfo | None:
     Raises ServerError when there should be one but it died, hangs, or another server answers at its
     port.
     """
-    info = _read_state()
+    info = read_state()
     if info is None:
         return None
-    if not is_alive(info) or not _answers(info):
+    if not is_alive(info) or not answers(info):
         raise ServerError(
             f"the server (process {info.server_pid}) died{reason_in(Path(info.log))}; log: "
             f"{info.log}. `compllm up` starts it again"
@@ -125,7 +131,7 @@ def status() -> ServerInfo | None:
 def last_started() -> ServerInfo | None:
     """The server that `up` started, where it lives; it is not asked whether it is ready. Raises
     ServerError for a state that cannot be read."""
-    info = _read_state()
+    info = read_state()
     return info if info is not None and is_alive(info) else None
 
 
@@ -134,7 +140,7 @@ def down() -> bool:
     if not paths.run_dir().is_dir():  # nothing was ever started, and nothing is written here
         return False
     with _lock():
-        info = _read_state()
+        info = read_state()
         if info is None:
             return False
         was_alive = is_alive(info)
@@ -142,17 +148,17 @@ def down() -> bool:
         return was_alive
 
 
-def _answers(info: ServerInfo) -> bool:
+def answers(info: ServerInfo) -> bool:
     """False for one that dies just now: a killed process of many threads is alive for some
     milliseconds more, and resets connections. Raises ServerError for one that lives on."""
     try:
         check_answers(info)
     except ServerError:
-        deadline_s = time.monotonic() + _DYING_S
+        deadline_s = time.monotonic() + DYING_S
         while is_alive(info):
             if time.monotonic() > deadline_s:
                 raise
-            time.sleep(_DYING_S / 50)
+            time.sleep(DYING_S / 50)
         return False
     return True
 
@@ -258,7 +264,7 @@ def _checked_engine(engine_dir: str | Path | None) -> Path:
 
 def _stop(info: ServerInfo) -> None:
     triton_process.stop(info)
-    (paths.run_dir() / _STATE).unlink(missing_ok=True)
+    forget_state()
 
 
 @contextlib.contextmanager
@@ -270,22 +276,3 @@ def _lock() -> Iterator[None]:
     with (paths.run_dir() / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _read_state() -> ServerInfo | None:
-    path = paths.run_dir() / _STATE
-    try:
-        return ServerInfo(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):  # the latter: the home is a file
-        return None
-    except (ValueError, TypeError, OSError) as error:
-        raise ServerError(
-            f"{path} is not readable ({error}): stop the server by hand and remove it"
-        ) from error
-
-
-def _write_state(info: ServerInfo) -> None:
-    path = paths.run_dir() / _STATE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
-    partial.replace(path)

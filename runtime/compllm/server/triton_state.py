@@ -1,20 +1,22 @@
-"""What a server is known by, and what it says of itself: over HTTP, and in its log.
+"""What identifies a server, the file that keeps it, and what it reports over HTTP and in its log.
 
-Beside `triton_process.py`, which starts and stops it. Nothing here changes a server.
+`triton_process.py` starts and stops it. Nothing here changes a server.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from compllm import paths
 from compllm.errors import ServerError
 from compllm.server.server_log import reason_in
 
 HOST = "127.0.0.1"
+_STATE = "server.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,3 +130,33 @@ def check_answers(info: ServerInfo) -> None:
             f"the server (process {info.server_pid}) is not ready{reason_in(Path(info.log))}; "
             f"its log is {info.log}. `compllm down`, then `compllm up`"
         )
+
+
+# The state file
+
+
+def read_state() -> ServerInfo | None:
+    """The server that `up` started last, alive or not; None where there is none. Raises
+    ServerError for a file that cannot be read."""
+    path = paths.run_dir() / _STATE
+    try:
+        return ServerInfo(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):  # the latter: the home is a file
+        return None
+    except (ValueError, TypeError, OSError) as error:
+        raise ServerError(
+            f"{path} is not readable ({error}): stop the server by hand and remove it"
+        ) from error
+
+
+def write_state(info: ServerInfo) -> None:
+    """Keep it for every process of the user."""
+    path = paths.run_dir() / _STATE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
+    partial.replace(path)
+
+
+def forget_state() -> None:
+    """There is no server any more."""
+    (paths.run_dir() / _STATE).unlink(missing_ok=True)
