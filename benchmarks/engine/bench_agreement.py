@@ -13,17 +13,27 @@ logits at that place is recorded: a tie of summation order has a tiny one.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.report import Report, add_arguments  # noqa: E402
+
+if TYPE_CHECKING:
+    from engines import Reference
+
+    from compllm.embedded.executor import Executor
+
+    Prompts = Sequence[Sequence[int]]
+    Case = tuple[str, int]  # adapter or "base", place of the prompt
+    Expected = Mapping[str, Sequence[Reference]]  # by adapter, of each prompt
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # name -> (rank, modules)
@@ -68,14 +78,95 @@ def make_adapter(checkpoint: Path, out: Path, rank: int, modules: Sequence[str],
     return out
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    from engines import Reference, generate, make_engine, reference
-    from tokenizers import Tokenizer
+def decoded(
+    engine: Executor, prompts: Prompts, cases: Sequence[Case], num_new: int, *, is_mixed: bool
+) -> list[list[int]]:
+    """Tokens of every case, in one batch or one request after another."""
+    from engines import generate
+
+    from compllm.embedded.request import EngineRequest
+
+    requests = [
+        EngineRequest(tuple(prompts[i]), num_new, task_id=engine.adapter_names.get(name))
+        for name, i in cases
+    ]
+    if is_mixed:
+        return [result.token_ids for result in generate(engine, requests)]
+    return [generate(engine, [request])[0].token_ids for request in requests]
+
+
+def compare(
+    report: Report,
+    row: str,
+    cases: Sequence[Case],
+    tokens: Sequence[list[int]],
+    others: Sequence[list[int]],
+    expected: Expected,
+) -> None:
+    """Add how many sequences are equal, and where each other one parts."""
+    equal, ties = 0, 0
+    for ours, theirs, (name, i) in zip(tokens, others, cases, strict=True):
+        reference = expected[name][i]
+        place = replace(reference, token_ids=theirs).parting(ours)
+        equal += place is None
+        if place is not None:
+            margin = reference.margins[place]
+            ties += margin < TIE
+            report.add(
+                "where they part",
+                comparison=row,
+                adapter=name,
+                prompt=i,
+                token=place,
+                reference_gap=margin,
+            )
+    report.add(
+        "agreement",
+        comparison=row,
+        sequences=len(cases),
+        equal=equal,
+        rate=equal / len(cases),
+        parted_at_a_tie=ties,
+    )
+
+
+def compare_engines(
+    report: Report, scratch: Path, adapters: Mapping[str, Path], prompts: Prompts, num_new: int
+) -> None:
+    """Each engine in both adapter forms against the reference, and against itself."""
+    from engines import make_engine, reference
 
     from compllm import paths
     from compllm.embedded.executor import Executor
     from compllm.embedded.options import ExecutorOptions
-    from compllm.embedded.request import EngineRequest
+
+    checkpoint = paths.base_dir()
+    expected: Expected = {
+        name: reference(checkpoint, path, prompts, num_new)
+        for name, path in {"base": None, **adapters}.items()
+    }
+    cases = [(name, i) for i in range(len(prompts)) for name in expected]
+    floats = [expected[name][i].token_ids for name, i in cases]
+    options = ExecutorOptions(is_prefix_reused=False, max_batch_size=64, max_adapters=8)
+    for dtype in ("fp16", "int8"):
+        engine_dir = make_engine(checkpoint, scratch / f"engine-{dtype}", dtype, adapters)
+        for form in ("op", "mask"):
+            engine = Executor(engine_dir, replace(options, adapter_form=form))
+            alone = decoded(engine, prompts, cases, num_new, is_mixed=False)
+            mixed = decoded(engine, prompts, cases, num_new, is_mixed=True)
+            engine.close()
+            for row, ours, theirs in (
+                ("alone, against float32", alone, floats),
+                ("mixed, against float32", mixed, floats),
+                ("mixed against alone", mixed, alone),
+            ):
+                compare(report, f"{dtype} {form}, {row}", cases, ours, theirs, expected)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from tokenizers import Tokenizer
+
+    from compllm import paths
 
     warnings.simplefilter("ignore")  # peft's, about the base it cannot look up
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -92,68 +183,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         for question in questions
     ]
     report = Report("bench_agreement", arguments, ("openvino", "torch", "transformers", "peft"))
-
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         adapters = {
             name: make_adapter(checkpoint, scratch / name, rank, modules, arguments.seed + place)
             for place, (name, (rank, modules)) in enumerate(chosen.items())
         }
-        expected: dict[str, list[Reference]] = {
-            name: reference(checkpoint, path, prompts, num_new)
-            for name, path in {"base": None, **adapters}.items()
-        }
-        cases = [(name, i) for i in range(len(prompts)) for name in expected]
-
-        def run(engine: Executor, *, is_mixed: bool) -> list[list[int]]:
-            requests = [
-                EngineRequest(tuple(prompts[i]), num_new, task_id=engine.adapter_names.get(name))
-                for name, i in cases
-            ]
-            if is_mixed:
-                return [r.token_ids for r in generate(engine, requests)]
-            return [generate(engine, [r])[0].token_ids for r in requests]
-
-        def compare(row: str, tokens: list[list[int]], others: list[Reference] | None) -> None:
-            pairs = zip(tokens, others or [expected[n][i] for n, i in cases], cases, strict=True)
-            equal, ties = 0, 0
-            for ours, theirs, (name, i) in pairs:
-                place = theirs.parting(ours)
-                equal += place is None
-                if place is not None:
-                    margin = expected[name][i].margins[place]
-                    ties += margin < TIE
-                    report.add(
-                        "where they part",
-                        comparison=row,
-                        adapter=name,
-                        prompt=i,
-                        token=place,
-                        reference_gap=margin,
-                    )
-            report.add(
-                "agreement",
-                comparison=row,
-                sequences=len(cases),
-                equal=equal,
-                rate=equal / len(cases),
-                parted_at_a_tie=ties,
-            )
-
-        options = ExecutorOptions(is_prefix_reused=False, max_batch_size=64, max_adapters=8)
-        for dtype in ("fp16", "int8"):
-            engine_dir = make_engine(checkpoint, scratch / f"engine-{dtype}", dtype, adapters)
-            for form in ("op", "mask"):
-                engine = Executor(engine_dir, dataclasses.replace(options, adapter_form=form))
-                alone, mixed = run(engine, is_mixed=False), run(engine, is_mixed=True)
-                engine.close()
-                compare(f"{dtype} {form}, alone, against float32", alone, None)
-                compare(f"{dtype} {form}, mixed, against float32", mixed, None)
-                compare(
-                    f"{dtype} {form}, mixed against alone",
-                    mixed,
-                    [Reference(tokens, []) for tokens in alone],
-                )
+        compare_engines(report, scratch, adapters, prompts, num_new)
     report.finish()
     return 0
 
