@@ -1,4 +1,4 @@
-"""A gRPC server on the loopback that answers what a test tells it: for the client's tests."""
+"""A gRPC server on the loopback that sends the answers a test names: for the client's tests."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def purposes(backend: ScriptedBackend) -> list[str]:
 
 
 class ClockedBackend:
-    """Tells what an engine would that prefills at 2 ms a token and 3 ms, and decodes a step of n in
-    8 + 2n ms; it answers when nobody else comes."""
+    """Reports the times of an engine: a prefill takes 2 ms a token and 3 ms, a decoding step of n
+    8 + 2n ms. It answers when no other request comes."""
 
     def __init__(self) -> None:
         self.requests: list[GenerateRequest] = []

@@ -1,4 +1,4 @@
-"""The engine gives way to the runtime beside it: what the kernel is told, and of whom."""
+"""The engine gives way to the runtime: which niceness the kernel gets, and of which process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from compllm.niceness import give_way, session_gives_way
 
 AUTOGROUPS = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
-# In a process of its own: nobody but root can take a nice value back.
+# In a process of its own: only root can take a nice value back.
 TELL_NICENESS = """
 import os, sys, threading
 from compllm.niceness import give_way

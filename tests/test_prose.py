@@ -19,21 +19,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAX_COLUMNS = 100
 MAX_WORDS = 25
-PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
-# The folders whose docstrings and comments are checked, except the data sets'. A folder joins once
-# it is free of the words.
-CODE = (
-    "benchmarks",
-    "build_scripts",
-    "runtime/compllm/cli",
-    "runtime/compllm/embedded",
-    "runtime/compllm/formats",
-    "runtime/compllm/lab/explain",
-    "runtime/compllm/lab/simulate",
-    "runtime/compllm/routing",
-    "runtime/compllm/scheduling",
-    "runtime/compllm/server",
-)
+DOCS = sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))
+PAGES = ("README.md", "CONTRIBUTING.md", *DOCS)
+# The folders whose docstrings and comments are checked, except the data sets'.
+CODE = ("benchmarks", "build_scripts", "runtime/compllm", "tests")
 VAGUE = re.compile(
     r"\b(?:nobody|somebody|whoever|at hand|so many|to be had|(?:come|came|comes) by"
     r"|(?:go|goes|going|went) on with|(?:tell|tells|told)(?!(?: \S+){0,3} apart))\b",

@@ -117,5 +117,5 @@ class TellsLimits(Protocol):
 
 
 def max_batch_size(backend: Backend, model: str) -> int | None:
-    """Requests that this engine computes in one step; None where the backend cannot tell."""
+    """Requests that this engine computes in one step; None where the backend does not know."""
     return backend.max_batch_size(model) if isinstance(backend, TellsLimits) else None

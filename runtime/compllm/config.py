@@ -61,7 +61,7 @@ class LimitsConfig:
     max_node_tokens: int = _number(96, 1, 32_768)  # new tokens of one sub-query's response
     max_answer_tokens: int = _number(192, 1, 32_768)
     # Requests of this process at one engine; 0: as many as the engine batches, 64 where it does
-    # not tell.
+    # not report that.
     max_in_flight: int = _number(0, 0, 4096)
     max_waiting: int = _number(10_000, 1, 10_000_000)  # nodes that wait for admission
 
@@ -115,7 +115,7 @@ class SharingConfig:
 
 @dataclass(frozen=True, slots=True)
 class GateConfig:
-    """Whether a question that needs no plan goes straight to one expert; `gate.py` tells how."""
+    """Whether a question that needs no plan goes straight to one expert; `gate.py` decides it."""
 
     mode: Literal["off", "on", "auto"] = "auto"
     risk: float = _number(0.03, 0, 1)  # of `auto`: wrong ones among those sent straight on, at most

@@ -138,7 +138,7 @@ class CompLLM:
         `stage`: decides which node starts when.
 
         Ends within the deadline: with an answer, with a partial one (a node failed or time was up,
-        and there is something to tell), or with QueryError, PlanError, BackendError or
+        and there is something to return), or with QueryError, PlanError, BackendError or
         DeadlineExceeded. Closing the iterator cancels what runs.
         """
         self._opened()

@@ -62,7 +62,7 @@ class Run:
 
     def finish(self) -> Answer:
         """The answer, or what there is of it. Raises the query's error when there is nothing to
-        tell."""
+        return."""
         execution = self.execution
         error = self.error or execution.first_error
         if not self.texts:

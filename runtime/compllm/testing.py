@@ -44,7 +44,7 @@ class Reply:
     piece_gates: tuple[asyncio.Event, ...] = ()  # piece i waits for the i-th event, if there is one
     delay_s: float = 0.0  # before the first piece
     piece_delay_s: float = 0.0  # before each further piece
-    times: int | None = None  # answer so many requests, then leave them to later rules
+    times: int | None = None  # answer this number of requests, then leave them to later rules
     usage: Usage | None = None
     log_probs: tuple[float, ...] = ()  # of its words, for requests that want them
     finish_reason: FinishReason = "stop"

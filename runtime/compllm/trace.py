@@ -82,8 +82,8 @@ def _node(sub_query: SubQuery, route: Route, result: NodeResult) -> dict[str, An
 
 
 def _scheduled(result: NodeResult) -> dict[str, float]:
-    """When the engine took the node up, where it tells; between what surrounds it, as its clock
-    begins at the request's arrival there."""
+    """When the engine took the node up, where it reports that; between what surrounds it, as its
+    clock begins at the request's arrival there."""
     if not result.usage.scheduled_s:
         return {}
     at_s = result.start_s + result.usage.scheduled_s

@@ -70,7 +70,7 @@ class Route:
 
     expert: str  # expert name
     similarity: float  # cosine in [-1, 1] with the nearest expert, also when it was refused
-    is_fallback: bool  # nobody was near enough: the base answers
+    is_fallback: bool  # no expert was near enough: the base answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Plan:
     sub_queries: tuple[SubQuery, ...]
     is_fallback: bool = False  # the generator's plan was unusable: one node, the query itself
     reason: str = ""  # why it fell back
-    is_direct: bool = False  # nobody planned: the gate sent the query straight to one expert
+    is_direct: bool = False  # there was no plan: the gate sent the query straight to one expert
     is_cut: bool = False  # the generator had more to write than generator.max_nodes allows
     # Of the tokens that the generator wrote, as in NodeResult.
     log_probs: tuple[float, ...] = field(default=(), compare=False)

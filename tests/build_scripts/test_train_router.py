@@ -33,7 +33,7 @@ EXPERTS = ("a", "b")
 
 
 def clouds(seed: int = 0, spread: float = 0.25) -> tuple[Array, np.ndarray, np.ndarray]:
-    """Unit rows around four directions: a, b and two topics for nobody."""
+    """Unit rows around four directions: a, b and two topics for no expert."""
     rng = np.random.default_rng(seed)
     centres = np.eye(4, 8, dtype=np.float32)
     rows = np.repeat(centres, 40, axis=0) + spread * rng.standard_normal((160, 8))
@@ -78,7 +78,7 @@ def test_plain_similarity_has_cosines() -> None:
 
 
 def test_a_question_is_scored_by_a_head_that_has_not_seen_it() -> None:
-    rows, labels, topics = clouds(spread=2.0)  # noise: only a question itself tells its label
+    rows, labels, topics = clouds(spread=2.0)  # noise: only a question itself has its label
 
     def memory(r: Array, found: np.ndarray, t: np.ndarray, e: tuple[str, ...]) -> object:
         return FITS["neighbours"](r, found, t, e)
@@ -244,7 +244,7 @@ def test_thinning_keeps_small_topics_whole() -> None:
 
 
 class Counter:
-    """A space whose rows are the lengths of the texts; tells how many it computed."""
+    """A space whose rows are the lengths of the texts; counts how many it computed."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.num, self.stop_after = 0, stop_after

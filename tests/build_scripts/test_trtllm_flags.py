@@ -104,7 +104,7 @@ def test_invented_flag_or_value_is_refused(tool: str, arguments: list[str], said
 
 
 def test_no_other_module_makes_flags() -> None:
-    """A flag that `commands.py` does not make is one that nobody checks."""
+    """A flag that `commands.py` does not make is one that no test checks."""
     folder = flags.FLAGS_FILE.parent
     ours = {"merge.py", "make_flags.py"}  # they parse their own arguments
     # Upstream's flags stand in underscores, ours and nvidia-smi's in hyphens.

@@ -1,4 +1,4 @@
-"""The wrong place to build is told in one line that names the right one."""
+"""The wrong place to build is refused in one line that names the right one."""
 
 from __future__ import annotations
 

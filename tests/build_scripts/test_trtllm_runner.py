@@ -256,7 +256,7 @@ def test_too_little_disk_is_told_before_the_work(bench: MakeBench) -> None:
 def test_disk_that_fills_up_midway_is_one_line(
     bench: MakeBench, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody else took the space that was there when the build began."""
+    """Another process took the space that was there when the build began."""
     made = bench()
     monkeypatch.setattr(runner, "require_free_space", lambda *_: None)
     (small_disk / "somebody").write_bytes(b"x" * 20_000)

@@ -1,4 +1,4 @@
-"""gpu.toml: what is wrong in it is told with file, key and value."""
+"""gpu.toml: what is wrong in it is named with file, key and value."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 TensorRT-LLM cannot be installed without a GPU, so these check nothing about it: they take the same
 arguments, fail in the same ways and leave files of the same names. hf_lora_convert packs adapters
-as upstream documents it, without our code. A line in `calls` tells of each run.
+as upstream documents it, without our code. A line in `calls` records each run.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def test_two_kinds_of_gpus_are_a_note(set_up: SetUp) -> None:
 
 def test_adapter_of_another_type_is_missing(set_up: SetUp, engines: Path) -> None:
     path = engines / "adapters" / "11" / "model.lora_weights.npy"
-    weights = np.zeros((1, 3, 4), np.float32)  # as many bytes: the size alone does not tell
+    weights = np.zeros((1, 3, 4), np.float32)  # as many bytes: the size alone does not show it
     np.save(path, weights)
     check = _found(examine_gpu(engines, triton=set_up()), "adapters")
     assert check.status == "missing"

@@ -187,7 +187,7 @@ def test_every_event_of_a_node_makes_a_line() -> None:
 
 
 def test_footer_tells_what_one_after_another_would_take() -> None:
-    """It told a speed-up that counted the wait for the plan's next line: 0.5 where nothing was
+    """It showed a speed-up that counted the wait for the plan's next line: 0.5 where nothing was
     slow."""
     nodes = (
         NodeResult(1, "base", "done", start_s=0.5, end_s=0.75),

@@ -192,7 +192,7 @@ def test_streamed_events_add_up_to_the_whole(op_engine: Executor) -> None:
 
 @pytest.fixture
 def rare_engine(engine_dir: Path) -> Iterator[Executor]:
-    """One that tells nothing because of the time alone."""
+    """One that reports nothing because of the time alone."""
     engine = Executor(engine_dir, dataclasses.replace(OPTIONS, stream_interval_ms=1e9))
     yield engine
     engine.close()

@@ -205,7 +205,7 @@ def test_random_logits_write_a_valid_plan(
 
 
 def test_random_logits_write_valid_json(compiler: GuideCompiler, tokenizer: Tokenizer) -> None:
-    # They would go on with white space for ever if the guide let them.
+    # They would write white space for ever if the guide let them.
     schema = {
         "type": "object",
         "properties": {"k": {"enum": ["a", "b"]}, "n": {"type": "integer", "maximum": 99}},

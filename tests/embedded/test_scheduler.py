@@ -126,7 +126,7 @@ def test_whatever_comes_ends_with_all_it_asked_for(
 
 
 def test_waiting_for_room_counts_no_reuse() -> None:
-    """Each step tries to admit whoever waits: what it would reuse was once counted each time."""
+    """Each step tries to admit the waiting: what it would reuse was once counted each time."""
     first, blocker = sequence(1, 9), sequence(2, 4, max_tokens=20)
     again = sequence(1, 9, max_tokens=8)
     made, pool = scheduler(first, blocks=10)

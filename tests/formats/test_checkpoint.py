@@ -1,4 +1,4 @@
-"""Checkpoints: the two families pass, everything that would fail later is told by name."""
+"""Checkpoints: the two families pass, everything that would fail later is named."""
 
 from __future__ import annotations
 

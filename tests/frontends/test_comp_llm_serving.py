@@ -60,7 +60,7 @@ class FakeSender:
 
 
 class Model:
-    """A model on this script, which also tells the thread of its loop what to do."""
+    """A model on this script, which also runs calls on the thread of its loop."""
 
     def __init__(self, *replies: Reply, connect: Callable[[], Awaitable[Backend]] | None = None):
         self.scripted = ScriptedBackend(*replies)

@@ -450,7 +450,7 @@ async def test_server_stops_under_load(engine_dir: Path, home: Path) -> None:
             answers = [asyncio.create_task(_stream(client)) for _ in range(8)]
             await asyncio.to_thread(_wait_active, info)
             await asyncio.to_thread(triton_process.stop, info)
-            async with asyncio.timeout(WAIT_S):  # nobody waits for ever
+            async with asyncio.timeout(WAIT_S):  # no task waits for ever
                 await asyncio.gather(*answers, return_exceptions=True)
     assert not psutil.pid_exists(info.server_pid)
 

@@ -78,7 +78,7 @@ def _metrics(server: ServerInfo) -> dict[str, int]:
 
 
 async def _settled(server: ServerInfo, num_tokens: int) -> dict[str, int]:
-    """The counters once they tell of so many tokens: they are published a little later."""
+    """The counters once they have these tokens: they are published a little later."""
     async with asyncio.timeout(30):
         while True:
             found = await asyncio.to_thread(_metrics, server)

@@ -155,7 +155,7 @@ def test_counters_are_differences() -> None:
     counted = engine_counters({total: 5.0, steps: 1.0}, {total: 8.0, steps: 4.0})
     assert counted["num_generated_tokens"] == 3
     assert counted["steps_by_batch_size"] == {"2": 3}
-    assert counted["num_steps"] is None  # the server does not tell
+    assert counted["num_steps"] is None  # the server does not report it
 
 
 def test_metrics_are_read_by_name_and_label(server: ServerInfo) -> None:

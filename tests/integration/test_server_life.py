@@ -108,7 +108,7 @@ def test_killed_server_takes_its_stub_along_and_is_reported(engine_dir: Path, ho
     again = triton_server.up(engine_dir)
     assert again.pid != info.pid
     supervisor = psutil.Process(again.pid)
-    supervisor.kill()  # nobody is left to clear up
+    supervisor.kill()  # no process is left to clear up
     supervisor.wait(WAIT_S)
     with pytest.raises(ServerError, match="died"):
         triton_server.status()

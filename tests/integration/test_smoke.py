@@ -77,7 +77,7 @@ def test_server_that_is_not_there_is_one_line(
 def test_broken_assumption_fails_the_run(
     bounded: ServerInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that matched other words would be told so."""
+    """A client that matched other words would see that here."""
     import re
 
     from compllm.build_scripts.smoke import adapters

@@ -58,7 +58,7 @@ def _gauge(server: ServerInfo, family: str, label: str = "") -> float:
 
 
 async def _until_idle(server: ServerInfo) -> None:
-    """Until the engine's own count of active requests is 0, as Triton's metrics tell it."""
+    """Until the engine's own count of active requests is 0, as Triton's metrics show it."""
     async with asyncio.timeout(WAIT_S):
         while await asyncio.to_thread(_gauge, server, "nv_trt_llm_request_metrics", '"active"'):
             pass
@@ -106,7 +106,7 @@ async def test_adapters_answer_differently_in_one_batch_as_alone(
     alone = [await collect(backend, _request(adapter_id=each)) for each in ids]
     assert len({text for text, _ in alone}) == 3
     mixed_before = _gauge(server, "compllm_mixed_steps_total")
-    # The tiny engine may answer one before a starved client sends the next, and tells its counters
+    # The tiny engine may answer one before a starved client sends the next, and shows its counters
     # ten times a second.
     async with asyncio.timeout(WAIT_S):
         while _gauge(server, "compllm_mixed_steps_total") == mixed_before:

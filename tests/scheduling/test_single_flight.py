@@ -32,7 +32,7 @@ class Setting:
             cache_ttl_s=10.0,
             clock=lambda: self.now_s,
         )
-        self.started: list[int] = []  # queries, each time they were told
+        self.started: list[int] = []  # queries, each time on_start was called
 
     def ask(
         self,

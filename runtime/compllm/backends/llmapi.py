@@ -102,7 +102,7 @@ class LlmApiBackend:
         )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
-        """See `Backend.generate`. Token counts are the tokenizer's: the server tells none."""
+        """See `Backend.generate`. The tokenizer counts the tokens: the server reports no count."""
         timeout_s = self.connection.options.response_timeout_s
         with self.connection.recorded(request) as stats:
             adapter = self._check(request)

@@ -1,11 +1,11 @@
 """The life of LoRA adapters in an engine's cache, as far as one client can know it.
 
-Stands beside `triton.py`, which asks it at each request. TensorRT-LLM's cache is bounded and tells
-nothing of itself: the first request of an adapter brings its weights, later ones its id alone; an
-evicted one is "not found in cache" and is sent again, once for all that wait for it; while every
-adapter in it is in use "Cache is full". Then requests wait here, not in front of the engine: how
-many adapters it holds at a time is learnt from its refusals, and an adapter that waits takes the
-place of one whose last request has ended.
+`triton.py` asks it at each request. TensorRT-LLM's cache is bounded and reports nothing. The first
+request of an adapter carries its weights, later ones carry its id alone. An evicted adapter is "not
+found in cache" and is sent again, once for all requests that wait for it. While every adapter in
+the cache is in use, the engine refuses another: "Cache is full". Requests then wait here, not in
+front of the engine. The refusals show how many adapters the engine holds at a time. An adapter that
+waits takes the place of one whose last request has ended.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LoraCounts:
 
 @dataclass(slots=True, eq=False)
 class _Adapter:
-    """What we believe of one adapter. Whether it holds, each answer of the engine tells."""
+    """What we believe of one adapter; each answer of the engine confirms or corrects it."""
 
     is_known: bool  # its id alone may be enough
     num_sends: int = 0
@@ -130,7 +130,7 @@ class LoraClient:
         return self._adapters.setdefault(task_id, _Adapter(self._is_prefetched))
 
     async def _pause(self, num_refusals: int) -> None:
-        """While others fill the cache: no end of ours will tell when there is room."""
+        """Wait while other clients fill the cache: no request of ours ends and makes room."""
         try:
             await asyncio.sleep(
                 random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2**num_refusals))

@@ -10,7 +10,7 @@ EMBEDDED = 32  # ExecutorOptions.max_batch_size, which a client without OpenVINO
 
 
 def batch_size_of(config: Any) -> int | None:
-    """From the ModelConfig (a protobuf) of a core model; None where it does not tell."""
+    """From the ModelConfig (a protobuf) of a core model; None where it has no such parameter."""
     parameters = {key: each.string_value for key, each in config.parameters.items()}
     if "executor_options" in parameters:  # the embedded engine's template has it
         return _whole(_json(parameters["executor_options"] or "{}").get("max_batch_size", EMBEDDED))

@@ -96,8 +96,8 @@ def is_final(response: Any) -> bool:
 
 
 def read_usage(tensors: Tensors) -> Usage:
-    """What a final response tells; 0 where it is silent. Times are differences: the clock is the
-    engine's own."""
+    """What a final response reports; 0 for what it lacks. Times are differences, as the clock is
+    the engine's own."""
 
     def number(name: str) -> int:
         array = tensors.get(name)

@@ -23,7 +23,7 @@ class HostTimes:
     """Milliseconds on the way between two steps of one query."""
 
     to_engine_ms: float = 0.0  # from the admission of a request to the engine's queue
-    from_engine_ms: float = 0.0  # from the step that made it to whoever waits for it
+    from_engine_ms: float = 0.0  # from the step that made it to the request that waits for it
     handover_ms: float = 0.0  # from the last parent's end to the child's request
     route_ms: float = 0.0  # from the end of a plan's line to its node
 
@@ -44,7 +44,7 @@ class EngineProfile:
     mixed_ms: float = 0.0  # more, where a step holds decodes and prefill
     tokens_per_block: int = 32  # of the prefix cache; 0: nothing is reused
     host: HostTimes = field(default_factory=HostTimes)
-    is_hypothetical: bool = False  # nobody measured it
+    is_hypothetical: bool = False  # it was not measured
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class EngineProfile:
                 )
 
     def step_time_ms(self, num_sequences: int) -> float:
-        """Of a step that decodes so many sequences and prefills none."""
+        """Of a step that decodes `num_sequences` sequences and prefills none."""
         points = self.step_ms
         after = next((i for i, (size, _) in enumerate(points) if size >= num_sequences), -1)
         after = max(after % len(points), 1)

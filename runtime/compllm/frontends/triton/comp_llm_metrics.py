@@ -1,7 +1,7 @@
 """The runtime's counters as Triton's metrics, first the queue that a fleet is scaled by.
 
 The runtime lets a bounded number of requests into an engine, so that the engine's own gauges cannot
-tell how many wait. `comp_llm_serving.py` hands in snapshots of `CompLLM.stats`.
+show how many wait. `comp_llm_serving.py` hands in snapshots of `CompLLM.stats`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The engine's counters under the names that TensorRT-LLM's Triton backend gives them, and our own.
 
-Only what this engine can tell is here. `core_serving.py` hands in snapshots, the Triton
+Only what this engine counts is here. `core_serving.py` hands in snapshots, the Triton
 model families.
 """
 

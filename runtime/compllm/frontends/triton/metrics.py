@@ -12,7 +12,7 @@ Labels = tuple[tuple[str, str], ...]
 Value = tuple[str, Labels, float]  # family, labels beside those of all metrics, number or total
 
 GAUGE, COUNTER = "gauge", "counter"
-FamilyTexts = Mapping[str, tuple[str, str]]  # name -> kind and what it tells
+FamilyTexts = Mapping[str, tuple[str, str]]  # name -> kind and meaning
 
 
 class Metric(Protocol):

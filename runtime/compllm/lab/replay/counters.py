@@ -77,7 +77,7 @@ def engine_counters(before: Samples, behind: Samples) -> dict[str, Any]:
 
 
 def timed_steps(before: Samples, behind: Samples) -> tuple[TimedSteps, ...]:
-    """What the engine's steps took between the two, by kind; empty where it does not tell."""
+    """What the engine's steps took between the two, by kind; empty where it reports none."""
     found = []
     for name, kind in behind:
         if name != _TIMED_STEPS:

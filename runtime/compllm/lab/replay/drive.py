@@ -1,7 +1,7 @@
-"""Many graphs through `runner.py`: so many at a time, or as they arrive.
+"""Many graphs through `runner.py`: N at a time, or as they arrive.
 
 Closed loop: `concurrency` graphs are under way, the next begins when one ends. Open loop: they
-arrive as a Poisson process of the seed, whoever is still under way.
+arrive as a Poisson process of the seed, however many are still under way.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ async def replay(
     *,
     together: int = 1,
 ) -> None:
-    """Run all graphs; on_ran is told of each that has ended, well or badly.
+    """Run all graphs; on_ran gets each that has ended, well or badly.
 
-    together: so many queries arrive at once where the settings have a rate, which is still of
+    together: that many queries arrive at once where the settings have a rate, which is still of
     queries. Raises BackendError when one after another fails.
     """
     run = _Replay(llm, graphs, settings, on_ran)

@@ -1,5 +1,5 @@
-"""A Backend that makes the engine do a replay's work: the gold plan word by word, nodes of so many
-tokens. Between the path and the real backend.
+"""A Backend that makes the engine do a replay's work: the gold plan word by word, nodes of known
+length. Between the path and the real backend.
 
 Every token is a true step of the real engine: the plan is held to its text by a guide that allows
 nothing else, a node cannot end before its length nor go on beyond it. The path above does not know.
@@ -118,7 +118,7 @@ class ForcedBackend:
         is_blank = True
         async for chunk in self._passed(request):
             is_blank = is_blank and not chunk.text.strip()
-            # So many tokens may be nothing but white space, which the path takes for a failure.
+            # These tokens may be nothing but white space, which the path takes for a failure.
             is_odd = is_blank and chunk.finish_reason is not None
             yield replace(chunk, text=_BLANK) if is_odd else chunk
 

@@ -25,7 +25,7 @@ _SHAPE = '{"id": ..., "question": "...", "steps": ["..."], "parents": [[]]}'
 
 @dataclass(frozen=True, slots=True)
 class ReplayGraph:
-    """One question with the plan that somebody wrote for it."""
+    """One question with the plan that was written for it."""
 
     id: str
     question: str

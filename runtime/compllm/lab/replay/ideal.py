@@ -22,7 +22,7 @@ class Load:
     num_prompt_tokens: int  # to be computed: without those that its cache has
     num_new_tokens: int
     parents: tuple[int, ...] = ()
-    num_plan_tokens: int = 0  # after so many tokens of the plan it is known
+    num_plan_tokens: int = 0  # tokens of the plan after which the node is known
 
     def alone_ms(self, profile: EngineProfile) -> float:
         """On an engine that does nothing else."""

@@ -42,7 +42,7 @@ _MEANS = (
 
 
 def make_record(ran: Ran, settings: ReplaySettings, profile: EngineProfile | None) -> Record:
-    """The line of one graph; without a bound where it failed or nobody measured the engine."""
+    """The line of one graph; without a bound where it failed or the engine was not measured."""
     graph, answer = ran.graph, ran.answer
     record: Record = {
         "id": graph.id,
@@ -204,7 +204,7 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and percentiles: the smallest value that so many percent of all do not exceed."""
+    """Mean and percentiles: the smallest value that this percentage of all do not exceed."""
     ordered = sorted(values)
     ranks = {
         f"p{percent}": ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]

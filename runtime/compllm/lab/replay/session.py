@@ -1,6 +1,6 @@
 """A whole replay: the engine measured, the graphs run, the engine measured again; then the lines.
 
-What has ended when a run is broken off is kept: `lines` tells of it at any time.
+What has ended when a run is broken off is kept: `lines` gives it at any time.
 """
 
 from __future__ import annotations

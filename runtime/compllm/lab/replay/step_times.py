@@ -108,7 +108,7 @@ class _Probe:
         return await self._send([self._request(each, num_tokens) for each in num_letters])
 
     async def ask_warmed(self, size: int) -> list[_Timed]:
-        """So many at once that hardly anything is prefilled of: decoding steps alone."""
+        """`size` requests at once with hardly any prefill: decoding steps alone."""
         requests = [self._request(_NUM_LETTERS, _NUM_DECODED) for _ in range(size)]
         await self._send([_shortened(each) for each in requests])
         return await self._send(requests)

@@ -3,7 +3,7 @@
 The text is the prompt's words in a circle, one a token; `[NAME]` of the adapter before each. A word
 END ends it. What upstream does with a request (accumulated text, numbers as text, an answer to the
 stopper and none to the stopped) is done here too, on one event loop in one thread as upstream does
-it: a thread a request brings the server down, which cannot take so many senders at once.
+it: a thread a request brings the server down, which cannot take that many senders at once.
 """
 
 import asyncio
