@@ -109,3 +109,53 @@ def test_steps_on_the_way_to_one_asked_thing_are_not_asked(query: str) -> None:
         SubQuery(3, "What is the symbol of #2?", (2,)),
     )
     assert ids(query, *lines) == (3,)
+
+
+SQUARE = SubQuery(1, "What is the square of 4?")
+ELEMENT = SubQuery(2, "Which element has the atomic number #1?", (1,))
+PERIOD = SubQuery(3, "What is the period of #2?", (2,))
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("Tell me the square of 4, the element with that number, and its period.", (1, 2, 3)),
+        ("Name the element whose number is the square of 4, and its period.", (2, 3)),
+        ("Which period is the element in whose atomic number is the square of 4?", (3,)),
+        ("Take the square of 4. Which element has that number, and what's its period?", (2, 3)),
+    ],
+)
+def test_a_clause_asks_for_the_steps_that_no_other_of_its_steps_uses(
+    query: str, expected: tuple[int, ...]
+) -> None:
+    assert ids(query, SQUARE, ELEMENT, PERIOD) == expected
+
+
+def test_an_asking_clause_without_a_step_asks_for_the_steps_before_it() -> None:
+    query = "If I add the periods of neon and iron, what do I get, and is the result prime?"
+    neon, iron = (
+        SubQuery(k, f"What is the period of {name}?") for k, name in ((1, "neon"), (2, "iron"))
+    )
+    lines = (neon, iron, SubQuery(3, "Add #1 and #2.", (1, 2)), SubQuery(4, "Is #3 prime?", (3,)))
+    assert ids(query, *lines) == (3, 4)
+
+
+def test_an_operand_of_a_command_that_is_asked_for_is_not_asked() -> None:
+    query = "What's double neon's proton count, what's that minus 5, and is the final one odd?"
+    lines = (
+        SubQuery(1, "What is neon's proton count?"),
+        SubQuery(2, "Double #1.", (1,)),
+        SubQuery(3, "What is #2 minus 5?", (2,)),
+        SubQuery(4, "Is #3 odd?", (3,)),
+    )
+    assert ids(query, *lines) == (2, 3, 4)
+
+
+def test_a_list_of_operands_is_one_clause_with_its_operation() -> None:
+    query = "Which is the largest of the period of neon, the group of iron and the number 4?"
+    lines = (
+        SubQuery(1, "What is the period of neon?"),
+        SubQuery(2, "What is the group of iron?"),
+        SubQuery(3, "Which is the largest: #1, #2 or 4?", (1, 2)),
+    )
+    assert ids(query, *lines) == (3,)

@@ -1,12 +1,11 @@
 """Which responses a question asks for: those of the leaves, and of the steps that it asks itself.
 
 The aggregator reads the leaves (the paper's rule). "What is manganese's atomic number, and is that
-number even?" asks for two things, and only the second is a leaf. A step above the leaves counts as
-asked where its own question stands in the query, with its question word; a step that is only named
-("twice the atomic number of manganese") does not. Where a step has `#k`, the query has a pronoun:
-"how many codons does it have" is "How many codons does #1 have?", "what is its period" is "What is
-the period of #1?". A query of as many asking clauses as steps asks for every step. Used between
-execute and compose.
+number even?" asks for two things, and only the second is a leaf. So the query is split into
+clauses, and each step of the plan belongs to the clause that has most of its words. A clause that
+asks for something asks for those of its steps that no other of its steps uses: "what is twice
+neon's atomic number" asks for the product alone. An asking clause without a step of its own ("...,
+what do I get?") asks for the steps of the clause before it. Used between execute and compose.
 """
 
 from __future__ import annotations
@@ -17,64 +16,100 @@ from collections.abc import Sequence
 from compllm.prompts import REFERENCE
 from compllm.types import SubQuery
 
-_SPACES = re.compile(r"\s+")
-_MARK = re.compile(r"[?!,;:]|\.(?=\s|$)")
-_NOT_TEXT = re.compile(r"[^\w#'| -]")
-_ENDS = (" |", " and ")  # what may follow a question that is asked for itself
-_SHORT = (("what's ", "what is "), ("who's ", "who is "), ("where's ", "where is "))
-_MIN_WORDS = 3  # "What is 9?" would stand in too much
-_PRONOUN = r"(?:it|they|this|that|(?:that|this|the) (?:number|result|answer|element|amino acid))"
-_PROPERTY = re.compile(r"what is the (.+) of #\d+")
-_NAMED = re.compile(r"what is (the .+)")
-_CLAUSE = re.compile(
-    r"[?!.;]|[,:] (?:and |then )*(?=(?:what|which|how|who|where|is|are|does|do|its|in which) )"
-    r"| and (?=(?:what|which|how|who|where|is|are|does|do) )"
+_HEADS = (
+    r"what|which|how|who|whose|where|when|is|are|does|do|has|have|can|in which|tell|give|name|say"
 )
-_ASKS = re.compile(r"\b(?:what|which|how many|how much|who|where)\b|^(?:is|are|does|do|its) ")
-_GIVE = r"(?:tell me|give me|name|state|say)"
+_NOUNS = r"the|its|their|that|whether|also|finally"
+_CLAUSE = re.compile(
+    rf"[?!;]+|\.(?=\s|$)|[,:] ?(?:(?:and|then|also|finally) )*(?=(?:{_HEADS}|{_NOUNS})\b)"
+    rf"| (?:and|then) (?:then )?(?=(?:{_HEADS}|whether)\b)"
+)
+_ASKS = re.compile(
+    r"\b(?:what|which|how many|how much|how heavy|who|where|whose)\b"
+    r"|^(?:(?:and|then|also|please|finally) )*(?:is|are|does|do|has|have|its|their)\b"
+    r"|\b(?:tell me|give me|name|state|say|list|i need|i want|i would like|show me)\b"
+)
+_CONDITION = re.compile(
+    r"^(?:(?:and|then) )*(?:if|when|given|suppose|assume|let|write|call|take|start|starting)\b"
+)
+_CONTINUES = re.compile(rf"^(?:(?:and|then|also|finally) )*(?:{_NOUNS})\b")
+_RESULT = re.compile(r"\b(?:what|how much|how many)\b")  # asks for a result, names none
+_WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
+_STOP = frozenset(
+    _WORD.findall(
+        "a an and are as by do does for from have has how in is it its many me much of on or "
+        "please some that the their them then there they this to was what which who with"
+    )
+)
+_SAME = {"twice": "double", "doubled": "double", "half": "halve", "halved": "halve",
+         "sum": "add", "plus": "add", "added": "add", "total": "add", "minus": "subtract",
+         "away": "subtract", "times": "multiply", "multiplied": "multiply", "squared": "square",
+         "tripled": "triple", "greater": "more", "larger": "more", "above": "more"}  # fmt: skip
 
 
 def asked_ids(
     query: str, sub_queries: Sequence[SubQuery], leaves: Sequence[int]
 ) -> tuple[int, ...]:
     """The ids of the leaves, and of the steps above them that the query asks itself; rising."""
-    if _num_asking(query) >= len(sub_queries):
-        return tuple(sorted(line.id for line in sub_queries))
-    text = f" {_plain(query)} |"
+    clauses, places = _placed(_clauses(query), sub_queries)
+    used = {  # in its own clause
+        parent
+        for line in sub_queries
+        for parent in line.parents
+        if places[parent] == places[line.id]
+    }
     found = set(leaves)
-    for line in sub_queries:
-        words = _plain(line.text).rstrip("| ")
-        is_question = line.text.rstrip().endswith("?") and len(words.split()) > _MIN_WORDS
-        if is_question and any(_stands(shape, text) for shape in _shapes(words)):
-            found.add(line.id)
+    for place in _asking(clauses):
+        here = [line.id for line in sub_queries if places[line.id] == place]
+        if not here and _RESULT.search(clauses[place]):
+            here = [line.id for line in sub_queries if places[line.id] == place - 1]
+        found.update(each for each in here if each not in used)
     return tuple(sorted(found))
 
 
-def _num_asking(query: str) -> int:
-    """How many clauses of the query ask for something."""
-    text = _SPACES.sub(" ", query.casefold().replace("'s ", " is "))
-    clauses = (clause.strip(" ,:").removeprefix("and ") for clause in _CLAUSE.split(text))
-    return sum(_ASKS.search(clause) is not None for clause in clauses)
+def _clauses(query: str) -> list[str]:
+    """The clauses of the query in small letters."""
+    text = " ".join(query.casefold().replace("'s ", " is ").split())
+    return [clause for each in _CLAUSE.split(text) if (clause := each.strip(" ,:"))]
 
 
-def _shapes(words: str) -> list[str]:
-    """Patterns of what the query may say for a line, whose plain words these are."""
-    shapes = [_PRONOUN.join(map(re.escape, REFERENCE.split(words)[::2]))]
-    if match := _PROPERTY.fullmatch(words):
-        shapes.append(rf"what is (?:its|their) {re.escape(match[1])}")
-    elif match := _NAMED.fullmatch(words):
-        shapes.append(f"{_GIVE} {re.escape(match[1])}")
-    return shapes
+def _asking(clauses: Sequence[str]) -> list[int]:
+    """The places of the clauses that ask, a list that one of them begins included."""
+    asking: list[int] = []
+    for place, clause in enumerate(clauses):
+        follows = place - 1 in asking and _CONTINUES.search(clause) is not None
+        if (follows or _ASKS.search(clause)) and not _CONDITION.search(clause):
+            asking.append(place)
+    return asking
 
 
-def _stands(shape: str, text: str) -> bool:
-    return any(re.search(f" {shape}{re.escape(end)}", text) for end in _ENDS)
+def _placed(
+    clauses: Sequence[str], sub_queries: Sequence[SubQuery]
+) -> tuple[list[str], dict[int, int]]:
+    """The clauses, and the place among them of each step by its id: the clause with most of its
+    words, or its last parent's where none has any.
+
+    A step cannot come before its parents. Where its words do ("the largest of the first number,
+    the second and the third"), these clauses are one.
+    """
+    clauses = list(clauses)
+    words = [_words(clause) for clause in clauses]
+    places: dict[int, int] = {}
+    for line in sub_queries:
+        first = max((places[parent] for parent in line.parents), default=0)
+        own = _words(REFERENCE.sub(" ", line.text))
+        counts = [len(own & each) for each in words]
+        later = max(range(first, len(counts)), key=lambda place: counts[place], default=0)
+        best = max(range(len(counts)), key=lambda place: counts[place], default=0)
+        if best < first and counts[best] >= max(counts[later], 1):
+            whole = ", ".join(clauses[best : first + 1])
+            return _placed([*clauses[:best], whole, *clauses[first + 1 :]], sub_queries)
+        places[line.id] = later
+    return clauses, places
 
 
-def _plain(text: str) -> str:
-    """Small letters, marks as "|", contractions spelled out."""
-    text = _NOT_TEXT.sub(" ", _MARK.sub(" | ", text.casefold()))
-    text = _SPACES.sub(" ", text).strip()
-    for short, long in _SHORT:
-        text = text.replace(short, long)
-    return text
+def _words(text: str) -> set[str]:
+    """Words that say what it is about, in one form each."""
+    found = (word.removesuffix("'s") for word in _WORD.findall(text.casefold()))
+    stems = (word if word.isdigit() else word.rstrip("s") for word in found if word not in _STOP)
+    return {_SAME.get(word, word) for word in stems}
