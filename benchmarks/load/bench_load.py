@@ -153,7 +153,7 @@ async def real(
                 **spread_cells([ms for seen in rounds for ms in seen.latencies_ms]),
                 worst_wait_ms=round(max(seen.worst_wait_ms for seen in rounds), 1),
             )
-        _add_gains(bench.report, load)
+        add_gains(bench.report, load)
 
 
 def round_of(bench: Bench, number: int) -> Bench:
@@ -167,7 +167,7 @@ def spread_cells(latencies_ms: Sequence[float]) -> dict[str, float]:
     return {f"{key}_ms": round(ms, 1) for key, ms in asdict(spread(latencies_ms)).items()}
 
 
-def _add_gains(report: Report, load: float) -> None:
+def add_gains(report: Report, load: float) -> None:
     """FIFO's latency over the policy's: of all rounds' queries together, and round by round."""
     pooled = {row["policy"]: row for row in report.tables[POOLED] if row["load"] == load}
     if "fifo" not in pooled:

@@ -125,7 +125,7 @@ def rows() -> Report:
 
 def test_gains_are_fifos_latency_over_the_policys():
     report = rows()
-    bench_load._add_gains(report, 0.9)
+    bench_load.add_gains(report, 0.9)
     gain = report.summary["p95_gain of oldest_query_first at 90%"]
     assert gain == {"real": 1.2, "rounds": [1.5, 0.5], "simulated": 1.0}
 

@@ -157,21 +157,23 @@ def test_server_outlives_the_process_that_started_it_only_when_it_is_ready(
     assert psutil.pid_exists(info.server_pid)
 
 
-def test_owned_server_ends_with_its_block(engine_dir: Path, home: Path) -> None:
+def test_owned_server_gives_way_on_its_cores_and_ends_with_its_block(
+    engine_dir: Path, home: Path
+) -> None:
+    """With all cores taken by the engine, one child in a hundred started 10 ms after its parent."""
+    own = os.getpriority(os.PRIO_PROCESS, 0)
     with triton_server.running(engine_dir) as info:
         assert triton_server.status() is None
         assert psutil.pid_exists(info.server_pid)
+        stubs = [each for each in _processes(home) if "python_backend_stub" in each.name()]
+        assert [stub.nice() for stub in stubs] == [max(own, NICENESS)]
+        assert psutil.Process(info.server_pid).nice() == own  # it carries messages
     _wait_until_gone(home)
     assert not list(paths.run_dir().glob("owned-*"))
 
 
-def test_the_engine_gives_way_on_its_cores(engine_dir: Path, home: Path) -> None:
-    """With all cores taken by the engine, one child in a hundred started 10 ms after its parent."""
+def test_an_engine_of_niceness_0_gives_way_to_no_process(engine_dir: Path, home: Path) -> None:
     own = os.getpriority(os.PRIO_PROCESS, 0)
-    with triton_server.running(engine_dir, is_shared=False) as info:
-        stubs = [each for each in _processes(home) if "python_backend_stub" in each.name()]
-        assert [stub.nice() for stub in stubs] == [max(own, NICENESS)]
-        assert psutil.Process(info.server_pid).nice() == own  # it carries messages
     with triton_server.running(engine_dir, is_shared=False, options={"niceness": 0}):
         assert {process.nice() for process in _processes(home)} == {own}
 
