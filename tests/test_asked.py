@@ -159,3 +159,9 @@ def test_a_list_of_operands_is_one_clause_with_its_operation() -> None:
         SubQuery(3, "Which is the largest: #1, #2 or 4?", (1, 2)),
     )
     assert ids(query, *lines) == (3,)
+
+
+def test_a_step_with_as_many_words_in_two_clauses_belongs_to_the_shorter_one() -> None:
+    query = "Which amino acid does the codon GAA encode and how many codons encode it?"
+    amino = SubQuery(1, "Which amino acid does the codon GAA encode?")
+    assert ids(query, amino, SubQuery(2, "How many codons encode #1?", (1,))) == (1, 2)

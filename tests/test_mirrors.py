@@ -29,7 +29,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "backends/test_triton": (
         *("backends.channel", "backends.client_stats", "backends.connection", "backends.select"),
     ),
-    "cli/test_cli": ("cli.app", "cli.console", "cli.server", "cli.shared"),
+    "cli/test_cli": ("cli.app", "cli.ask", "cli.console", "cli.server", "cli.shared"),
     "cli/test_plan_cli": ("cli.question_file",),
     "cli/test_view": ("printable",),
     "embedded/test_executor": ("embedded.lora", "embedded.request", "embedded.texttools"),

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from compllm.build_scripts.datasets.bank import Bank
+from compllm.build_scripts.datasets.bank import DOMAINS, Bank
 from compllm.build_scripts.datasets.chains import Chains
-from compllm.build_scripts.datasets.forms import forms
+from compllm.build_scripts.datasets.forms import facts_of, forms
 from compllm.build_scripts.datasets.generators import plan_text
 from compllm.build_scripts.datasets.kinds import Split
 from compllm.build_scripts.datasets.leaves import Asked, Leaves, lower
@@ -82,11 +82,16 @@ def more_plans(
     known: Sequence[dict[str, Any]],
     people: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """`count` everyday questions, and a share of each source of the plans known before (`known`).
+    """`count` everyday questions, every single fact's question as it stands, and a share of each
+    source of the plans known before (`known`).
 
     Break has no share: no person's question needs its "return ..." steps.
     """
-    rows = list(_rows(Everyday(bank, split, rng, people).many(count), split))
+    facts = _facts(split)
+    known_texts = {asked.text for asked in facts}
+    drawn = Everyday(bank, split, rng, people).many(count)
+    rows = list(_rows([each for each in drawn if each.text not in known_texts], split, "everyday"))
+    rows += _rows(facts, split, "facts")
     kept = (row for row in known if row["source"] in _SHARES_KEPT)
     for row in sorted(kept, key=lambda row: str(row["id"])):
         if rng.random() < _SHARES_KEPT[row["source"]]:
@@ -95,11 +100,19 @@ def more_plans(
     return rows
 
 
-def _rows(drawn: Sequence[Asked], split: Split) -> Iterator[dict[str, Any]]:
+def _facts(split: Split) -> list[Asked]:
+    """One line each: "Which base pairs with adenine?" was read as a number of pairs without."""
+    questions = (
+        each for domain in DOMAINS for _, asked in facts_of(domain, split) for each in asked
+    )
+    return [Asked(question, (question,), ((),)) for question in dict.fromkeys(questions)]
+
+
+def _rows(drawn: Sequence[Asked], split: Split, source: str) -> Iterator[dict[str, Any]]:
     for index, asked in enumerate(drawn):
         yield {
-            "id": f"generator-everyday-{split}-{index:05d}",
-            "source": "everyday",
+            "id": f"generator-{source}-{split}-{index:05d}",
+            "source": source,
             "question": asked.text,
             "plan": plan_text(asked.steps, asked.parents),
         }

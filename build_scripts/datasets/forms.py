@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from compllm.build_scripts.datasets.kinds import Split
 
 
 def forms(name: str, table: str = "forms") -> list[Any]:
@@ -23,6 +26,16 @@ def tables_of(table: str) -> dict[str, list[Any]]:
 def read_facts() -> dict[str, Any]:
     """Domain -> lists of an answer and its questions; also compounds and well-known elements."""
     return _read("facts")
+
+
+def facts_of(domain: str, split: Split) -> Iterator[tuple[str, list[str]]]:
+    """Each single fact's answer, and its questions of the split: the last of three or more is for
+    validation and test."""
+    for answer, *questions in read_facts()[domain]:
+        if split != "train":
+            yield answer, questions[-1:]
+        else:
+            yield answer, questions[:-1] if len(questions) > 2 else questions
 
 
 @cache

@@ -7,6 +7,7 @@ in any order. Some operands are plain numbers. refresh.py adds these rows to the
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -47,7 +48,8 @@ def line_rows(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
         count = operation.count if split == "train" else _HELD_ROWS
         rows += [writer.row(operation) for _ in range(count)]
     count = 1700 if split == "train" else 3 * _HELD_ROWS
-    return rows + [writer.compared() for _ in range(count)] + list(_stories(split, rng))
+    rows += [writer.compared() for _ in range(count)]
+    return [*rows, *_stories(split, rng), *_sums(split, rng)]
 
 
 def operations() -> tuple[Operation, ...]:
@@ -165,6 +167,15 @@ def _stories(split: Split, rng: random.Random) -> Iterator[Row]:
             x, y = draw(rng)
             if (answer := solve(x, y)) != UNKNOWN:
                 yield expert_row("mathematics", "story", text.format(x=x, y=y), answer)
+
+
+def _sums(split: Split, rng: random.Random) -> Iterator[Row]:
+    """Half of all sums of a number up to 60 and one up to 20, for training: of drawn ones alone
+    some were never seen and answered wrongly."""
+    for x, y in itertools.product(range(2, 61), range(1, 21)):
+        if split == "train" and rng.random() < 0.5:
+            text = rng.choice(tables_of("lines")["addition"])
+            yield expert_row("mathematics", "line_addition", text.format(x=x, y=y), str(x + y))
 
 
 def _upto(top: int) -> Callable[[random.Random], _Numbers]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from compllm.build_scripts.datasets.asked import asked_rows
 from compllm.build_scripts.datasets.bank import Bank
 from compllm.build_scripts.datasets.chemistry import read_heavy
-from compllm.build_scripts.datasets.forms import forms, read_facts
+from compllm.build_scripts.datasets.forms import facts_of, forms, read_facts
 from compllm.build_scripts.datasets.heavy import heavy_kinds
 from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Kind, Operands, Split
@@ -81,12 +81,10 @@ def refreshed(
 
 
 def _facts(domain: str, split: Split, rng: random.Random) -> Iterator[Row]:
-    """Single facts; the last of three wordings or more is for validation and test."""
-    for answer, *questions in read_facts()[domain]:
+    for answer, asked in facts_of(domain, split):
         if split != "train":
-            yield expert_row(domain, "fact", questions[-1], answer)
+            yield expert_row(domain, "fact", asked[0], answer)
             continue
-        asked = questions[:-1] if len(questions) > 2 else questions
         for index in range(max(_FACT_EXPOSURES, 5 * len(asked))):
             question = asked[index % len(asked)]
             if index >= len(asked) and rng.random() < 0.5:

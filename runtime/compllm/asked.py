@@ -21,13 +21,15 @@ _HEADS = (
 )
 _NOUNS = r"the|its|their|that|whether|also|finally"
 _CLAUSE = re.compile(
-    rf"[?!;]+|\.(?=\s|$)|[,:] ?(?:(?:and|then|also|finally) )*(?=(?:{_HEADS}|{_NOUNS})\b)"
+    rf"[?!;]+|\.(?=\s|$)"
+    rf"|[,:] ?(?:(?:and|then|also|finally) )*(?=(?:{_HEADS}|(?:{_NOUNS})(?![^?!;:,]* or ))\b)"
     rf"| (?:and|then) (?:then )?(?=(?:{_HEADS}|whether)\b)"
 )
 _ASKS = re.compile(
     r"\b(?:what|which|how many|how much|how heavy|who|where|whose)\b"
     r"|^(?:(?:and|then|also|please|finally) )*(?:is|are|does|do|has|have|its|their)\b"
     r"|\b(?:tell me|give me|name|state|say|list|i need|i want|i would like|show me)\b"
+    r"|\bi'(?:d like|m after)\b"
 )
 _CONDITION = re.compile(
     r"^(?:(?:and|then) )*(?:if|when|given|suppose|assume|let|write|call|take|start|starting)\b"
@@ -94,14 +96,18 @@ def _placed(
     """
     clauses = list(clauses)
     words = [_words(clause) for clause in clauses]
+    asking = _asking(clauses)
     places: dict[int, int] = {}
     for line in sub_queries:
         first = max((places[parent] for parent in line.parents), default=0)
         own = _words(REFERENCE.sub(" ", line.text))
-        counts = [len(own & each) for each in words]
-        later = max(range(first, len(counts)), key=lambda place: counts[place], default=0)
-        best = max(range(len(counts)), key=lambda place: counts[place], default=0)
-        if best < first and counts[best] >= max(counts[later], 1):
+        fit = [  # of equal ones a clause that asks, and the one with fewer other words
+            (count, place in asking, -len(words[place])) if count else (0, False, 0)
+            for place, count in enumerate(len(own & each) for each in words)
+        ]
+        later = max(range(first, len(fit)), key=fit.__getitem__, default=0)
+        best = max(range(len(fit)), key=fit.__getitem__, default=0)
+        if best < first and fit[best][0] >= max(fit[later][0], 1):
             whole = ", ".join(clauses[best : first + 1])
             return _placed([*clauses[:best], whole, *clauses[first + 1 :]], sub_queries)
         places[line.id] = later

@@ -6,7 +6,7 @@ over gRPC, `testing.ScriptedBackend` in tests and scheduler benchmarks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
@@ -63,6 +63,9 @@ class Chunk:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     log_probs: tuple[float, ...] = ()  # natural, one a new token, where wanted; else none
+
+
+OnChunk = Callable[[Chunk], None]
 
 
 class Backend(Protocol):

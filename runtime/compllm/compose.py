@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from compllm.backend import Backend, Chunk, GenerateRequest, Prompt, open_chunks
+from compllm.backend import Backend, GenerateRequest, OnChunk, Prompt, open_chunks
 from compllm.errors import BackendError
 from compllm.loops import MIN_COPIES, LoopGuard
 from compllm.prompts import CHATML, ChatTemplate, aggregator_prompt, one_line
@@ -27,7 +27,6 @@ from compllm.types import (
 
 JOINT = "; "  # between responses
 _SHORT = 24  # characters of a response that an answer must hold as it is
-OnChunk = Callable[[Chunk], None]
 OnEnd = Callable[[FinishReason], None]
 
 

@@ -8,16 +8,14 @@ breaks a rule, a generator that fails or stalls: the one-node plan takes its pla
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
-from compllm.backend import Backend, Chunk, GenerateRequest, open_chunks
+from compllm.backend import Backend, Chunk, GenerateRequest, OnChunk, open_chunks
 from compllm.errors import BackendError, PlanError
 from compllm.plan import PlanLimits, PlanParser, fallback_plan, plan_guide
 from compllm.prompts import CHATML, ChatTemplate, generator_prompt
 from compllm.types import PLAN_NODE, Plan, Query, SamplingParams, SubQuery
-
-OnChunk = Callable[[Chunk], None]
 
 
 @dataclass(frozen=True, slots=True)

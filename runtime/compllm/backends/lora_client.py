@@ -100,22 +100,6 @@ class LoraClient:
         """How many adapters the engine was found to hold in use at a time."""
         return self._capacity
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests that wait for a lease."""
-        return len(self._waiting)
-
-    @property
-    def num_leases(self) -> int:
-        """Adapters in use."""
-        return len(self._leases)
-
-    def probe(self) -> None:
-        """Try one adapter more than the engine is known to hold now, and not after its wait: for a
-        caller that knows of new room."""
-        self._probe_at = 0.0
-        self._wake()
-
     @asynccontextmanager
     async def use(self, task_id: int | None, counts: LoraCounts) -> AsyncIterator[AdapterUse]:
         """A lease for one request, from before its first message to its last response."""

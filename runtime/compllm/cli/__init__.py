@@ -1,7 +1,7 @@
 """The command line.
 
-app                                         the `compllm` command: ask, plan, experts, doctor
-server train eval route plan explain replay simulate     commands in modules of their own
+app                                         the `compllm` command; experts and doctor
+ask plan server train eval route explain replay simulate     commands in modules of their own
 shared console view draw question_file      what several commands use
 doctor doctor_gpu prepare                   what is installed, and what `up` makes first
 """
