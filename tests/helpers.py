@@ -1,11 +1,15 @@
-"""What tests share beside fixtures: two conftest.py files cannot be told apart by an import."""
+"""What tests share apart from fixtures: two conftest.py files cannot be told apart by an import."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from compllm import paths
 from compllm.build_scripts.repository.settings_files import render_toml
 from compllm.catalogue import default_catalogue_path
 from compllm.config import read_toml
@@ -17,6 +21,16 @@ def rewrite_json(path: Path, changes: Mapping[str, object]) -> None:
     """Change keys of a JSON object on disk."""
     value = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**value, **changes}), encoding="utf-8")
+
+
+@contextmanager
+def own_home(home: Path, encoder_dir: Path) -> Iterator[pytest.MonkeyPatch]:
+    """While the block runs, `home` is the user's, with the fetched encoder in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPLLM_HOME", str(home))
+        paths.encoder_dir().parent.mkdir(parents=True)
+        paths.encoder_dir().symlink_to(encoder_dir)
+        yield patch
 
 
 def bare_catalogue(directory: Path) -> Path:

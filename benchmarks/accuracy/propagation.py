@@ -1,7 +1,7 @@
 """How an error travels: one parent's response is replaced by a wrong one of its kind.
 
 What does not depend on it is gold, what does is answered anew by the experts, on gold routes. The
-same run without the replacement stands beside it, so that the difference is the wrong response's.
+same run without the replacement is the comparison: the difference is the wrong response's.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 People take the same question apart in different ways. Where a classifier of the words, which need
 write no sub-query, does no better than one graph for all questions, little can be asked of a
-generator. It stands beside the best constant plan: a model predicts each question's shape
-fitted on the other folds.
+generator. The classifier is compared with the best constant plan. Each question's shape is
+predicted by a model that was fitted on the other folds.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--profile",
         action="append",
         metavar="FILE",
-        help="of part simulated; the first one's forecast stands beside part real",
+        help="of part simulated; the first one's forecast is shown with part real",
     )
     arguments = parser.parse_args(argv)
     graphs = read(arguments.graphs) if arguments.graphs else shapes()

@@ -6,11 +6,11 @@ Graph by graph, policy by policy, in an order that rotates, so that a drift of t
 of them alike. Part `stage` is the expert stage alone (plan and routes are given, no answer is
 composed), part `whole` writes the gold plan through the generator and composes an answer. Each run
 has a salt of its own before its questions: no policy finds another's prefix in the engine's cache.
-What a step of the engine takes is measured again every few graphs; a graph's bound counts the mean
-of the measurements before and behind it; beside it stands the bound of the same requests on the
-built-in `gpu-like` profile, an engine whose step takes as long for eight as for one: hypothetical,
-it shows what of a missed aim the two cores are to blame for. Without --graphs: a chain, a diamond,
-a fan-in, and a mix of them.
+The time of an engine step is measured again every few graphs. A graph's bound uses the mean of the
+measurement before it and the one after it. The report also gives the bound of the same requests on
+the built-in profile `gpu-like`, an engine whose step takes as long for eight requests as for one.
+That engine is hypothetical: it shows how much of a missed aim is due to the two cores. Without
+--graphs: a chain, a diamond, a fan-in, and a mix of them.
 """
 
 from __future__ import annotations

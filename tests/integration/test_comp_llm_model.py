@@ -26,10 +26,9 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from benchmarks.path import bench_face
-from helpers import bare_catalogue
+from helpers import bare_catalogue, own_home
 from tritonclient.utils import InferenceServerException
 
-from compllm import paths
 from compllm.errors import ServerError
 from compllm.server import triton_process, triton_server, triton_state
 from compllm.server.triton_state import ServerInfo
@@ -58,13 +57,10 @@ def home(
     """A user of their own, with the fetched encoder. After `engine_dir`, which reads the real one's
     cache."""
     home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPLLM_HOME", str(home))
+    with own_home(home, encoder_dir) as patch:
         patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
         patch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "16")
         patch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", str(MAX_TOKENS))
-        paths.encoder_dir().parent.mkdir(parents=True)
-        paths.encoder_dir().symlink_to(encoder_dir)
         yield home
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from helpers import bare_catalogue
+from helpers import bare_catalogue, own_home
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from compllm import errors, paths
+from compllm import errors
 from compllm.backends.wire import add_array, add_texts
 from compllm.errors import Situation
 from compllm.server import triton_server
@@ -35,11 +35,8 @@ def server(
     engine_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ServerInfo]:
     home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPLLM_HOME", str(home))
+    with own_home(home, encoder_dir) as patch:
         patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
-        paths.encoder_dir().parent.mkdir(parents=True)
-        paths.encoder_dir().symlink_to(encoder_dir)
         with triton_server.running(
             engine_dir, options=OPTIONS, has_face=True, is_shared=False
         ) as info:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import bare_catalogue
+from helpers import bare_catalogue, own_home
 
 from compllm import CompLLM, ConfigWarning, load_config, paths
 from compllm.cli.app import run
@@ -30,10 +30,7 @@ def home(
 ) -> Iterator[Path]:
     """A user of their own, with the fetched encoder."""
     home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPLLM_HOME", str(home))
-        paths.encoder_dir().parent.mkdir(parents=True)
-        paths.encoder_dir().symlink_to(encoder_dir)
+    with own_home(home, encoder_dir):
         yield home
         with contextlib.suppress(ServerError):
             triton_server.down()

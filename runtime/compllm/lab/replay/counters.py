@@ -1,4 +1,4 @@
-"""What the engine and the client counted during a replay: Triton's metrics before and behind it."""
+"""What the engine and the client counted during a replay: Triton's metrics before and after it."""
 
 from __future__ import annotations
 
