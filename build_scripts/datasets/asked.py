@@ -11,7 +11,7 @@ import random
 from collections.abc import Iterator
 
 from compllm.build_scripts.datasets.bank import Bank
-from compllm.build_scripts.datasets.forms import tables_of
+from compllm.build_scripts.datasets.forms import read_facts, tables_of
 from compllm.build_scripts.datasets.heavy import heavy_kinds
 from compllm.build_scripts.datasets.kinds import Kind, Split
 from compllm.build_scripts.datasets.rows import Parents, Row, expert_row, referred
@@ -23,6 +23,9 @@ _ROWS_A_WORDING = {"train": 34, "validation": 1, "test": 1}
 _ROWS_OF_YES_OR_NO = {"train": 90, "validation": 2, "test": 2}
 _SPELLED = ("codon", "dna", "triplet")
 _UNKNOWN_CODONS = {"train": 60, "validation": 5, "test": 5}
+_OTHER_SPELLINGS = {"train": 5, "validation": 0, "test": 0}  # rows of each element and wording
+_COUNTED = {"train": 1200, "validation": 12, "test": 12}
+_BASES = "ACGT"
 
 
 def asked_rows(bank: Bank, domain: str, split: Split, rng: random.Random) -> list[Row]:
@@ -32,8 +35,9 @@ def asked_rows(bank: Bank, domain: str, split: Split, rng: random.Random) -> lis
         for text in tables_of("asked").get(kind.name, ())
         for _ in range(_ROWS_A_WORDING[split])
     ]
-    more = _yes_or_no if domain == "chemistry" else _no_codons
-    return [*rows, *more(bank, split, rng)]
+    for more in (_yes_or_no, _also_written) if domain == "chemistry" else (_no_codons, _counted):
+        rows += more(bank, split, rng)
+    return rows
 
 
 def _row(bank: Bank, kind: Kind, text: str, split: Split, rng: random.Random) -> Row:
@@ -83,6 +87,33 @@ def _yes_or_no(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
             asked, parents = _perhaps_referred(bank, "element", thing, split, rng)
             answer = ("yes", "no")[number % 2]
             yield expert_row("chemistry", "is_so", text.format(x=asked), answer, parents)
+
+
+def _also_written(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+    """The bank's elements in their other spelling: "aluminium"."""
+    for kind in [*bank.of("chemistry"), *heavy_kinds(bank)]:
+        for name, other in read_facts()["also_written"]:
+            if (name,) not in kind.items:
+                continue
+            for text in tables_of("asked").get(kind.name, ()):
+                for _ in range(_OTHER_SPELLINGS[split]):
+                    question = maybe_spoken(rng, text.format(x=other), split)
+                    answer = kind.answer((name,))
+                    yield expert_row("chemistry", f"asked_{kind.name}", question, answer)
+
+
+def _counted(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+    """Gs and Cs of four to six bases: the bank's own strands have at most five."""
+    (kind,) = (each for each in bank.of("biology") if each.name == "gc_count")
+    texts = tables_of("asked")["gc_count"]
+    rows = 0
+    while rows < _COUNTED[split]:
+        strand = " ".join(rng.choices(_BASES, k=rng.choice((4, 5, 6, 6))))
+        if kind.belongs((strand,), split):
+            rows += 1
+            question = rng.choice(texts).format(x=respelled(rng, strand))
+            question = maybe_spoken(rng, question, split)
+            yield expert_row("biology", "counted", question, kind.answer((strand,)))
 
 
 def _no_codons(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from compllm.build_scripts.datasets.bank import Bank
 from compllm.build_scripts.datasets.chemistry import read_heavy
@@ -12,7 +13,9 @@ from compllm.build_scripts.datasets.kinds import Kind
 
 def heavy_kinds(bank: Bank) -> list[Kind]:
     """The bank's kinds over the well-known elements beyond its own."""
-    elements = [each for each in read_heavy() if each.name in read_facts()["heavy"]]
+    beyond = read_heavy()
+    elements = [each for each in beyond if each.name in read_facts()["heavy"]]
+    after = {each.name: follower.name for each, follower in pairwise(beyond)}
     pairs: dict[str, list[tuple[str | int, str | int]]] = {
         "atomic_number": [(e.name, e.number) for e in elements],
         "symbol": [(e.name, e.symbol) for e in elements],
@@ -23,6 +26,11 @@ def heavy_kinds(bank: Bank) -> list[Kind]:
         "period": [(e.name, e.period) for e in elements],
         "state": [(e.name, e.state) for e in elements],
         "class": [(e.name, e.family) for e in elements],
+        "mass": [(e.name, e.mass) for e in elements],
+        "block": [(e.name, e.block) for e in elements],
+        "group": [(e.name, e.group) for e in elements if e.group is not None],
+        "valence": [(e.name, e.valence) for e in elements if e.valence is not None],
+        "next_element": [(e.name, after[e.name]) for e in elements],
     }
     kinds = []
     for kind in bank.of("chemistry"):

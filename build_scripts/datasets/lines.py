@@ -61,24 +61,24 @@ def operations() -> tuple[Operation, ...]:
         Operation("multiplication", _multiplied, lambda x, y: str(x * y), 700),
         Operation("division", _divided, _over, 800),
         Operation("double", _upto(60), lambda x: str(2 * x), 250),
-        Operation("half", lambda rng: (2 * rng.randint(1, 50),), lambda x: str(x // 2), 300),
+        Operation("half", lambda rng: (2 * rng.randint(1, 50),), lambda x: str(x // 2), 450),
         Operation("triple", _upto(30), lambda x: str(3 * x), 150),
         Operation("square", _upto(12), lambda x: str(x * x), 150),
         Operation("root", _rooted, _root, 200),
-        Operation("digit_sum", _upto(110), lambda x: str(sum(map(int, str(x)))), 300),
+        Operation("digit_sum", _upto(110), lambda x: str(sum(map(int, str(x)))), 500),
         Operation("even", _upto(110), lambda x: _yes(x % 2 == 0), 300),
         Operation("odd", _upto(110), lambda x: _yes(x % 2 == 1), 250),
         Operation("parity", _upto(110), lambda x: "odd" if x % 2 else "even", 250),
-        Operation("prime", _maybe_prime, lambda x: _yes(isprime(x)), 350),
+        Operation("prime", _maybe_prime, lambda x: _yes(isprime(x)), 1000),
         Operation("greater", _compared, lambda x, y: _yes(x > y), 700),
         Operation("less", _compared, lambda x, y: _yes(x < y), 450),
         Operation("equal", _maybe_equal, lambda x, y: _yes(x == y), 250),
-        Operation("divisible", _maybe_divided, lambda x, y: _yes(x % y == 0), 700),
-        Operation("remainder", _with_remainder, lambda x, y: str(x % y), 350),
+        Operation("divisible", _maybe_divided, lambda x, y: _yes(x % y == 0), 1200),
+        Operation("remainder", _with_remainder, lambda x, y: str(x % y), 1500),
         Operation("larger", _compared, lambda x, y: str(max(x, y)), 350),
         Operation("smaller", _compared, lambda x, y: str(min(x, y)), 300),
-        Operation("largest", _three, lambda *numbers: str(max(numbers)), 350),
-        Operation("smallest", _three, lambda *numbers: str(min(numbers)), 400),
+        Operation("largest", _three, lambda *numbers: str(max(numbers)), 600),
+        Operation("smallest", _three, lambda *numbers: str(min(numbers)), 800),
         Operation("next", _upto(110), lambda x: str(x + 1), 120),
         Operation("previous", _upto(110), lambda x: str(x - 1), 120),
         Operation("difference", _subtracted_any_order, lambda x, y: str(abs(x - y)), 600),
@@ -235,10 +235,12 @@ def _root(x: int) -> str:
 
 
 def _maybe_prime(rng: random.Random) -> _Numbers:
-    from sympy import prime
+    from sympy import isprime, prime
 
     if rng.random() < 0.45:
         return (int(prime(rng.randint(1, 18))),)
+    if rng.random() < 0.6:  # 51 looks like a prime
+        return (rng.choice([each for each in range(9, 100, 2) if not isprime(each)]),)
     return (rng.randint(1, 61),)
 
 
@@ -265,8 +267,8 @@ def _maybe_divided(rng: random.Random) -> _Numbers:
 
 
 def _with_remainder(rng: random.Random) -> _Numbers:
-    y = rng.choice((2, 3, 4, 5, 10))
-    return rng.randint(1, 30 if y in (3, 4) else 100), y
+    y = rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9, 10))
+    return rng.randint(1, 100 if y in (2, 5, 10) else 50), y
 
 
 def _three(rng: random.Random) -> _Numbers:

@@ -27,11 +27,14 @@ from compllm.build_scripts.datasets.spoken import (
     spoken_noun,
     spoken_question,
 )
-from compllm.build_scripts.datasets.strands import like, reverse_complement_rows
+from compllm.build_scripts.datasets.strands import like, strand_rows
 from compllm.build_scripts.datasets.sums import more_sums
 from compllm.build_scripts.datasets.wordings import read_wordings
 from compllm.build_scripts.routing.questions import UNKNOWN_KIND
+from compllm.catalogue import load_catalogue
 from compllm.prompts import UNKNOWN
+from compllm.spelling import spelled
+from compllm.types import Expert
 
 SHARE_KEPT = 0.15  # of the bank's own examples
 _SHARE_SPOKEN = 0.08  # of the bank's examples, once more in everyday wordings
@@ -41,7 +44,8 @@ _SECOND_NAMES = ("table salt", "baking soda", "hydrochloric acid")  # no answers
 # Kind -> examples of each well-known element beyond the bank's.
 _HEAVY = {
     "atomic_number": 10, "symbol": 10, "from_symbol": 9, "from_number": 7, "protons": 4,
-    "electrons": 3, "period": 4, "state": 5, "class": 5,
+    "electrons": 5, "period": 7, "state": 10, "class": 8, "mass": 10, "block": 6, "group": 8,
+    "valence": 8, "next_element": 7,
 }  # fmt: skip
 # Kind -> examples of each item whose bases are written together.
 _TOGETHER = {
@@ -76,8 +80,18 @@ def refreshed(
     unknown = [*_unknown(bank, domain, split, rng), *strange]
     rows += [expert_row(domain, UNKNOWN_KIND, each, UNKNOWN) for each in unknown]
     rows += rng.sample(list(known), round(SHARE_KEPT * len(known)))
+    (expert,) = (each for each in load_catalogue().experts if each.name == domain)
+    rows = [_as_read(expert, row) for row in rows]
     rng.shuffle(rows)
     return [{**row, "id": f"{domain}-more-{split}-{index:05d}"} for index, row in enumerate(rows)]
+
+
+def _as_read(expert: Expert, row: Row) -> Row:
+    """Bases apart, as they are when the expert is served; apart in the answer where they are in
+    the question."""
+    question = spelled(expert, row["question"])
+    answer = row["answer"] if question.joint is None else spelled(expert, row["answer"]).text
+    return {**row, "question": question.text, "answer": answer}
 
 
 def _facts(domain: str, split: Split, rng: random.Random) -> Iterator[Row]:
@@ -135,7 +149,7 @@ def _together(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
         for _ in range(count):
             order = order or rng.sample(items, len(items))
             rows.append(_as_written(kind, order.pop(), split, rng))
-    return [*rows, *reverse_complement_rows(bank, split, rng)]
+    return [*rows, *strand_rows(bank, split, rng)]
 
 
 def _as_written(kind: Kind, operands: Operands, split: Split, rng: random.Random) -> Row:

@@ -1,4 +1,4 @@
-"""Reverse complements of short DNA strands, by Biopython, for the expert in biology.
+"""Reverse complements and transcripts of short DNA strands, for the expert in biology.
 
 The strands are those of the bank's kinds that count or pair bases, three to six long. refresh.py
 adds these rows.
@@ -17,23 +17,25 @@ from compllm.build_scripts.datasets.rows import Row, expert_row
 from compllm.build_scripts.datasets.spoken import maybe_spoken, respelled
 
 _FROM = ("length", "complement")  # kinds whose strands are asked for
-_ROWS = {"train": 700, "validation": 8, "test": 8}
+_ROWS = {"train": 2400, "validation": 8, "test": 8}
 _WEIGHTS = (4.0, 1.0, 1.0)  # bases together, small, with hyphens
 
 
-def reverse_complement_rows(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+def strand_rows(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
     """A strand is answered as it is written; the last wording is for validation and test."""
     from Bio.Seq import Seq
 
-    *wordings, held = read_facts()["reverse_complement"]
     kinds = [kind for kind in bank.of("biology") if kind.name in _FROM]
-    for _ in range(_ROWS[split]):
-        (strand,) = rng.choice(rng.choice(kinds).items_of(split))
-        written = respelled(rng, strand, _WEIGHTS)
-        text = (rng.choice(wordings) if split == "train" else held).format(x=written)
-        sequence: Any = Seq(strand.replace(" ", ""))
-        answer = like(written, str(sequence.reverse_complement()))
-        yield expert_row("biology", "reverse_complement", maybe_spoken(rng, text, split), answer)
+    methods = {"reverse_complement": "reverse_complement", "transcript": "complement_rna"}
+    for name, method in methods.items():
+        *wordings, held = read_facts()[name]
+        for _ in range(_ROWS[split]):
+            (strand,) = rng.choice(rng.choice(kinds).items_of(split))
+            written = respelled(rng, strand, _WEIGHTS)
+            text = (rng.choice(wordings) if split == "train" else held).format(x=written)
+            sequence: Any = Seq(strand.replace(" ", ""))
+            answer = like(written, str(getattr(sequence, method)()))
+            yield expert_row("biology", name, maybe_spoken(rng, text, split), answer)
 
 
 def like(written: str, answer: str) -> str:

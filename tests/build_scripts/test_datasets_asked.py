@@ -76,3 +76,23 @@ def test_three_letters_with_a_base_of_dna_or_no_base_are_no_codon(bank: Bank) ->
         assert bases
         assert set("TXZQ") & set(bases.group())
         assert row["answer"] == UNKNOWN
+
+
+def test_an_element_in_its_other_spelling_has_the_same_answers(bank: Bank) -> None:
+    rows = [row for row in rows_of(bank, "chemistry") if "aluminium" in row["question"]]
+    answers = {row["kind"]: row["answer"] for row in rows}
+    assert {"asked_symbol": "Al", "asked_atomic_number": "13"}.items() <= answers.items()
+    assert any("sulphur" in row["question"] for row in rows_of(bank, "chemistry"))
+
+
+def test_gs_and_cs_are_counted_in_strands_of_six(bank: Bank) -> None:
+    rows = [row for row in rows_of(bank, "biology") if row["kind"] == "counted"]
+    lengths = set()
+    for row in rows:
+        (strand,) = re.findall(
+            r"\b[ACGT]{4,6}\b|\b[acgt]{4,6}\b|[ACGT](?:-[ACGT]){3,5}", row["question"]
+        )
+        bases = strand.replace("-", "").upper()
+        lengths.add(len(bases))
+        assert row["answer"] == str(sum(base in "GC" for base in bases))
+    assert lengths == {4, 5, 6}

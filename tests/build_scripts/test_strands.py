@@ -1,4 +1,4 @@
-"""Reverse complements: right, written as asked, with a wording that training does not have."""
+"""Strands: answers are right, written as asked, with a wording that training does not have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from compllm.build_scripts.datasets.bank import Bank, read_bank
 from compllm.build_scripts.datasets.forms import read_facts
 from compllm.build_scripts.datasets.kinds import SPLITS, Split
-from compllm.build_scripts.datasets.strands import reverse_complement_rows
+from compllm.build_scripts.datasets.strands import strand_rows
 
 PAIRS = str.maketrans("ACGTacgt", "TGCAtgca")
 STRAND = re.compile(
@@ -24,17 +24,22 @@ def bank() -> Bank:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_answer_is_the_complement_read_backwards(bank: Bank, split: Split) -> None:
-    rows = list(reverse_complement_rows(bank, split, random.Random(0)))
-    assert rows
+def test_the_answer_is_the_complement_read_backwards_or_the_mrna(bank: Bank, split: Split) -> None:
+    """The mRNA of a template strand pairs with it; it is not the strand with U for T."""
+    rows = list(strand_rows(bank, split, random.Random(0)))
+    assert {row["kind"] for row in rows} == {"reverse_complement", "transcript"}
     for row in rows:
         (strand,) = STRAND.findall(row["question"])
-        assert row["answer"] == strand.translate(PAIRS)[::-1]
+        paired = strand.translate(PAIRS)
+        is_rna = row["kind"] == "transcript"
+        wanted = paired.replace("T", "U").replace("t", "u") if is_rna else paired[::-1]
+        assert row["answer"] == wanted
 
 
-def test_the_last_wording_is_held_out(bank: Bank) -> None:
-    held = read_facts()["reverse_complement"][-1].partition("{")[0].lower()
+@pytest.mark.parametrize("name", ["reverse_complement", "transcript"])
+def test_the_last_wording_is_held_out(bank: Bank, name: str) -> None:
+    held = read_facts()[name][-1].partition("{")[0].lower()
     for split in SPLITS:
-        rows = reverse_complement_rows(bank, split, random.Random(0))
+        rows = [row for row in strand_rows(bank, split, random.Random(0)) if row["kind"] == name]
         has_held = [held in row["question"].lower() for row in rows]
         assert not any(has_held) if split == "train" else all(has_held)
