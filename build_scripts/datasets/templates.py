@@ -21,6 +21,7 @@ _TABLES = tuple(
     for name in (
         *("single", "steps", "parts", "relations"),
         *("more_steps", "more_parts", "more_relations"),
+        *("third_steps", "third_parts", "third_relations"),
     )
 )
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
