@@ -149,6 +149,7 @@ class Plan:
     reason: str = ""  # why it fell back
     is_direct: bool = False  # there was no plan: the gate sent the query straight to one expert
     is_cut: bool = False  # the generator had more to write than generator.max_nodes allows
+    num_copies: int = 0  # lines that the generator wrote again: they are left out
     # Of the tokens that the generator wrote, as in NodeResult.
     log_probs: tuple[float, ...] = field(default=(), compare=False)
 
