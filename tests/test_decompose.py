@@ -4,7 +4,7 @@ import pytest
 
 from compllm.decompose import Generator, decompose
 from compllm.errors import BackendUnavailable
-from compllm.plan import PlanLimits
+from compllm.plan import PlanLimits, cut_warning
 from compllm.testing import Reply, ScriptedBackend
 from compllm.types import Plan, Query, SubQuery
 
@@ -104,11 +104,32 @@ async def test_a_stalled_generator_has_its_own_time_limit_and_is_cancelled() -> 
     assert backend.requests[0].outcome == "cancelled"
 
 
-async def test_a_line_said_again_ends_the_plan_and_the_request() -> None:
-    backend = ScriptedBackend(Reply(("1 | Why?\n", "2 | How?\n", "3 | Why?\n", "4 | How?\n")))
-    items = [item async for item in decompose(QUERY, backend, GENERATOR)]
-    assert items[-1] == Plan((SubQuery(1, "Why?"), SubQuery(2, "How?")))
+async def test_a_line_said_again_is_left_out_and_the_join_after_it_stays() -> None:
+    """A copy ended the plan: the join was lost, and nothing said so."""
+    lines = ("1 | Why?\n", "2 | Why?\n", "3 | How?\n", "4 <1,2,3> | Is #1, #2 or #3 right?")
+    items = await run(Reply(lines))
+    kept = (
+        SubQuery(1, "Why?"),
+        SubQuery(2, "How?"),
+        SubQuery(3, "Is #1, #1 or #2 right?", (1, 2)),
+    )
+    assert items == [*kept, Plan(kept, num_copies=1)]
+
+
+async def test_a_generator_that_only_repeats_itself_is_stopped() -> None:
+    lines = [f"{number} | {('Why?', 'How?')[number % 2]}\n" for number in range(1, 9)]
+    backend = ScriptedBackend(Reply(tuple(lines)))
+    generator = Generator(PlanLimits(max_nodes=16))
+    items = [item async for item in decompose(QUERY, backend, generator)]
+    assert items[-1] == Plan((SubQuery(1, "How?"), SubQuery(2, "Why?")), num_copies=3)
     assert backend.requests[0].outcome == "cancelled"
+
+
+async def test_a_plan_of_copies_that_is_cut_tells_the_limit_that_cut_it() -> None:
+    plan = (await run(Reply("1 | A?\n2 | A?\n3 | B?\n4 | C?\n5")))[-1]
+    assert isinstance(plan, Plan)
+    assert plan.is_cut
+    assert "generator.max_nodes = 4;" in (cut_warning(plan) or "")
 
 
 async def test_closing_the_stream_cancels_the_generator() -> None:

@@ -22,7 +22,7 @@ VOCABULARY = ALONE | {
 PATH = frozenset(
     {
         *("pipeline", "query_run", "query_check", "assembly", "decompose", "graph", "execute"),
-        *("compose", "asked", "confidence", "loops", "stage", "usage"),
+        *("compose", "asked", "confidence", "copies", "loops", "stage", "usage"),
     }
 )
 # Room -> rooms that it may import besides itself and the vocabulary. ROOM.MODULE: that module only.

@@ -108,3 +108,8 @@ def test_a_plan_that_was_cut_is_warned_of() -> None:
     assert (value["plan"]["is_cut"], value["plan"]["warning"]) == (True, said)
     assert "warning" not in answer_to_dict(ANSWER)
     assert "is_cut" not in plan_to_dict(PLAN)
+
+
+def test_a_plan_records_the_lines_that_were_left_out_as_copies() -> None:
+    assert plan_to_dict(replace(PLAN, num_copies=2))["num_copies"] == 2
+    assert "num_copies" not in plan_to_dict(PLAN)

@@ -1,8 +1,9 @@
 """Query -> stream of sub-queries: the first step of the path.
 
 The generator writes plan lines under a guide, greedily and streamed; each line is yielded the
-moment it ends, so that it can be routed and sent while the next is still being written. A plan that
-breaks a rule, a generator that fails or stalls: the one-node plan takes its place, with the reason.
+moment it ends, so that it can be routed and sent while the next is still being written. A line that
+is written again is left out (copies.py). A plan that breaks a rule, a generator that fails or
+stalls: the one-node plan takes its place, with the reason.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from compllm.backend import Backend, Chunk, GenerateRequest, OnChunk, open_chunks
+from compllm.copies import CopyFilter
 from compllm.errors import BackendError, PlanError
 from compllm.plan import PlanLimits, PlanParser, fallback_plan, plan_guide
 from compllm.prompts import CHATML, ChatTemplate, generator_prompt
@@ -57,6 +59,7 @@ async def decompose(
     with each chunk of the request. Raises nothing of its own.
     """
     parser = PlanParser(generator.limits)
+    copies = CopyFilter()
     sub_queries: list[SubQuery] = []
     log_probs: list[float] = []
 
@@ -68,11 +71,17 @@ async def decompose(
     try:
         async with open_chunks(backend, generator.request(query)) as chunks:
             async for line in _lines(chunks, parser, deadline, received):
-                if any(line.text == earlier.text for earlier in sub_queries):
-                    break  # small generators loop: a line said again ends the plan
-                sub_queries.append(line)
-                yield line
-        plan = Plan(tuple(sub_queries), is_cut=parser.is_cut, log_probs=tuple(log_probs))
+                if (kept := copies.take(line)) is not None:
+                    sub_queries.append(kept)
+                    yield kept
+                elif copies.is_loop:
+                    break
+        plan = Plan(
+            tuple(sub_queries),
+            is_cut=parser.is_cut,
+            num_copies=copies.num_copies,
+            log_probs=tuple(log_probs),
+        )
     except TimeoutError:
         reason = f"the generator did not finish within {generator.timeout_s:g} s"
         plan = fallback_plan(query.text, reason)

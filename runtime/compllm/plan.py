@@ -29,6 +29,8 @@ from compllm.types import Plan, SubQuery
 _LINE = re.compile(r"\s*([0-9]{1,9})[ \t]*(?:<([0-9, \t]*)>)?[ \t]*\|(.*)\Z", re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\\x00-\\x08\\x0a-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+# The same within ASCII: xgrammar's classes that negate end there.
+_GUIDE_CONTROL = r"\x00-\x08\n-\x1f\x7f"
 _MAX_SHOWN = 60  # characters of a bad line that an error repeats
 
 
@@ -152,7 +154,7 @@ def cut_warning(plan: Plan) -> str | None:
     """What is to be said of a plan that leaves out parts of its question."""
     if not plan.is_cut:
         return None
-    limit = f"generator.max_nodes = {len(plan.sub_queries)}"
+    limit = f"generator.max_nodes = {len(plan.sub_queries) + plan.num_copies}"
     return f"the question has more parts than {limit}; the rest was left out"
 
 
@@ -189,7 +191,8 @@ def plan_guide(
     marks_cut: bool = False,
 ) -> Guide:
     """A regex that keeps a generator inside the grammar: at most `max_nodes` sub-queries, in order,
-    with rising parents. It cannot write a plan that PlanParser refuses, except by depth.
+    with rising parents. It cannot write a plan that PlanParser refuses, except by depth or by a
+    control character beyond ASCII. Within a text `|`, `<`, `>` and `#` are characters like others.
 
     is_question_only: a text ends at its first question mark, which keeps a model that was only
     shown examples from rambling. A trained one ends its lines itself, and may write commands
@@ -198,12 +201,13 @@ def plan_guide(
     marks_cut: a generator that is not done after `max_nodes` lines writes the id of the next one,
     and nothing after it; PlanParser reads that as `is_cut`.
     """
-    body = rf"[^\n?|<>]{{1,{max_text_chars}}}\?"
-    first = r"[^\s?|<>]"
-    if not is_question_only:
-        body, first = rf"[^\n|<>]{{0,{max_text_chars}}}", r"[^\s|<>]"
-    # Without parents no `#k` either: the model would ask about a response that it is not shown.
-    alone, below = rf"\| {first}{body}".replace("<>", "<>#"), rf"\| {first}{body}"
+    others, end = ("?", r"\?") if is_question_only else ("", "")
+    least = 1 if is_question_only else 0
+    char = f"[^{_GUIDE_CONTROL}{others}]"
+    below = rf"\| [^\s{_GUIDE_CONTROL}{others}]{char}{{{least},{max_text_chars}}}{end}"
+    # Without parents no `#k`: the model would ask about a response that it is not shown.
+    char = f"([^{_GUIDE_CONTROL}{others}#]|#[^{_GUIDE_CONTROL}{others}#0-9])"
+    alone = rf"\| [^\s{_GUIDE_CONTROL}{others}#]{char}{{{least},{max_text_chars}}}#?{end}"
     guide = rf"(\n{max_nodes + 1})?" if marks_cut else ""
     for node_id in range(max_nodes, 0, -1):
         line = f"{node_id} {alone}"

@@ -21,7 +21,7 @@ from compllm.types import Query, SamplingParams
 _MOST = 2**31 - 1  # what an INT32 tensor holds
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "temperature": (lambda value: value >= 0, "0 (greedy) or more"),
-    "top_p": (lambda value: 0 < value <= 1, "more than 0, and at most 1"),
+    "top_p": (lambda value: 0 <= value <= 1, "from 0 (the likeliest token alone) to 1"),
     "repetition_penalty": (lambda value: value > 0, "more than 0"),
 }
 
@@ -72,8 +72,8 @@ def _problem_of_sampling(sampling: object) -> str | None:
         value = getattr(sampling, name)
         if not (_is_integer(value) and low <= value <= _MOST):
             return f"sampling.{name} is {_named(value)}, expected an integer from {low} to {_MOST}"
-    if not _is_integer(sampling.seed):
-        return f"sampling.seed is {_named(sampling.seed)}, expected an integer"
+    if not (sampling.seed is None or _is_integer(sampling.seed)):
+        return f"sampling.seed is {_named(sampling.seed)}, expected an integer, or None"
     for name, (is_allowed, allowed) in _NUMBERS.items():
         value = getattr(sampling, name)
         if not (_is_number(value) and math.isfinite(value) and is_allowed(value)):

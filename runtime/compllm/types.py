@@ -25,9 +25,9 @@ class SamplingParams:
     max_tokens: int = 128  # new tokens at most
     temperature: float = 0.0  # 0 is greedy
     top_k: int = 0  # 0 keeps every token
-    top_p: float = 1.0  # in (0, 1]
+    top_p: float = 1.0  # in [0, 1]; 0 keeps the likeliest token alone
     repetition_penalty: float = 1.0  # 1 is off
-    seed: int = 0
+    seed: int | None = None  # of the draws; None: another one for each request
     stop: tuple[str, ...] = ()  # strings that end the text; not part of it
     min_tokens: int = 0  # new tokens before which the text may not end
 
@@ -149,6 +149,7 @@ class Plan:
     reason: str = ""  # why it fell back
     is_direct: bool = False  # there was no plan: the gate sent the query straight to one expert
     is_cut: bool = False  # the generator had more to write than generator.max_nodes allows
+    num_copies: int = 0  # lines that the generator wrote again: they are left out
     # Of the tokens that the generator wrote, as in NodeResult.
     log_probs: tuple[float, ...] = field(default=(), compare=False)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
 from compllm.backend import Segment
 from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
@@ -32,6 +35,28 @@ def _incremental(tokenizer: Tokenizer, ids: list[int], size: int) -> str:
     detokenizer = Detokenizer(tokenizer)
     steps = [detokenizer.push(ids[at : at + size]) for at in range(0, len(ids), size)]
     return "".join(steps) + detokenizer.flush()
+
+
+@pytest.fixture(scope="session")
+def lone_bytes(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokens of bytes that are no character by themselves."""
+    return tuple(
+        each for each in range(tokenizer.vocab_size) if tokenizer.decode([each]) == "\ufffd"
+    )
+
+
+class _ByteFallback(Tokenizer):
+    """Letters a and b, all else in bytes, as Llama 2's family decodes them."""
+
+    def __init__(self) -> None:
+        vocab = {"<unk>": 0, **{f"<0x{byte:02X}>": byte + 1 for byte in range(256)}}
+        vocab |= {"a": 257, "b": 258}
+        model = models.BPE(vocab, [], byte_fallback=True, unk_token="<unk>")
+        self._template = tokenizers.Tokenizer(model)
+        self._template.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+
+    def ids(self, char: str) -> list[int]:
+        return [257 + "ab".index(char)] if char in "ab" else [byte + 1 for byte in char.encode()]
 
 
 def test_special_tokens_are_recognised_in_template_segments(tokenizer: Tokenizer) -> None:
@@ -119,10 +144,62 @@ def test_detokenizer_loses_nothing_of_any_text(tokenizer: Tokenizer, text: str, 
 def test_detokenizer_agrees_with_decoding_at_once_on_any_ids(
     tokenizer: Tokenizer, ids: list[int], size: int
 ) -> None:
-    # Ids of a model may be no valid UTF-8 at all: how many replacement characters stand for the
-    # broken bytes depends on the window, the text around them does not.
-    whole = tokenizer.decode(ids).replace("\ufffd", "")
-    assert _incremental(tokenizer, ids, size).replace("\ufffd", "") == whole
+    """Also where they are no valid UTF-8 at all."""
+    assert _incremental(tokenizer, ids, size) == tokenizer.decode(ids)
+
+
+@settings(max_examples=100)
+@given(data=st.data(), size=st.integers(1, 20))
+def test_detokenizer_agrees_with_decoding_at_once_on_lone_bytes(
+    tokenizer: Tokenizer, lone_bytes: tuple[int, ...], data: st.DataObject, size: int
+) -> None:
+    ids = data.draw(st.lists(st.sampled_from(lone_bytes), max_size=80))
+    assert _incremental(tokenizer, ids, size) == tokenizer.decode(ids)
+
+
+def test_lone_bytes_stream_while_they_come(
+    tokenizer: Tokenizer, lone_bytes: tuple[int, ...]
+) -> None:
+    """Two hundred of them streamed nothing before the end, and decoded all of them each time."""
+    byte = next(each for each in lone_bytes if tokenizer.decode([each] * 2) == "\ufffd" * 2)
+    detokenizer = Detokenizer(tokenizer)
+    pushed = [detokenizer.push([byte]) for _ in range(200)]
+    assert pushed == ["", "", "", *["\ufffd"] * 197]
+    assert detokenizer.flush() == "\ufffd" * 3
+
+
+@pytest.mark.parametrize("kind", ["lone bytes", "special tokens"])
+def test_the_detokenizer_decodes_a_bounded_window(
+    tokenizer: Tokenizer, lone_bytes: tuple[int, ...], kind: str
+) -> None:
+    longest = 0
+
+    class Watched(Tokenizer):
+        def __init__(self) -> None:
+            pass
+
+        def decode(self, ids: Sequence[int]) -> str:
+            nonlocal longest
+            longest = max(longest, len(ids))
+            return tokenizer.decode(ids)
+
+    detokenizer = Detokenizer(Watched())
+    for _ in range(1000):
+        detokenizer.push([lone_bytes[0] if kind == "lone bytes" else IM_START])
+    detokenizer.flush()
+    assert longest < 40
+
+
+@settings(max_examples=100)
+@given(text=st.text("ab漢字é🜂", max_size=40), size=st.integers(1, 20))
+def test_detokenizer_loses_nothing_where_each_byte_of_a_run_decodes_alone(
+    text: str, size: int
+) -> None:
+    """A decoder with byte fallback makes every byte of a run a replacement character while the
+    run's last character lacks one."""
+    fallback = _ByteFallback()
+    ids = [each for char in text for each in fallback.ids(char)]
+    assert _incremental(fallback, ids, size) == text
 
 
 def test_detokenizer_holds_back_half_a_character(tokenizer: Tokenizer) -> None:

@@ -250,6 +250,37 @@ async def test_stop_string_ends_the_text_and_the_request(
     assert last.usage.num_output_tokens == 9
 
 
+@pytest.mark.parametrize(
+    ("stop", "expected"),
+    [
+        ("<|im_start|>", "hello"),
+        ("lo<|im_start|>", "hel"),
+        ("<|im_start|> wor", "hello"),
+        ("<repo_name>", "hello world"),
+        ("hello<|im_start|>x", "hello world"),
+    ],
+)
+async def test_a_stop_string_may_spell_a_special_token(
+    loopback: Loopback, backend: TritonBackend, stop: str, expected: str
+) -> None:
+    """Special tokens are no part of the text, so that none was ever found in it."""
+    start = backend.tokenizer.encode_text("<|im_start|>")
+    repository = backend.tokenizer.encode_text("<repo_name>")
+    assert len(start) == len(repository) == 1
+
+    async def handler(message: Any, respond: Respond) -> None:
+        await respond([HELLO[0], *start])
+        await respond(HELLO[1:])
+        await respond(repository if expected == "hello world" else [], is_final=True)
+
+    loopback.handler = handler
+    sampling = SamplingParams(stop=(stop,))
+    request = _request(sampling=sampling, is_streamed=True)
+    chunks = [chunk async for chunk in backend.generate(request)]
+    assert "".join(chunk.text for chunk in chunks) == expected
+    assert chunks[-1].finish_reason == "stop"
+
+
 async def test_first_use_of_an_adapter_brings_its_weights_and_later_ones_its_id(
     loopback: Loopback, tokenizer: Tokenizer
 ) -> None:

@@ -75,6 +75,28 @@ def test_what_messages_have_in_common_is_a_copy_in_each() -> None:
     assert b"changed" not in second.raw_input_contents
 
 
+def inputs_of(sampling: SamplingParams) -> dict[str, Any]:
+    request = GenerateRequest("r", (Segment("hi"),), sampling)
+    message = wire.inference_message(request, "r#1", [5, 6], SpecialIds(2, 0), is_streamed=True)
+    names = [tensor.name for tensor in message.inputs]
+    return dict(zip(names, message.raw_input_contents, strict=True))
+
+
+def test_each_request_without_a_seed_gets_another_one() -> None:
+    """What requests have in common is made once: a seed is not among it."""
+    seeds = [inputs_of(SamplingParams(temperature=1.0)).pop("seed") for _ in range(5)]
+    assert len(set(seeds)) == 5
+    assert inputs_of(SamplingParams(temperature=1.0, seed=0)).pop("seed") == bytes(8)
+    assert "seed" not in inputs_of(SamplingParams())
+
+
+def test_top_p_of_0_is_sent_as_the_least_above_it() -> None:
+    """TensorRT-LLM takes 0 beside a top_k for 1: every token."""
+    sampling = SamplingParams(temperature=1.0, top_k=5, top_p=0.0)
+    (top_p,) = np.frombuffer(inputs_of(sampling)["runtime_top_p"], np.float32)
+    assert 0 < top_p < 1e-5
+
+
 def test_log_probs_are_asked_for_with_a_sampling_parameter_or_not_at_all() -> None:
     """TensorRT-LLM overlooks the wish where no sampling parameter is set."""
     plain = GenerateRequest("r", (Segment("hi"),))

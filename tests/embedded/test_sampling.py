@@ -132,10 +132,13 @@ def test_top_k_ties_keep_the_lower_ids() -> None:
     assert drawn_set(row, EngineSampling(top_k=3)) == {0, 1, 2}
 
 
-def test_top_p_zero_keeps_every_token_and_a_tiny_one_keeps_the_best() -> None:
-    row = np.array([0.0, 0.1, 0.2], np.float32)
-    assert drawn_set(row, EngineSampling(top_k=0, top_p=0)) == {0, 1, 2}
-    assert drawn_set(row, EngineSampling(top_k=0, top_p=1e-6)) == {2}
+@pytest.mark.parametrize("top_p", [0.0, 1e-6])
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_top_p_of_nearly_nothing_keeps_the_best_token_alone(top_p: float, top_k: int) -> None:
+    row = np.array([0.0, 0.2, 0.1, 0.2], np.float32)
+    assert drawn_set(row, EngineSampling(top_k=top_k, top_p=top_p)) == {1}
+    many = np.zeros(40_000, np.float32)
+    assert drawn_set(many, EngineSampling(top_k=0, top_p=top_p)) == {0}
 
 
 def test_the_same_seed_gives_the_same_tokens_in_any_batch() -> None:
@@ -155,6 +158,13 @@ def test_other_seeds_give_other_tokens() -> None:
         for state in (SamplerState(EngineSampling(top_k=0, seed=seed)) for seed in range(5))
     }
     assert len(texts) == 5
+
+
+def test_without_a_seed_each_request_draws_anew() -> None:
+    """Every "random" answer was the one of seed 0."""
+    row = logits_of(1)[0] / 8
+    states = [SamplerState(EngineSampling(top_k=0)) for _ in range(5)]
+    assert len({tuple(greedy(row, state) for _ in range(8)) for state in states}) == 5
 
 
 def test_a_mixed_batch_serves_each_row_by_its_own_rules() -> None:

@@ -82,8 +82,13 @@ def test_what_is_left_out_is_greedy_unstreamed_and_as_long_as_allowed() -> None:
     assert _parse() == QueryRequest(Query("What is iron?", "q", None, sampling))
 
 
-def test_top_p_of_0_keeps_every_token_as_in_tensorrt_llms_clients() -> None:
-    assert _parse(top_p=0.0).query.sampling.top_p == 1.0
+def test_top_p_of_0_is_taken_as_it_is() -> None:
+    assert _parse(top_p=0.0).query.sampling.top_p == 0.0
+
+
+def test_a_seed_that_is_left_out_is_none() -> None:
+    assert _parse(temperature=1.0).query.sampling.seed is None
+    assert _parse(temperature=1.0, seed=0).query.sampling.seed == 0
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ def test_top_p_of_0_keeps_every_token_as_in_tensorrt_llms_clients() -> None:
         ("temperature", -0.5, "temperature is -0.5, it must be 0"),
         ("temperature", float("nan"), "temperature is nan"),
         ("temperature", float("inf"), "temperature is inf"),
-        ("top_p", 1.5, "top_p is 1.5, it must be from 0 to 1"),
+        ("top_p", 1.5, r"top_p is 1.5, it must be from 0 \(the likeliest token alone\) to 1"),
         ("top_p", float("nan"), "top_p is nan"),
         ("max_tokens", 0, "max_tokens is 0, allowed are 1 to 192"),
         ("max_tokens", 193, r"max_tokens is 193.*limits\.max_answer_tokens"),

@@ -67,6 +67,11 @@ def test_sampling_inputs_are_understood() -> None:
     assert sampling == EngineSampling(0.5, 3, 0.9, 1.5, 0.25, 0.125, 2, 2**64 - 1)
 
 
+def test_a_seed_that_is_left_out_is_none() -> None:
+    assert parse(_tensors(temperature=[1.0])).engine.sampling.seed is None
+    assert parse(_tensors(seed=np.array([0], np.uint64))).engine.sampling.seed == 0
+
+
 def test_top_p_alone_samples_from_all_tokens() -> None:
     assert parse(_tensors(runtime_top_p=[0.9])).engine.sampling.top_k == 0
 

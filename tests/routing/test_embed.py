@@ -61,6 +61,30 @@ async def test_a_text_is_encoded_once_and_rows_keep_the_order() -> None:
     assert model.batches == [["a", "bb"], ["ccc"]]
 
 
+LONG = "Acids are substances that give protons to bases in water. " * 30
+
+
+@pytest.mark.parametrize("is_converted", [True, False])
+async def test_a_question_below_a_long_text_has_its_own_vector(
+    encoder_dir: Path, ir: Path, is_converted: bool
+) -> None:
+    """The encoder read 256 tokens of acids, and the route was that of the acids alone."""
+    model = OpenVINOEncoder(ir) if is_converted else sentence_transformer(encoder_dir)
+    encoder = SentenceEncoder(model, "id")
+    asked = "What is 12 times 3?"
+    rows = await encoder.encode([asked, LONG + asked, f"{asked}\n\n{LONG}", LONG])
+    np.testing.assert_allclose(rows[:3], rows[[0, 0, 0]], atol=1e-4)
+    assert rows[0] @ rows[3] < 0.3
+
+
+async def test_a_text_that_the_encoder_can_read_is_encoded_whole(ir: Path) -> None:
+    model = OpenVINOEncoder(ir)
+    text = f"{'acid ' * 200}. What is 12 times 3?"
+    assert model.num_tokens(text) < model.max_seq_length < len(text)
+    row = (await SentenceEncoder(model, "id").encode([text]))[0]
+    np.testing.assert_allclose(row, model.encode([plain(text)])[0], atol=1e-5)
+
+
 async def test_the_cache_forgets_the_least_recent() -> None:
     model = CountingModel()
     encoder = SentenceEncoder(model, "id", cache_size=2)

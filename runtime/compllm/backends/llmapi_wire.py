@@ -13,7 +13,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2
 
 from compllm.backend import GenerateRequest
-from compllm.backends.wire import Tensors, add_array, add_texts
+from compllm.backends.wire import LEAST_TOP_P, Tensors, add_array, add_texts, seed_of
 from compllm.types import FinishReason, SamplingParams
 
 LORA_INPUTS = ("lora_id", "lora_name", "lora_path")
@@ -100,8 +100,8 @@ def _add_sampling(message: Any, sampling: SamplingParams) -> None:
         add_array(message, "sampling_param_top_k", [1], np.int32)
     else:
         add_array(message, "sampling_param_top_k", [sampling.top_k], np.int32)
-        add_array(message, "sampling_param_top_p", [sampling.top_p], np.float32)
+        add_array(message, "sampling_param_top_p", [max(sampling.top_p, LEAST_TOP_P)], np.float32)
         add_array(message, "sampling_param_temperature", [sampling.temperature], np.float32)
-        add_array(message, "sampling_param_seed", [sampling.seed % 2**64], np.uint64)
+        add_array(message, "sampling_param_seed", [seed_of(sampling)], np.uint64)
     if sampling.stop:
         add_texts(message, "sampling_param_stop", sampling.stop, (len(sampling.stop),))

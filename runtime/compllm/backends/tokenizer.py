@@ -19,6 +19,10 @@ from compllm.errors import ConfigError
 
 _MAX_TEMPLATES = 1024  # parts whose ids are kept
 _UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not (yet) a character
+_MAX_TOKENS = 4  # of one character: a token holds a byte of it at least
+_MAX_UNSURE = 3  # of its bytes while it lacks one; some decoders show each as _UNFINISHED
+# Tokens. Half of it holds the bytes that may be unsure, whatever the tokens are.
+_MAX_WINDOW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,11 @@ class Tokenizer:
         self._spellings = tuple(
             each.content for each in added if each.special and len(each.content) > 1
         )
+        self._special_texts = {
+            number: each.content
+            for number, each in self._template.get_added_tokens_decoder().items()
+            if each.special and each.content
+        }
         for each in (self._template, self._data):
             each.no_truncation()  # a checkpoint's training-time settings are not ours
             each.no_padding()
@@ -107,6 +116,11 @@ class Tokenizer:
                 text = text.replace(spelling, f"{spelling[0]} {spelling[1:]}")
         return text
 
+    def special_ids(self, texts: Iterable[str]) -> dict[int, str]:
+        """The special tokens, id and spelling, that are spelt in any of these texts."""
+        known = self._special_texts.items()
+        return {number: each for number, each in known if any(each in text for text in texts)}
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self._template.decode(ids, skip_special_tokens=True))
@@ -125,34 +139,53 @@ class Detokenizer:
     Decodes a short window, not the whole sequence: a token's text may depend on its predecessor (a
     leading space) and a character may be spread over tokens, so the window starts at the last
     boundary where the text was complete. The method is that of vLLM and text-generation-inference.
+
+    Where no boundary comes, because bytes form no characters or tokens have no text, the window
+    moves on all the same, and all text is out but for what may still become one character.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []  # the window
-        self._num_read = 0  # leading ids of the window whose text is out
+        self._num_read = 0  # leading ids of the window up to the last boundary
+        self._num_shown = 0  # leading characters of the window's text that are out
 
     def push(self, ids: Iterable[int]) -> str:
         """Text that became certain; may be empty."""
         self._ids += ids
-        return self._take(is_end=False)
+        for end in range(len(self._ids), max(self._num_read, len(self._ids) - _MAX_TOKENS), -1):
+            text = self._tokenizer.decode(self._ids[:end])
+            if not text.endswith(_UNFINISHED):
+                return self._take(text, end)
+        if len(self._ids) - self._num_read < _MAX_TOKENS:
+            return ""
+        # More tokens than one character has: the bytes before the last ones are none.
+        text = self._tokenizer.decode(self._ids)
+        new = text[self._num_shown : -_MAX_UNSURE]
+        self._num_shown += len(new)
+        self._bound(text)
+        return new
 
     def flush(self) -> str:
         """The rest, also where it is no complete character."""
-        return self._take(is_end=True)
+        return self._take(self._tokenizer.decode(self._ids), len(self._ids))
 
-    def _take(self, *, is_end: bool) -> str:
-        if self._num_read == len(self._ids):
-            return ""
-        before = self._tokenizer.decode(self._ids[: self._num_read])
-        now = self._tokenizer.decode(self._ids)
-        if now.endswith(_UNFINISHED) and not is_end:
-            return ""
-        new = now[len(before) :]
+    def _take(self, text: str, end: int) -> str:
+        """The new part of the text of the first ids, which is whole."""
+        new = text[self._num_shown :]
         if new:  # tokens without text of their own stay: they may shape their successor's
-            self._ids = self._ids[self._num_read :]
-            self._num_read = len(self._ids)
+            self._ids, self._num_read = self._ids[self._num_read :], end - self._num_read
+            self._num_shown = len(self._tokenizer.decode(self._ids[: self._num_read]))
+        elif end == len(self._ids):
+            self._bound(text)
         return new
+
+    def _bound(self, text: str) -> None:
+        """Keep the last ids of a long window; what is not out yet stays at the end of its text."""
+        if len(self._ids) > _MAX_WINDOW:
+            num_held = len(text) - self._num_shown
+            self._ids, self._num_read = self._ids[-_MAX_WINDOW // 2 :], 0
+            self._num_shown = len(self._tokenizer.decode(self._ids)) - num_held
 
 
 class StopStrings:

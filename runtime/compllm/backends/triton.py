@@ -29,6 +29,7 @@ from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.errors import CompllmError, ConfigError
 from compllm.types import FinishReason, SamplingParams, Usage
 
+_FIRST_MARK = 0x100000  # of the last private plane: texts do not have them
 _LONG_TEXT = 4000  # characters; tokenising more takes over 1 ms and leaves the event loop
 
 
@@ -258,21 +259,38 @@ class TritonBackend:
 
 
 class _Text:
-    """Token ids of one response after another, made text that ends at a stop string."""
+    """Token ids of one response after another, made text that ends at a stop string.
+
+    Special tokens are no part of the text, but a stop string may spell one. Each that some stop
+    string spells stands in the stream as one character of no text, which is not shown.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...]) -> None:
         self._detokenizer = Detokenizer(tokenizer)
-        self._stops = StopStrings(stops)
+        special = tokenizer.special_ids(stops) if stops else {}
+        self._marks = {token: chr(_FIRST_MARK + at) for at, token in enumerate(special)}
+        self._hidden = dict.fromkeys(map(ord, self._marks.values()))
+        marked = list(stops)
+        for token in sorted(special, key=lambda each: -len(special[each])):
+            marked = [stop.replace(special[token], self._marks[token]) for stop in marked]
+        self._stops = StopStrings((*stops, *marked))
 
     @property
     def is_stopped(self) -> bool:
         return self._stops.is_stopped
 
     def push(self, ids: list[int]) -> str:
-        return self._stops.push(self._detokenizer.push(ids))
+        if not self._marks:
+            return self._stops.push(self._detokenizer.push(ids))
+        text = ""
+        for each in ids:
+            mark = self._marks.get(each)
+            text += self._detokenizer.flush() + mark if mark else self._detokenizer.push([each])
+        return self._stops.push(text).translate(self._hidden)
 
     def flush(self) -> str:
-        return self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        return text.translate(self._hidden)
 
 
 def _usage(tensors: wire.Tensors, num_input_tokens: int, num_output_tokens: int) -> Usage:

@@ -5,6 +5,7 @@ Pure; `triton.py` sends and receives. Scalars are [1, 1]: the model has a batch 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,9 @@ from compllm.types import SamplingParams, Usage
 
 Tensors = Mapping[str, NDArray[Any]]
 AdapterTensors = tuple[NDArray[np.float16], NDArray[np.int32]]  # [rows, width], [rows, 4]
+
+# TensorRT-LLM takes a top_p of 0 beside a top_k for 1. This keeps the likeliest token alone.
+LEAST_TOP_P = 1e-6
 
 _DTYPES = {
     np.dtype(np.int32): "INT32",
@@ -42,6 +46,8 @@ def inference_message(
     """The message that asks for this generation; `weights`: of its adapter, where it lacks them."""
     message = _message(request.model, wire_id, input_ids, request.sampling.max_tokens)
     message.MergeFrom(_settings(special, request.sampling, is_streamed, request.wants_log_probs))
+    if request.sampling.temperature != 0:
+        add_array(message, "seed", [[seed_of(request.sampling)]], np.uint64)
     if request.guide is not None:
         add_texts(message, "guided_decoding_guide_type", [request.guide.type], (1, 1))
         add_texts(message, "guided_decoding_guide", [request.guide.text], (1, 1))
@@ -51,6 +57,11 @@ def inference_message(
             add_array(message, "lora_weights", weights[0][None], np.float16)
             add_array(message, "lora_config", weights[1][None], np.int32)
     return message
+
+
+def seed_of(sampling: SamplingParams) -> int:
+    """The seed as the wire has it; a fresh one where none is given."""
+    return secrets.randbits(64) if sampling.seed is None else sampling.seed % 2**64
 
 
 def stop_message(model: str, wire_id: str) -> Any:
@@ -171,9 +182,8 @@ def _add_sampling(message: Any, sampling: SamplingParams) -> None:
         add_array(message, "runtime_top_k", [[1]], np.int32)
     else:
         add_array(message, "runtime_top_k", [[sampling.top_k]], np.int32)
-        add_array(message, "runtime_top_p", [[sampling.top_p]], np.float32)
+        add_array(message, "runtime_top_p", [[max(sampling.top_p, LEAST_TOP_P)]], np.float32)
         add_array(message, "temperature", [[sampling.temperature]], np.float32)
-        add_array(message, "seed", [[sampling.seed % 2**64]], np.uint64)
     if sampling.repetition_penalty != 1:
         add_array(message, "repetition_penalty", [[sampling.repetition_penalty]], np.float32)
     if sampling.min_tokens:

@@ -66,11 +66,13 @@ def ask(
         ),
     ] = 0.0,
     seed: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, metavar="N", help="Of the random draws, where the temperature is not 0."
+            min=0,
+            metavar="N",
+            help="Of the random draws, where the temperature is not 0. Default: another each time.",
         ),
-    ] = 0,
+    ] = None,
     is_explained: Annotated[
         bool,
         typer.Option("--explain", help="Report where the time went, on stderr or in the JSON."),

@@ -260,6 +260,7 @@ async def _plan(llm: CompLLM, question: Question) -> Record:
         "parents": [[parent - 1 for parent in s.parents] for s in plan.sub_queries],
         "is_fallback": plan.is_fallback,
         **({"is_cut": True} if plan.is_cut else {}),
+        **({"num_copies": plan.num_copies} if plan.num_copies else {}),
     }
 
 

@@ -52,16 +52,16 @@ def log_prob(logits: Logits, token: int) -> float:
 
 
 def draw(row: Row, top_k: int, top_p: float, u: float) -> int:
-    """The token that holds u in [0, 1). top_k 0 and top_p 0 or 1 keep every token."""
-    if not top_k and (not top_p or top_p == 1):
+    """The token that holds u in [0, 1). top_k 0 and top_p 1 keep every token."""
+    if not top_k and top_p == 1:
         return _draw_any(row.weights(), u)
     ids, cumulated = keep(row, top_k, top_p)
     return int(ids[_place(cumulated, u * cumulated[-1])])
 
 
 def keep(row: Row, top_k: int, top_p: float) -> Kept:
-    """The tokens that top-k, then top-p leave. Ties keep the lower id; never empty."""
-    top_p = top_p or 1.0
+    """The tokens that top-k, then top-p leave. Ties keep the lower id; never empty: top_p 0 leaves
+    the best token."""
     if not top_k:
         weights = row.weights()
         if top_p < 1:

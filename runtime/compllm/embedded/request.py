@@ -20,12 +20,12 @@ class EngineSampling:
 
     temperature: float = 1.0
     top_k: int = 1  # 0 keeps every token
-    top_p: float = 1.0  # (0, 1]; 0 keeps every token
+    top_p: float = 1.0  # 1 keeps every token, 0 the likeliest alone
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     min_tokens: int = 0  # end and stop are not allowed before
-    seed: int = 0
+    seed: int | None = None  # None: another one for each request
 
 
 @dataclass(frozen=True, slots=True)

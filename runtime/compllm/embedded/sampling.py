@@ -199,6 +199,8 @@ def check_sampling(sampling: EngineSampling) -> None:
     )
     for name, low, high in limits:
         value = getattr(sampling, name)
+        if value is None:  # a seed that is drawn
+            continue
         if not (low <= value <= high) or (isinstance(value, float) and not math.isfinite(value)):
             raise RequestInvalid(
                 f"{name} is {value!r}: it must be a number from {low:g} to {high:g}"

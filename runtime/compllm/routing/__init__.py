@@ -1,6 +1,7 @@
 """Routing: text -> vector -> expert.
 
 embed        text -> unit vector
+asking       the part of a long text that asks
 gate         whether a question needs a plan
 route        vectors and experts -> routes
 ownership    whether an expert owns any part of a question

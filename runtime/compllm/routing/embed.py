@@ -5,7 +5,8 @@ made of it, without torch; where that or OpenVINO is missing, sentence-transform
 slower to load, with the same vectors. `testing.HashingEncoder` is the one without a model.
 
 A text is encoded without what does not change its meaning (`plain`): the same question with a blank
-more or without its question mark has the same vector, and with it the same route.
+more or without its question mark has the same vector, and with it the same route. Of a text that
+is longer than the encoder reads, the part that asks is encoded (asking.py), not its beginning.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import numpy.typing as npt
 
 from compllm.errors import ConfigError
 from compllm.paths import home_dir
+from compllm.routing.asking import asking_part
 
 Array = npt.NDArray[np.float32]
 
@@ -100,6 +102,8 @@ class SentenceEncoder:
 
     async def encode(self, texts: Sequence[str]) -> Array:
         """float32 [len(texts), dim], unit rows, in the order of the texts."""
+        if any(map(self._may_be_cut, texts)):
+            texts = await asyncio.to_thread(self._asking_parts, texts)
         texts = [plain(text) for text in texts]
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
         fresh: dict[str, Array] = {}
@@ -114,6 +118,27 @@ class SentenceEncoder:
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return np.stack(found) if found else np.zeros((0, self.dim), np.float32)
+
+    def _may_be_cut(self, text: str) -> bool:
+        """Without a look at its tokens: each has a character at least, and two mark the ends."""
+        room = getattr(self.model, "max_seq_length", None)
+        return room is not None and len(text) + 2 > room
+
+    def _asking_parts(self, texts: Sequence[str]) -> list[str]:
+        # What all fitted heads have seen is short: their vectors stay as they were.
+        return [asking_part(text, self._can_read) for text in texts]
+
+    def _can_read(self, text: str) -> bool:
+        model = self.model
+        if not self._may_be_cut(text):
+            return True
+        is_converted = isinstance(model, OpenVINOEncoder)
+        num_tokens = (
+            model.num_tokens(text)
+            if is_converted
+            else len(model.tokenizer(text, verbose=False)["input_ids"])
+        )
+        return bool(num_tokens <= model.max_seq_length)
 
     def _encode(self, texts: list[str]) -> Array:
         with self._computing:
@@ -152,6 +177,10 @@ class OpenVINOEncoder:
             self._short_requests[length] = compiled.create_infer_request()
         self._tokenizer = tokenizers.Tokenizer.from_file(str(ir / IR_TOKENIZER))
         padding = self._tokenizer.padding or {}
+        self.max_seq_length = int(self._tokenizer.truncation["max_length"])
+        self._counter = tokenizers.Tokenizer.from_file(str(ir / IR_TOKENIZER))
+        self._counter.no_truncation()
+        self._counter.no_padding()
         kept = ("direction", "pad_id", "pad_type_id", "pad_token")
         self._padding = {name: padding[name] for name in kept if name in padding}
 
@@ -162,6 +191,10 @@ class OpenVINOEncoder:
 
     def get_embedding_dimension(self) -> int:
         return self._dim
+
+    def num_tokens(self, text: str) -> int:
+        """Of the whole text, with those that mark its ends; `max_seq_length` of them are read."""
+        return len(self._counter.encode(text).ids)
 
     def encode(self, texts: Sequence[str], **_: object) -> Array:
         """float32 [len(texts), dim], unit rows, in the order of the texts."""

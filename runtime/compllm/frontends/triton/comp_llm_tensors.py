@@ -89,7 +89,7 @@ def parse(
         max_tokens=_max_tokens(tensors, limits),
         temperature=_temperature(tensors),
         top_p=_top_p(tensors),
-        seed=int(_scalar(tensors, "seed", 0)),
+        seed=_seed(tensors),
     )
     query = Query(_text(tensors), query_id, _deadline_s(tensors), sampling)
     return QueryRequest(query, bool(_scalar(tensors, "stream", False)))
@@ -198,8 +198,15 @@ def _temperature(tensors: Tensors) -> float:
 def _top_p(tensors: Tensors) -> float:
     value = float(_scalar(tensors, "top_p", 1.0))
     if not 0 <= value <= 1:
-        raise QueryError(f"top_p is {value:g}, it must be from 0 to 1 (0 and 1 keep every token)")
-    return value or 1.0
+        raise QueryError(
+            f"top_p is {value:g}, it must be from 0 (the likeliest token alone) to 1 (every token)"
+        )
+    return value
+
+
+def _seed(tensors: Tensors) -> int | None:
+    value = _scalar(tensors, "seed", None)
+    return None if value is None else int(value)
 
 
 def _deadline_s(tensors: Tensors) -> float | None:

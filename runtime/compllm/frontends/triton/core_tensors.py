@@ -231,7 +231,7 @@ def _sampling(tensors: Tensors) -> EngineSampling:
         presence_penalty=float(_scalar(tensors, "presence_penalty", default.presence_penalty)),
         frequency_penalty=float(_scalar(tensors, "frequency_penalty", default.frequency_penalty)),
         min_tokens=int(_scalar(tensors, "min_tokens", default.min_tokens)),
-        seed=int(_scalar(tensors, "seed", default.seed)),
+        seed=_optional_int(tensors, "seed"),
     )
 
 
