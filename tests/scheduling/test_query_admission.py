@@ -31,7 +31,7 @@ async def settle() -> None:
 
 
 class Query:
-    """A query that holds its place until it is told to end."""
+    """A query that holds its place until `end`."""
 
     def __init__(self, admission: QueryAdmission, name: str, end_s: float = ENDLESS) -> None:
         self.has_run = False

@@ -3,7 +3,8 @@
 The first step of the path. Past a certain number, more queries at once answer no sooner: each only
 waits longer, until under overload every one of them misses its deadline. So a bounded number runs,
 the others wait in their order of arrival, and a query is refused at once where its turn would come
-too late. A client that is told so early can go elsewhere, or ask again.
+too late. Its client
+can then go elsewhere, or ask again.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
     directory = models.parent
     log = directory / server_log.NAME
     name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
-    # The name is public: whoever knows the prefix could register the server's own memory as theirs.
+    # The name is public. A client that knew the prefix could register the server's own memory.
     prefix, key = f"compllm-{secrets.token_hex(16)}-", secrets.token_hex(16)
     command = [
         str(binary),
