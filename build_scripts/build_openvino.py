@@ -266,8 +266,9 @@ def _is_same(manifest: Manifest, adapters: Sequence[Adapter]) -> bool:
 
 
 def _refuse_foreign(out: Path) -> None:
-    """Never replace a directory that this script did not make."""
-    if not out.exists():
+    """Never replace a directory that this script did not make. The home's own is always ours, even
+    where its manifest is empty or torn."""
+    if not out.exists() or (out.is_dir() and out == engine_dir().resolve()):
         return
     if not out.is_dir():
         raise ArtefactError(f"{out} is a file: give a directory for the engine")

@@ -85,7 +85,7 @@ def through_triton(client: Any) -> Ask:
         start, first_s, texts, stats = time.monotonic(), 0.0, list[str](), ""
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": "comp_llm", "inputs": _inputs(question, max_tokens)}
+            yield {"model_name": "comp_llm", "inputs": question_inputs(question, max_tokens)}
 
         async for result, error in client.stream_infer(requests()):
             if error is not None:
@@ -102,7 +102,8 @@ def through_triton(client: Any) -> Ask:
     return ask
 
 
-def _inputs(question: str, max_tokens: int) -> list[Any]:
+def question_inputs(question: str, max_tokens: int) -> list[Any]:
+    """The tensors of a streamed question to `comp_llm`."""
     import numpy as np
     import tritonclient.grpc as triton
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from compllm.backend import Backend, max_batch_size
@@ -11,9 +12,11 @@ from compllm.config import Config
 from compllm.decompose import Generator
 from compllm.execute import Engine, NodeSettings
 from compllm.scheduling.admission import Admission, EngineLoad
+from compllm.scheduling.query_admission import QueryAdmission, QueryLoad
 from compllm.scheduling.single_flight import SharingStats, SingleFlight
 from compllm.types import SamplingParams
 
+LEAST_RUNNING = 32  # queries at once where the settings name no number
 UNKNOWN_LIMIT = 64  # requests in flight at an engine that does not report how many it batches
 
 
@@ -23,6 +26,7 @@ class RuntimeStats:
 
     engines: dict[str, EngineLoad]  # the queue in front of each, by the model's name
     sharing: SharingStats
+    queries: QueryLoad
     num_fallbacks: int  # plans that were unusable
 
 
@@ -55,6 +59,15 @@ def make_engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engin
             config.answer.cut_loops,
         ),
     )
+
+
+def make_query_admission(engine: Engine, config: Config) -> QueryAdmission:
+    """As many queries at once as keep an engine busy: each has one or two requests there, most of
+    the time."""
+    limits = config.limits
+    batched = max(load.limit for load in engine.admission.loads().values())
+    limit = limits.max_running or max(LEAST_RUNNING, batched // 2)
+    return QueryAdmission(limit, limits.max_wait_s or math.inf)
 
 
 def make_generator(catalogue: Catalogue, config: Config) -> Generator:

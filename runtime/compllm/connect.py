@@ -86,7 +86,7 @@ def _local_url() -> str:
         from compllm.server import triton_server
     except ImportError:  # only the client is installed
         return _DEFAULT_URL
-    info = triton_server.status()
+    info = triton_server.status(wait_s=triton_server.RESTART_WAIT_S)
     return info.grpc_url if info else _DEFAULT_URL
 
 

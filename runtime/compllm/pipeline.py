@@ -20,6 +20,7 @@ from compllm.assembly import (
     make_aggregator,
     make_engine,
     make_generator,
+    make_query_admission,
 )
 from compllm.backend import Backend
 from compllm.catalogue import Catalogue
@@ -78,6 +79,7 @@ class CompLLM:
             catalogue.confidence, self.config.answer, catalogue.base.name
         )
         self._engine = make_engine(backend, catalogue, self.config)
+        self._queries = make_query_admission(self._engine, self.config)
         self._generator = make_generator(catalogue, self.config)
         self._aggregator = make_aggregator(catalogue, self.config)
         self._seq = itertools.count()
@@ -124,6 +126,7 @@ class CompLLM:
         return RuntimeStats(
             engine.admission.loads(),
             engine.flights.stats(),
+            self._queries.load(),
             self.num_fallbacks,
         )
 
@@ -137,9 +140,10 @@ class CompLLM:
         """Yield everything that happens to a query, last AnswerFinished. `plan`: run this one.
         `stage`: decides which node starts when.
 
-        Ends within the deadline: with an answer, with a partial one (a node failed or time was up,
-        and there is something to return), or with QueryError, PlanError, BackendError or
-        DeadlineExceeded. Closing the iterator cancels what runs.
+        Waits for its turn while too many queries run. Ends within the deadline: with an answer,
+        with a partial one (a node failed or time was up, and there is something to return), or with
+        QueryError, PlanError, BackendError or DeadlineExceeded. Closing the iterator cancels what
+        runs.
         """
         self._opened()
         query = self._check(query)
@@ -150,7 +154,8 @@ class CompLLM:
             live = LiveQuery(query.id, next(self._seq), asyncio.get_running_loop().time(), emit)
             run = Run(query, live, Execution(self._engine, live, self._new_graph()))
             try:
-                async with asyncio.timeout_at(live.start_s + deadline_s):
+                end_s = live.start_s + deadline_s
+                async with asyncio.timeout_at(end_s), self._queries.place(query.id, end_s):
                     # Nodes run from here on, by default from the moment the last parent has ended.
                     async with run.execution, aclosing(self._routed_plan(run, given)) as lines:
                         await stage(lines, run.execution)

@@ -152,6 +152,18 @@ def test_foreign_directory_is_never_replaced(tmp_path: Path, tiny_checkpoint: Pa
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("manifest", ["", "{", "[]"])
+def test_an_empty_manifest_in_the_home_is_built_anew(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, manifest: str
+) -> None:
+    """`compllm up` refused the folder whose repair `compllm doctor` expected of it."""
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    out = tmp_path / "engines" / "embedded"
+    out.mkdir(parents=True)
+    (out / "manifest.json").write_text(manifest)
+    build_engine(tiny_checkpoint, [], out).verify(out)
+
+
 def test_empty_directory_is_taken(tmp_path: Path, tiny_checkpoint: Path) -> None:
     (tmp_path / "engine").mkdir()
     assert names(build_engine(tiny_checkpoint, [], tmp_path / "engine", "fp16")) == []

@@ -9,20 +9,28 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from compllm import paths
 from compllm.errors import ConfigError, ServerError
 from compllm.niceness import NICENESS
-from compllm.server import triton_server
-from compllm.server.triton_state import HOST, ServerInfo
+from compllm.server import triton_process, triton_server
+from compllm.server.server_log import reason_in
+from compllm.server.supervisor import MAX_RESTARTS, PID_FILE
+from compllm.server.triton_state import HOST, ServerInfo, models
 
 pytestmark = pytest.mark.triton
 
@@ -58,7 +66,7 @@ def _processes(home: Path) -> list[psutil.Process]:
 
 
 def _shared_memory(info: ServerInfo) -> list[Path]:
-    return list(Path("/dev/shm").glob(f"{info.id}*"))
+    return list(Path("/dev/shm").glob(f"{info.shm_prefix}*"))
 
 
 def test_up_is_found_again_and_down_leaves_nothing(engine_dir: Path, home: Path) -> None:
@@ -98,23 +106,102 @@ def test_engine_built_anew_gets_a_new_server(engine_dir: Path, home: Path) -> No
     assert not psutil.pid_exists(first.server_pid)
 
 
-def test_killed_server_takes_its_stub_along_and_is_reported(engine_dir: Path, home: Path) -> None:
+@pytest.mark.parametrize("part", ["tritonserver", "triton_python_backend_stub"])
+def test_a_server_whose_part_was_killed_is_started_again(
+    engine_dir: Path, home: Path, part: str
+) -> None:
+    """A server without its stub said that it was ready, and answered no request for good."""
     info = triton_server.up(engine_dir)
-    os.kill(info.server_pid, signal.SIGKILL)
+    before = set(_shared_memory(info))
+    (killed,) = (each for each in _processes(home) if each.name() == part)
+    killed.kill()
+    while int((Path(info.log).parent / PID_FILE).read_text()) == info.server_pid:
+        time.sleep(0.01)
+    again = triton_server.status(wait_s=WAIT_S)
+    assert again is not None
+    assert (again.pid, again.grpc_port, again.id) == (info.pid, info.grpc_port, info.id)
+    assert len(_processes(home)) == 3
+    assert _shared_memory(info)
+    assert not {each for each in before if each.exists()} - set(_shared_memory(info))
+    assert "the server is started again (1 of 5)" in reason_in(Path(info.log))
+    assert triton_server.up(engine_dir) == again
+    assert triton_server.down()
     _wait_until_gone(home)
     assert not _shared_memory(info)
-    with pytest.raises(ServerError, match=r"died.*compllm up"):
-        triton_server.status()
+
+
+def test_up_waits_for_a_server_that_is_started_again(engine_dir: Path, home: Path) -> None:
+    info = triton_server.up(engine_dir)
+    os.kill(info.server_pid, signal.SIGKILL)
     again = triton_server.up(engine_dir)
-    assert again.pid != info.pid
-    supervisor = psutil.Process(again.pid)
+    assert again.pid == info.pid
+    assert again.server_pid != info.server_pid
+    assert triton_server.status() == again
+
+
+def test_a_server_that_dies_again_and_again_is_given_up(engine_dir: Path, home: Path) -> None:
+    info = triton_server.up(engine_dir)
+    pid_file = Path(info.log).parent / PID_FILE
+    killed = set()
+    deadline = time.monotonic() + 2 * WAIT_S
+    while triton_process.is_alive(info) and time.monotonic() < deadline:
+        pid = int(pid_file.read_text(encoding="utf-8"))
+        if pid not in killed:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            killed.add(pid)
+        time.sleep(0.02)
+    assert len(killed) == MAX_RESTARTS + 1
+    _wait_until_gone(home)
+    with pytest.raises(ServerError, match="not started again after 5 restarts"):
+        triton_server.status()
+    assert triton_server.up(engine_dir).pid != info.pid
+
+
+def test_a_killed_supervisor_takes_its_server_along_and_is_reported(
+    engine_dir: Path, home: Path
+) -> None:
+    info = triton_server.up(engine_dir)
+    supervisor = psutil.Process(info.pid)
     supervisor.kill()  # no process is left to clear up
     supervisor.wait(WAIT_S)
-    with pytest.raises(ServerError, match="died"):
+    with pytest.raises(ServerError, match=r"died.*compllm up"):
         triton_server.status()
     assert not triton_server.down()
     _wait_until_gone(home)
-    assert not _shared_memory(again)
+    assert not _shared_memory(info)
+
+
+def test_a_clock_that_is_set_does_not_make_a_server_look_dead(
+    engine_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` killed a live server after the clock had been set by a second."""
+    info = triton_server.up(engine_dir)
+    monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert triton_server.up(engine_dir) == info
+
+
+def test_shared_memory_and_models_are_for_the_owner_alone(engine_dir: Path, home: Path) -> None:
+    """Any client could register the server's own memory and have outputs written into it."""
+    info = triton_server.up(engine_dir)
+    with InferenceServerClient(info.grpc_url) as client:
+        for call in (
+            client.get_system_shared_memory_status,
+            client.get_model_repository_index,
+            client.get_log_settings,
+            client.get_trace_settings,
+        ):
+            with pytest.raises(InferenceServerException, match="compllm-admin"):
+                call()
+        assert client.get_model_config("tensorrt_llm")
+    for path in ("/v2/systemsharedmemory/status", "/v2/logging", "/v2/trace/setting"):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(info.http_url + path)
+        assert caught.value.code == 403
+    assert [each["is_ready"] for each in models(info)] == [True]
+    assert stat.S_IMODE((paths.run_dir() / "server.json").stat().st_mode) == 0o600
+    assert info.shm_prefix not in urllib.request.urlopen(info.http_url + "/v2").read().decode()
 
 
 def test_killed_owner_takes_its_server_along(engine_dir: Path, home: Path) -> None:
@@ -122,18 +209,18 @@ def test_killed_owner_takes_its_server_along(engine_dir: Path, home: Path) -> No
         "import sys, time\n"
         "from compllm.server import triton_server\n"
         "with triton_server.running(sys.argv[1]) as info:\n"
-        "    print(info.id, flush=True)\n"
+        "    print(info.shm_prefix, flush=True)\n"
         "    time.sleep(600)\n"
     )
     command = [sys.executable, "-c", program, str(engine_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
-        server_id = owner.stdout.readline().strip()
-        assert server_id
+        prefix = owner.stdout.readline().strip()
+        assert prefix
         assert len(_processes(home)) == 3
         owner.kill()
     _wait_until_gone(home)
-    assert not list(Path("/dev/shm").glob(f"{server_id}*"))
+    assert not list(Path("/dev/shm").glob(f"{prefix}*"))
     assert not list(paths.run_dir().glob("owned-*"))
 
 

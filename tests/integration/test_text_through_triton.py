@@ -266,7 +266,7 @@ async def test_server_killed_in_mid_answer_fails_all_and_its_successor_is_found(
         assert not await backend.server_live()
         again = await asyncio.to_thread(triton_server.up, engine_dir, grpc_port=info.grpc_port)
         await backend.wait_ready(WAIT_S)
-        assert again.pid != info.pid
+        assert again.server_pid != info.server_pid
         assert (await collect(backend, _request()))[1].finish_reason == "length"
     finally:
         await backend.aclose()

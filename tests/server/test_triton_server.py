@@ -9,7 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -52,7 +51,7 @@ def test_a_server_that_was_just_killed_counts_as_dead(
     try:
         with socket.create_server((triton_state.HOST, 0)) as closed:
             port = closed.getsockname()[1]
-        started = psutil.Process(process.pid).create_time()
+        started = triton_process.start_ticks(process.pid)
         info = triton_state.ServerInfo(
             process.pid, started, process.pid, "an-id", port, port, port, "a.log"
         )
@@ -135,7 +134,7 @@ def test_repository_declares_every_input_of_the_contract() -> None:
 
 def _live_state(supervisor: int, server: int, config: str = "") -> triton_state.ServerInfo:
     """What `up` leaves of a server of the default engine, with these processes in its place."""
-    started = psutil.Process(supervisor).create_time()
+    started = triton_process.start_ticks(supervisor)
     engine = str(paths.engine_dir().resolve())
     info = triton_state.ServerInfo(
         supervisor, started, server, "an-id", 1, 2, 3, "a.log", engine, has_face=True

@@ -124,7 +124,7 @@ def with_server(settings: Config) -> tuple[Config, str | None]:
         raise ServerError(
             f"no server is named: give --url HOST:PORT (the embedded one is not here: {error})"
         ) from error
-    server = triton_server.status()
+    server = triton_server.status(wait_s=triton_server.RESTART_WAIT_S)
     if server is None:
         raise ServerError(
             "no server is running: start one with `compllm up`, or name one with --url HOST:PORT"

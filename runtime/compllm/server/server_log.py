@@ -53,7 +53,9 @@ def read_log(log: Path) -> str:
 def reason_in(log: Path) -> str:
     """`: reason` out of the log; empty where it names none."""
     text = read_log(log)
-    found = re.findall(r"failed to load '[^']*' version \d+: (.*)", text)
+    # The supervisor's own line first: of a crash Triton leaves a stack trace.
+    found = re.findall(r'^E\d{4} .*? compllm\] "(.*)"$', text, re.MULTILINE)[-1:]
+    found = found or re.findall(r"failed to load '[^']*' version \d+: (.*)", text)
     if not found:
         found = re.findall(r"^(?:E\d{4} .*?\] |error: )(.*)", text, re.MULTILINE)
     if not found:

@@ -1,20 +1,26 @@
-"""Parent of one tritonserver process: when either side ends, nothing of the server is left behind.
+"""Parent of one tritonserver process: starts it again when a part of it dies, and leaves nothing of
+it behind when it ends.
 
-`triton_server.py` runs this file as a script of its own, with the standard library alone:
+`triton_process.py` runs this file as a script of its own, with the standard library alone:
 
     python supervisor.py OWNER SHM_PREFIX DIRECTORY COMMAND...
 
 OWNER is the process id, our parent's, whose death ends the server too (its files in DIRECTORY are
-removed then); SIGUSR1 lets the server outlive it, SIGTERM ends the server. Prints the server's
-process id on stdout, then waits. It exists because a killed owner cannot clean up, PR_SET_PDEATHSIG
-follows a thread rather than a process, and a killed tritonserver leaves its Python stub alive for
-seconds and its shared memory for ever.
+removed then). SIGUSR1 lets the server outlive its owner; from then on the supervisor starts it
+again, with the same command, when it or one of its Python stubs dies. SIGTERM ends the server.
+Prints the server's process id on stdout, keeps it in DIRECTORY/server.pid, and waits.
+
+It exists because a killed owner cannot clean up, PR_SET_PDEATHSIG follows a thread rather than a
+process, a killed tritonserver leaves its Python stub alive for seconds and its shared memory for
+ever, and a tritonserver whose stub was killed says that it is ready and answers no request.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import datetime
+import logging.handlers
 import os
 import select
 import shutil
@@ -22,15 +28,27 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 # What a tritonserver without a GPU logs as an error at each start, whatever its options: its CUDA
 # helper finds no driver, which a server on the CPU does not need.
 STARTUP_NOISE = b"CudaDriverHelper has not been initialized"
+PID_FILE = "server.pid"
+MAX_RESTARTS = 5  # within RESTARTS_S; one more death ends the server
+RESTARTS_S = 600.0
+_LOG_FILE = "server.log"
+_LOG_BYTES = 16_000_000  # of one file of the log; a server that runs for months fills no disk
+_LOG_KEPT = 4
 _PR_SET_PDEATHSIG = 1
 _LOG_S = 1.0
 _GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
+_LOOK_S = 1.0  # between two looks for new stubs
+_LOOKS_S = 60.0  # after a start: all stubs are there when the server is ready
+_PAUSES_S = (0.0, 0.0, 1.0, 4.0, 8.0)  # before the first restart within RESTARTS_S, the second...
 
 
 def _die_with_parent() -> None:
@@ -38,30 +56,138 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _copy_log(source: BinaryIO) -> None:
-    """The server's output to our stderr, which is the log, line by line, without the noise."""
-    for line in source:
-        if STARTUP_NOISE not in line:
-            with contextlib.suppress(OSError):  # a full disk must not stop the server
-                os.write(2, line)
+class _Log:
+    """The server's output and our own lines, in files of a bounded size. Never raises: a full disk
+    must not stop the server."""
+
+    def __init__(self, directory: Path) -> None:
+        logging.raiseExceptions = False
+        self._handler = logging.handlers.RotatingFileHandler(
+            directory / _LOG_FILE, maxBytes=_LOG_BYTES, backupCount=_LOG_KEPT, errors="replace"
+        )
+
+    def line(self, text: str) -> None:
+        """One line, as it is."""
+        record = logging.LogRecord("server", logging.INFO, "", 0, text, None, None)
+        self._handler.handle(record)
+
+    def error(self, text: str) -> None:
+        """A line of our own, in the form of Triton's errors."""
+        now = datetime.datetime.now(datetime.UTC)
+        self.line(f'E{now:%m%d %H:%M:%S.%f} {os.getpid()} compllm] "{text}"')
+
+    def copy(self, source: BinaryIO) -> None:
+        """The server's output, line by line, without the noise."""
+        for line in source:
+            if STARTUP_NOISE not in line:
+                self.line(line.decode(errors="replace").rstrip("\n"))
 
 
-def _wait_for_end(server: subprocess.Popen[bytes], owner: int, wake: int) -> bool:
-    """Block until the server ended, a signal asks for the end, or the owner died (then True)."""
-    poll = select.poll()
-    server_fd = os.pidfd_open(server.pid)
-    for fd in (server_fd, owner, wake):
-        poll.register(fd, select.POLLIN)
-    while True:
-        ready = {fd for fd, _ in poll.poll()}
-        if wake in ready and set(os.read(wake, 64)) == {signal.SIGUSR1}:
-            poll.unregister(owner)
-            continue
-        return owner in ready
+@dataclass(slots=True)
+class _End:
+    """Why a server is watched no longer. fault: what died; empty: its end was asked for."""
+
+    fault: str = ""
+    is_orphan: bool = False
 
 
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    if server.poll() is None:
+@dataclass(slots=True)
+class _Watch:
+    """What the supervisor waits for. owner: its pidfd; None: the server was released."""
+
+    wake: int
+    owner: int | None
+    stubs: dict[int, int] = field(default_factory=dict)  # pidfd -> process id
+
+    def until_end(self, server: subprocess.Popen[bytes]) -> _End:
+        """Block until the server or a stub of a released server died, a signal asks for the end, or
+        the owner died."""
+        poll = select.poll()
+        server_fd = os.pidfd_open(server.pid)
+        for fd in (server_fd, self.wake, *([] if self.owner is None else [self.owner])):
+            poll.register(fd, select.POLLIN)
+        last_look = time.monotonic() + _LOOKS_S
+        try:
+            while True:
+                does_look = self.owner is None and time.monotonic() < last_look
+                ready = {fd for fd, _ in poll.poll(_LOOK_S * 1000 if does_look else None)}
+                if self.wake in ready:
+                    if set(os.read(self.wake, 64)) != {signal.SIGUSR1}:
+                        return _End()
+                    if self.owner is not None:
+                        poll.unregister(self.owner)
+                        self.owner, last_look = None, time.monotonic() + _LOOKS_S
+                elif self.owner in ready:
+                    return _End(is_orphan=True)
+                elif server_fd in ready:
+                    return _End(f"tritonserver (process {server.pid}) {_how(server.wait())}")
+                elif dead := [pid for fd, pid in self.stubs.items() if fd in ready]:
+                    return _End(f"a model's Python process ({dead[0]}) ended")
+                if self.owner is None:
+                    self._look(server.pid, poll.register)
+        finally:
+            for fd in (server_fd, *self.stubs):
+                os.close(fd)
+            self.stubs.clear()
+
+    def pause(self, seconds: float) -> bool:
+        """Wait before a restart. False: a signal asks for the end meanwhile."""
+        poll = select.poll()
+        poll.register(self.wake, select.POLLIN)
+        return not poll.poll(seconds * 1000) or set(os.read(self.wake, 64)) == {signal.SIGUSR1}
+
+    def _look(self, server_pid: int, register: Callable[[int, int], None]) -> None:
+        """Watch the stubs that are new."""
+        for pid in _children(server_pid) - set(self.stubs.values()):
+            with contextlib.suppress(ProcessLookupError):
+                fd = os.pidfd_open(pid)
+                self.stubs[fd] = pid
+                register(fd, select.POLLIN)
+
+
+def _children(parent: int) -> set[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended just now
+            fields = stat.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[1]) == parent:
+                found.add(int(stat.parent.name))
+    return found
+
+
+def _how(code: int) -> str:
+    """How a process of this return code ended."""
+    if code >= 0:
+        return f"ended with code {code}"
+    with contextlib.suppress(ValueError):
+        return f"was ended by {signal.Signals(-code).name}"
+    return f"was ended by signal {-code}"
+
+
+def _start(
+    command: list[str], directory: Path, log: _Log
+) -> tuple[subprocess.Popen[bytes], threading.Thread]:
+    """The server, whose process id is kept in its file, and the thread that copies its output."""
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        preexec_fn=_die_with_parent,
+    )
+    partial = directory / f"{PID_FILE}.partial"
+    partial.write_text(str(server.pid))
+    partial.replace(directory / PID_FILE)
+    assert server.stdout is not None
+    copier = threading.Thread(target=log.copy, args=(server.stdout,), daemon=True)
+    copier.start()
+    return server, copier
+
+
+def _stop(server: subprocess.Popen[bytes], *, does_ask: bool) -> None:
+    """End what is left of the server. does_ask: it may end its requests first."""
+    if does_ask and server.poll() is None:
         server.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(_GRACE_S)
@@ -71,34 +197,48 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     server.wait()
 
 
+def _clear_shared_memory(prefix: str) -> None:
+    for leftover in Path("/dev/shm").glob(f"{prefix}*"):
+        leftover.unlink(missing_ok=True)
+
+
+def _does_restart(died_at: list[float]) -> bool:
+    """Note a death; whether the server is to be started again after it."""
+    now = time.monotonic()
+    died_at[:] = [each for each in died_at if now - each < RESTARTS_S] + [now]
+    return len(died_at) <= MAX_RESTARTS
+
+
 def main(argv: list[str]) -> int:
     owner_pid, shm_prefix, directory, command = int(argv[0]), argv[1], Path(argv[2]), argv[3:]
+    os.umask(0o077)
     wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
-    owner = os.pidfd_open(owner_pid)
+    watch = _Watch(wake, os.pidfd_open(owner_pid))
     if os.getppid() != owner_pid:
         return 1  # the owner died before it could be watched
-    server = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-        preexec_fn=_die_with_parent,
-    )
-    assert server.stdout is not None
-    copier = threading.Thread(target=_copy_log, args=(server.stdout,), daemon=True)
-    copier.start()
+    log = _Log(directory)
+    server, copier = _start(command, directory, log)
     print(server.pid, flush=True)
     os.close(1)  # a reader of the number sees the end of the output
-    is_orphan = _wait_for_end(server, owner, wake)
-    _stop(server)
-    copier.join(_LOG_S)  # its input ends with the last process that the server started
-    for leftover in Path("/dev/shm").glob(f"{shm_prefix}*"):
-        leftover.unlink(missing_ok=True)
-    if is_orphan:
+    died_at: list[float] = []
+    while True:
+        end = watch.until_end(server)
+        _stop(server, does_ask=not end.fault)
+        copier.join(_LOG_S)  # its input ends with the last process that the server started
+        _clear_shared_memory(shm_prefix)
+        if not end.fault or watch.owner is not None:
+            break  # one that was never ready is its owner's to report
+        if not _does_restart(died_at):
+            log.error(f"{end.fault}: not started again after {MAX_RESTARTS} restarts")
+            break
+        log.error(f"{end.fault}; the server is started again ({len(died_at)} of {MAX_RESTARTS})")
+        if not watch.pause(_PAUSES_S[len(died_at) - 1]):
+            break
+        server, copier = _start(command, directory, log)
+    if end.is_orphan:
         shutil.rmtree(directory, ignore_errors=True)
     return server.returncode
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -27,9 +28,11 @@ from compllm.errors import ServerError
 from compllm.niceness import NICENESS, session_gives_way
 from compllm.server import server_log, supervisor, triton_files
 from compllm.server.server_log import read_log, reason_in
-from compllm.server.triton_state import HOST, Ports, ServerInfo, is_ready
+from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo, is_ready
 
 _POLL_S = 0.05  # tritonserver sends no signal when it is ready: it must be asked
+STARTING_S = 30.0  # of a server's life: until then one that is not ready is still starting
+_FOR_ADMINS = "shared-memory,model-repository,logging,trace"  # no client of the product needs them
 _STOP_S = 15.0  # the supervisor's own limit and some more
 _START_ATTEMPTS = 3  # a port that was free may be taken before the server binds it
 
@@ -124,12 +127,16 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
     directory = models.parent
     log = directory / server_log.NAME
     name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
+    # The name is public. A client that knew the prefix could register the server's own memory.
+    prefix, key = f"compllm-{secrets.token_hex(16)}-", secrets.token_hex(16)
     command = [
         str(binary),
         f"--id={name}",
         f"--model-repository={models}",
         f"--backend-directory={backends}",
-        f"--backend-config=python,shm-region-prefix-name={name}-",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        f"--http-restricted-api={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
+        f"--grpc-restricted-protocol={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
         "--disable-auto-complete-config",
         *(f"--{each}-address={HOST}" for each in ("grpc", "http", "metrics")),
         f"--grpc-port={ports.grpc}",
@@ -142,7 +149,7 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
     script = str(Path(supervisor.__file__).resolve())
     # -S -E: the supervisor needs the standard library alone, and starts the quicker.
     owner = str(os.getpid())
-    argv = [sys.executable, "-S", "-E", script, owner, f"{name}-", str(directory), *command]
+    argv = [sys.executable, "-S", "-E", script, owner, prefix, str(directory), *command]
     pid, answer = _spawn_detached(argv, triton_files.environment(binary), log)
     if not answer:
         _reap(pid)
@@ -151,13 +158,15 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
         )
     return ServerInfo(
         pid=pid,
-        started=_start_time(pid),
+        started=start_ticks(pid),
         server_pid=int(answer),
         id=name,
         grpc_port=ports.grpc,
         http_port=ports.http,
         metrics_port=ports.metrics,
         log=str(log),
+        shm_prefix=prefix,
+        admin_key=key,
     )
 
 
@@ -252,16 +261,25 @@ def engine_hash(engine: Path) -> str:
 
 
 def is_alive(info: ServerInfo) -> bool:
-    """Whether the server lives. Its supervisor may do so a little longer, to clear up."""
-    return _is_supervised(info) and _is_running(info.server_pid)
+    """Whether the server lives, or its supervisor clears up after it or starts it again."""
+    return _is_supervised(info)
+
+
+def is_starting(info: ServerInfo) -> bool:
+    """Whether the supervisor starts the server, for the first time or again."""
+    if not _is_supervised(info):
+        return False
+    ticks = start_ticks(info.server_pid)
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return ticks == 0 or age_s < STARTING_S
 
 
 def _is_supervised(info: ServerInfo) -> bool:
     _reap(info.pid)
     if not _is_running(info.pid):
         return False
-    # The number may belong to another process by now.
-    return abs(_start_time(info.pid) - info.started) < 1.0
+    # The number may belong to another process by now. Ticks: a clock that is set changes no times.
+    return start_ticks(info.pid) == info.started
 
 
 def _is_running(pid: int) -> bool:
@@ -271,11 +289,13 @@ def _is_running(pid: int) -> bool:
         return False
 
 
-def _start_time(pid: int) -> float:
+def start_ticks(pid: int) -> int:
+    """When the process started, in clock ticks since boot (proc(5), field 22); 0: it is over."""
     try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return 0.0  # it is over already: `wait_ready` reports why
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])
 
 
 def _reap(pid: int) -> None:
@@ -302,7 +322,7 @@ def stop(info: ServerInfo) -> None:
     for pid in _group(info):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    for leftover in Path("/dev/shm").glob(f"{info.id}-*"):
+    for leftover in Path("/dev/shm").glob(f"{info.shm_prefix or info.id}*"):
         leftover.unlink(missing_ok=True)
 
 

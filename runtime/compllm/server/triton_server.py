@@ -25,12 +25,13 @@ from compllm.errors import ConfigError, ServerError
 from compllm.server import triton_process
 from compllm.server.server_log import reason_in
 from compllm.server.triton_files import FACE_MODEL
-from compllm.server.triton_process import is_alive
+from compllm.server.triton_process import is_alive, is_starting
 from compllm.server.triton_state import (
     Ports,
     ServerInfo,
     check_answers,
     forget_state,
+    is_ready,
     read_state,
     write_state,
 )
@@ -38,6 +39,8 @@ from compllm.storage import require_writable
 
 __all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up"]
 
+RESTART_WAIT_S = 20.0  # that a client waits for a server that starts again
+WAIT_STEP_S = 0.1
 DYING_S = 1.0  # that a killed server takes at most to be gone
 
 
@@ -67,6 +70,9 @@ def up(
         if found is not None and is_alive(found):
             _check_same(found, engine, ports, options, has_face, settings)
             settings = settings or (Path(found.config_file) if found.config_file else None)
+            if is_starting(found):
+                triton_process.wait_ready(found, time.monotonic() + timeout_s, timeout_s)
+                found = read_state() or found  # another process of the server
             if answers(found) and _is_current(found, engine):
                 return found
         if found is not None:
@@ -111,8 +117,9 @@ def check_up(
     return found
 
 
-def status() -> ServerInfo | None:
-    """The server that `up` started, ready; None when there is none.
+def status(*, wait_s: float = 0.0) -> ServerInfo | None:
+    """The server that `up` started, ready; None when there is none. wait_s: how long to wait for
+    one that its supervisor starts again.
 
     Raises ServerError when there should be one but it died, hangs, or another server answers at its
     port.
@@ -120,6 +127,15 @@ def status() -> ServerInfo | None:
     info = read_state()
     if info is None:
         return None
+    deadline = time.monotonic() + wait_s
+    while is_starting(info) and not is_ready(info) and time.monotonic() < deadline:
+        time.sleep(WAIT_STEP_S)
+        info = read_state() or info
+    if is_starting(info) and not is_ready(info):
+        raise ServerError(
+            f"the server starts again{reason_in(Path(info.log))}; log: {info.log}. Wait some "
+            "seconds"
+        )
     if not is_alive(info) or not answers(info):
         raise ServerError(
             f"the server (process {info.server_pid}) died{reason_in(Path(info.log))}; log: "

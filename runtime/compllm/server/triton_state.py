@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import http.client
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from compllm import paths
 from compllm.errors import ServerError
 from compllm.server.server_log import reason_in
+from compllm.server.supervisor import PID_FILE
 
 HOST = "127.0.0.1"
+ADMIN_HEADER = "compllm-admin"
 _STATE = "server.json"
+_HEALTH_S = 5.0  # above a pause of the machine: a server that hangs this long is reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +40,8 @@ class ServerInfo:
     """A server that was ready when this was made."""
 
     pid: int  # of its supervisor: ends the server when terminated
-    started: float  # of that process, so that a later owner of the same number is not taken for it
-    server_pid: int  # of tritonserver, and its process group
+    started: int  # of that process, in clock ticks since boot: a later owner of the number differs
+    server_pid: int  # of tritonserver, and its process group; another one after a restart
     id: str  # what the server answers to the question for its name
     grpc_port: int
     http_port: int
@@ -50,6 +54,8 @@ class ServerInfo:
     config_file: str = ""  # of that model's settings; empty: none was named
     settings_hash: str = ""  # of what that model read at the start
     settings: str = ""  # all of its settings, as JSON, for clients here; empty: no such model
+    shm_prefix: str = ""  # of its shared memory; no client learns it
+    admin_key: str = ""  # what a request for models, shared memory, traces or the log must carry
 
     @property
     def grpc_url(self) -> str:
@@ -71,7 +77,8 @@ class ServerInfo:
 def models(info: ServerInfo) -> list[dict[str, Any]]:
     """Name, readiness, state and its reason of each model there is. Raises ServerError."""
     try:
-        _, index = _ask(info, "/v2/repository/index", "POST")
+        headers = {ADMIN_HEADER: info.admin_key}
+        _, index = _ask(info, "/v2/repository/index", "POST", headers)
         return [
             {
                 "name": each["name"],
@@ -85,10 +92,12 @@ def models(info: ServerInfo) -> list[dict[str, Any]]:
         raise ServerError(f"{info.http_url} does not tell its models: {error}") from error
 
 
-def _ask(info: ServerInfo, path: str, method: str = "GET") -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=2.0)
+def _ask(
+    info: ServerInfo, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=_HEALTH_S)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
         return response.status, response.read()
     finally:
@@ -140,7 +149,8 @@ def read_state() -> ServerInfo | None:
     ServerError for a file that cannot be read."""
     path = paths.run_dir() / _STATE
     try:
-        return ServerInfo(**json.loads(path.read_text(encoding="utf-8")))
+        info = ServerInfo(**json.loads(path.read_text(encoding="utf-8")))
+        return replace(info, server_pid=_latest_pid(info))
     except (FileNotFoundError, NotADirectoryError):  # the latter: the home is a file
         return None
     except (ValueError, TypeError, OSError) as error:
@@ -149,10 +159,19 @@ def read_state() -> ServerInfo | None:
         ) from error
 
 
+def _latest_pid(info: ServerInfo) -> int:
+    """The supervisor starts a server that died again, and keeps its process id."""
+    try:
+        return int((Path(info.log).parent / PID_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return info.server_pid
+
+
 def write_state(info: ServerInfo) -> None:
     """Keep it for every process of the user."""
     path = paths.run_dir() / _STATE
     partial = path.with_suffix(".partial")
+    partial.touch(0o600)  # it holds the key
     partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
     partial.replace(path)
 

@@ -11,10 +11,13 @@ from collections.abc import Iterator, Mapping
 from compllm.assembly import RuntimeStats
 from compllm.frontends.triton.metrics import COUNTER, GAUGE, MakeMetric, Publisher, Value
 
+QUERIES = "compllm_queries"
 QUEUE, LOAD = "compllm_queue_requests", "compllm_queue_load"
 SHARED = "compllm_shared_nodes_total"
 FAMILIES = {
     "compllm_live_queries": (GAUGE, "Queries that are not answered to their end"),
+    QUERIES: (GAUGE, "Queries: running, allowed to run at once, waiting for their turn"),
+    "compllm_queries_refused_total": (COUNTER, "Queries that would have ended too late"),
     QUEUE: (GAUGE, "Requests of these queries: at the engine, allowed there, waiting for it"),
     LOAD: (
         GAUGE,
@@ -45,6 +48,11 @@ def values(num_queries: int, stats: RuntimeStats | None) -> Iterator[Value]:
         yield "compllm_queue_admitted_total", (engine,), load.num_admitted
         yield "compllm_queue_refused_total", (engine,), load.num_refused
         yield "compllm_queue_wait_seconds_total", (engine,), load.total_wait_s
+    queries = stats.queries
+    yield QUERIES, (("state", "running"),), queries.num_running
+    yield QUERIES, (("state", "limit"),), queries.limit
+    yield QUERIES, (("state", "waiting"),), queries.num_waiting
+    yield "compllm_queries_refused_total", (), queries.num_refused
     sharing = stats.sharing
     yield SHARED, (("source", "in_flight"),), sharing.num_joined
     yield SHARED, (("source", "cache"),), sharing.num_cache_hits

@@ -57,6 +57,7 @@ from compllm.types import Query
 T = TypeVar("T")
 
 _PLAIN_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+MAX_WAIT_S = 5.0  # of a query for its turn, where the settings name no number
 _PERIODS = WatchPeriods(check_s=0.02, publish_s=0.25, check_all_s=0.2)
 
 
@@ -98,6 +99,8 @@ async def load(server_url: str = "", config_file: str = "") -> Runtime:
     config = load_config(
         Path(config_file) if config_file else None, {"server.url": server_url or None}
     )
+    limits = replace(config.limits, max_wait_s=config.limits.max_wait_s or MAX_WAIT_S)
+    config = replace(config, limits=limits)
     catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
     url = config.server.url or "127.0.0.1:8001"
     encoder = await SentenceEncoder.load(encoder_dir())
