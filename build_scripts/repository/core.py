@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from compllm.build_scripts.repository import upstream
 from compllm.build_scripts.repository.upstream import Tensor
+from compllm.build_scripts.trtllm.memory import optimal_adapter_size
 
 MODEL_NAME = "tensorrt_llm"
 TRTLLM_BACKEND = "tensorrtllm"  # the C++ one; the other spelling, "python", lacks LoRA statistics
@@ -164,7 +165,7 @@ def _gpu_parameters(model: CoreModel) -> dict[str, str]:
         values["max_tokens_in_paged_kv_cache"] = str(model.kv_tokens)
     if model.lora is not None:
         values["lora_cache_max_adapter_size"] = str(model.lora.max_rank)
-        values["lora_cache_optimal_adapter_size"] = str(min(8, model.lora.max_rank))
+        values["lora_cache_optimal_adapter_size"] = str(optimal_adapter_size(model.lora.max_rank))
         values["lora_cache_gpu_memory_fraction"] = f"{model.lora.gpu_fraction:g}"
         values["lora_cache_host_memory_bytes"] = str(model.lora.host_bytes)
         if model.lora.prefetch_dir is not None:
