@@ -23,7 +23,7 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from compllm.backends.adapter_files import is_embedded_engine, weights_in
+from compllm.backends.adapter_files import converted_beside, is_embedded_engine, weights_in
 from compllm.backends.tokenizer import Tokenizer
 from compllm.backends.wire import AdapterTensors
 from compllm.build_scripts.smoke import adapters, comp_llm, life, tensors
@@ -70,8 +70,8 @@ def _tokenizer(given: Path | None, named: str) -> Tokenizer | None:
 
 def _adapters(given: Path | None, bench: Bench) -> dict[int, AdapterTensors]:
     """By task id, out of the given folder, else out of those that the model names."""
-    named = [bench.parameter(key) for key in ("lora_prefetch_dir", "gpt_model_path")]
-    for folder in [given] if given is not None else [Path(each) for each in named if each]:
+    engine = Path(bench.parameter("gpt_model_path"))
+    for folder in [given] if given is not None else [engine, converted_beside(engine)]:
         weights = weights_in(folder) if folder.is_dir() else None
         if weights is not None:
             found = {task_id: weights(task_id) for task_id in _task_ids(folder)}

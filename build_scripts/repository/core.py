@@ -2,7 +2,7 @@
 embedded twin. Both are upstream's tensor list; what differs is backend, outputs and parameters.
 
 A parameter that is to keep the backend's default is left out rather than left empty: the backend
-takes an empty `lora_prefetch_dir` or `max_attention_window_size` at its word.
+takes an empty `max_attention_window_size` at its word.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class LoraCache:
     """The engine's two caches of adapters."""
 
     max_rank: int  # must cover the largest adapter's rank
-    gpu_fraction: float  # of the memory left beside engine and KV cache
+    gpu_fraction: float  # of the memory that is free before the KV cache is made
     host_bytes: int
-    prefetch_dir: Path | None = None  # sub-directories named by task id
+    adapter_ids: tuple[int, ...] = ()  # that this model serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +168,8 @@ def _gpu_parameters(model: CoreModel) -> dict[str, str]:
         values["lora_cache_optimal_adapter_size"] = str(optimal_adapter_size(model.lora.max_rank))
         values["lora_cache_gpu_memory_fraction"] = f"{model.lora.gpu_fraction:g}"
         values["lora_cache_host_memory_bytes"] = str(model.lora.host_bytes)
-        if model.lora.prefetch_dir is not None:
-            values["lora_prefetch_dir"] = str(model.lora.prefetch_dir)
+        # lora_prefetch_dir is never set: the backend reads the names of its folders with
+        # std::stoi, and our ids have up to 53 bits. Warm-up requests bring the adapters instead.
     return {**values, **model.more}
 
 

@@ -4,7 +4,7 @@ The runner writes it last; make_triton_repo.py and the server read it first. A d
 
     manifest.json
     <engine>/config.json, rank<N>.engine     one folder an engine, named as its Triton model
-    adapters/<lora_task_id>/*.npy            as lora_prefetch_dir and as the client sends them
+    adapters/<lora_task_id>/*.npy            as the client sends them
     tokenizer/                               the base's
 """
 

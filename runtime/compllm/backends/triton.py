@@ -18,7 +18,7 @@ from typing import Any
 
 from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
 from compllm.backends import wire
-from compllm.backends.adapter_files import is_embedded_engine, weights_in
+from compllm.backends.adapter_files import converted_beside, is_embedded_engine, weights_in
 from compllm.backends.channel import CORE_MODEL, model_config
 from compllm.backends.client_stats import ClientStats, RequestStats
 from compllm.backends.connection import ClientOptions, Connection, OnRequest
@@ -121,6 +121,8 @@ class TritonBackend:
         weights, is_prefetched = await asyncio.to_thread(
             _adapters, parameters, Path(adapters_dir) if adapters_dir else None
         )
+        # What the server's own warm-up has sent is there.
+        is_prefetched |= any("lora_weights" in each.inputs for each in config.model_warmup)
         return cls(
             url,
             tokenizer,
@@ -297,7 +299,8 @@ def _adapters(
         options = {}
     if is_embedded_engine(engine) and not options.get("is_lora_cache"):
         prefetched = prefetched or str(engine)
-    for place in (directory, Path(prefetched) if prefetched else None, engine):
+    places = (directory, Path(prefetched) if prefetched else None, engine, converted_beside(engine))
+    for place in places:
         if place is not None and (weights := weights_in(place)) is not None:
             return weights, bool(prefetched)
     if directory is not None:
