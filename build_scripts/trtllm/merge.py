@@ -16,6 +16,7 @@ from pathlib import Path
 
 from compllm.build_scripts.manifest import copied_files
 from compllm.build_scripts.staging import run_script, saving
+from compllm.build_scripts.trtllm.legacy_form import write_configs
 from compllm.errors import ArtefactError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
@@ -39,8 +40,10 @@ def merge(base: Path, adapter: Path, out: Path, dtype: str = "float16") -> None:
     with saving("merging the adapter", out):
         merged.save_pretrained(out)
     for name in copied_files(base):
-        if name != "config.json":  # PEFT's result has its own, with the new dtype
+        if name not in ("config.json", "tokenizer_config.json"):
             shutil.copyfile(base / name, out / name)
+    # The base's, since what an older transformers saved has lost the rotary base of a newer one.
+    write_configs(base, out, torch_dtype=dtype)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from compllm import catalogue as catalogues
 from compllm.build_scripts.manifest import base_key, weights_sha256
 from compllm.build_scripts.trtllm.adapters import check_ranks, target_modules
+from compllm.build_scripts.trtllm.legacy_form import Rope
 from compllm.build_scripts.trtllm.memory import Load, LoraNeed, Share, fit
 from compllm.build_scripts.trtllm.rules import check_rules, is_calibrated
 from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings
@@ -36,6 +37,7 @@ class Source:
     shape: BaseShape  # with the hash of its weights
     is_qwen: bool
     max_positions: int
+    rope: Rope
     key: str  # hash over everything in it that an engine depends on
 
 
@@ -172,6 +174,7 @@ def _read_source(directory: Path) -> Source:
         shape=replace(shape, sha256=sha256),
         is_qwen="Qwen2ForCausalLM" in config["architectures"],
         max_positions=positions,
+        rope=Rope.from_config(config, f"{directory}/config.json"),
         key=base_key(directory, sha256),
     )
 

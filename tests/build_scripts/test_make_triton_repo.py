@@ -34,6 +34,7 @@ from compllm.routing.route import Router
 from compllm.served import difference_from
 from compllm.types import Query
 
+MPIRUN = "mpirun --allow-run-as-root --bind-to none"  # else each process keeps to one core
 ADAPTERS = (AdapterEntry("chemistry", 11, 8, "a"), AdapterEntry("biology", 12, 16, "b"))
 
 
@@ -386,16 +387,12 @@ def test_wrong_settings_are_refused(inputs: Inputs, shared: TrtManifest, tmp_pat
         (
             ((0, 1),),
             "leader",
-            (
-                "mpirun --allow-run-as-root --bind-to none -n 1",
-                " : -n 1 ",
-                "--load-model=tensorrt_llm",
-            ),
+            (f"{MPIRUN} -n 1 /opt", " : -n 1 ", "--load-model=tensorrt_llm"),
         ),
         (
             ((0,), (1,)),
             "orchestrator",
-            ("TRTLLM_ORCHESTRATOR=1", "byte-size=1:0", "--bind-to none"),
+            ("TRTLLM_ORCHESTRATOR=1", "byte-size=1:0", MPIRUN),
         ),
         (((1,),), "leader", ("mpirun",)),
     ],

@@ -136,12 +136,10 @@ def test_a_server_answers_the_warm_up_before_it_is_ready(
     (folder / "config.pbtxt").write_text(core.render(config))
     with _served(out / "models", tmp_path) as port:
         models = _loaded(port, "tensorrt_llm")
-        stats = _ask(port, "GET", "/v2/models/tensorrt_llm/stats")
     log = (tmp_path / "log").read_text()
     assert models["tensorrt_llm"]["state"] == "READY", log
     assert "warmup error" not in log
     assert len(config.model_warmup) == 2 + len(adapters)
-    del stats
 
 
 def test_everything_that_needs_no_gpu_loads_and_the_rest_lacks_only_its_backend(

@@ -278,12 +278,13 @@ class _Text:
 
 
 def _usage(tensors: wire.Tensors, num_input_tokens: int, num_output_tokens: int) -> Usage:
-    """The engine's report, with our own counts where it gives none."""
+    """The engine's report. Output tokens are our own count: an engine that streams reports those of
+    each response alone."""
     usage = wire.read_usage(tensors)
     return replace(
         usage,
         num_input_tokens=usage.num_input_tokens or num_input_tokens,
-        num_output_tokens=usage.num_output_tokens or num_output_tokens,
+        num_output_tokens=num_output_tokens,
     )
 
 
