@@ -23,6 +23,7 @@ from compllm.build_scripts.trtllm.image import EXAMPLES, find_image, inspect, lo
 from compllm.build_scripts.trtllm.memory import GIB
 from compllm.build_scripts.trtllm.plan import BuildPlan, make_plan
 from compllm.build_scripts.trtllm.record import TrtManifest, default_dir
+from compllm.build_scripts.trtllm.rules import warnings
 from compllm.build_scripts.trtllm.runner import Places, adapter_command, build, engine_commands
 from compllm.build_scripts.trtllm.settings import load_settings
 from compllm.catalogue import load_catalogue
@@ -97,6 +98,8 @@ def describe(plan: BuildPlan) -> None:
         if engine.lora is not None:
             modules = " ".join(engine.lora.modules)
             print(f"          LoRA rank up to {engine.lora.max_rank} on {modules}")
+        for told in warnings(own, engine.lora is not None):
+            print(f"warning   {told}")
     for planned in plan.adapters:
         adapter = planned.adapter
         print(f"adapter   {adapter.name}: rank {adapter.rank}, lora_task_id {adapter.task_id}")

@@ -23,6 +23,7 @@ MODEL_NAME = "tensorrt_llm"
 TRTLLM_BACKEND = "tensorrtllm"  # the C++ one; the other spelling, "python", lacks LoRA statistics
 EXECUTOR_WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
+_CUDA_GRAPHS = 16  # kept of decoding steps; each batch size has one, and each takes memory
 # Outputs that the embedded engine cannot fill are not declared by it.
 _NOT_EMBEDDED = frozenset(
     (
@@ -83,6 +84,7 @@ class CoreModel:
     gpu_ids: tuple[int, ...]
     kv_fraction: float  # of the memory that is free when the model loads
     kv_tokens: int | None = None  # a fixed budget, where engines share a GPU
+    has_cuda_graphs: bool = False
     has_paged_context: bool = True  # paged context FMHA: for KV reuse and chunked context
     lora: LoraCache | None = None
     guided: GuidedDecoding | None = None
@@ -161,6 +163,9 @@ def _gpu_parameters(model: CoreModel) -> dict[str, str]:
         "guided_decoding_backend": "xgrammar" if guided else "",
         "xgrammar_tokenizer_info_path": str(guided.tokenizer_info) if guided else "",
     }
+    if model.has_cuda_graphs:
+        values["cuda_graph_mode"] = "true"
+        values["cuda_graph_cache_size"] = str(_CUDA_GRAPHS)
     if model.kv_tokens is not None:
         values["max_tokens_in_paged_kv_cache"] = str(model.kv_tokens)
     if model.lora is not None:

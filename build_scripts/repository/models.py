@@ -67,6 +67,7 @@ def _core_model(
         gpu_ids=entry.devices,
         kv_fraction=entry.kv_fraction if is_alone else _SHARED_FRACTION,
         kv_tokens=None if is_alone else entry.kv_tokens,
+        has_cuda_graphs=settings["cuda_graphs"] and not entry.max_lora_rank,
         has_paged_context=settings["paged_context_fmha"],
         lora=_lora(entry, tuple(each.task_id for each in manifest.adapters)),
         guided=guided,

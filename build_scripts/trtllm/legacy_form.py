@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from compllm.errors import ArtefactError
-from compllm.formats.checkpoint import read_json
+from compllm.formats.checkpoint import ARCHITECTURES, read_json
 
+# What the image's scripts convert: the embedded engine's architectures, and more.
+CONVERTIBLE = (*ARCHITECTURES, "Qwen3ForCausalLM")
 THETA = 10000.0  # of both transformers where a config names none
 # What the engine's attention computes as transformers does, with the keys that it needs.
 _SCALINGS: Mapping[str, tuple[str, ...]] = {
@@ -74,7 +76,7 @@ class Rope:
     def difference_from(self, built: Mapping[str, Any]) -> str | None:
         """How the `pretrained_config` of a built engine differs; None where it does not."""
         base, scaling = built.get("rotary_base"), built.get("rotary_scaling") or {}
-        if type(base) not in (int, float) or float(base) != self.theta:
+        if not isinstance(base, int | float) or float(base) != self.theta:
             return f"rotary_base is {base!r}, the checkpoint has {self.theta:g}"
         kind = scaling.get("rope_type") or scaling.get("type") or "default"
         wanted = self.scaling or {"rope_type": "default"}

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from compllm.build_scripts.manifest import copied_files
 from compllm.build_scripts.staging import run_script, saving
-from compllm.build_scripts.trtllm.legacy_form import write_configs
+from compllm.build_scripts.trtllm.legacy_form import CONVERTIBLE, write_configs
 from compllm.errors import ArtefactError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
@@ -26,7 +26,9 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 def merge(base: Path, adapter: Path, out: Path, dtype: str = "float16") -> None:
     """Write base + adapter to `out`. Raises ArtefactError when the two do not fit each other."""
-    read_peft(adapter, validate_checkpoint(base))  # in our words, before PEFT in its own
+    read_peft(
+        adapter, validate_checkpoint(base, CONVERTIBLE)
+    )  # in our words, before PEFT in its own
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -177,6 +177,19 @@ def test_warm_up_can_be_left_off(inputs: Inputs, shared: TrtManifest, tmp_path: 
     assert not (out / "models" / "tensorrt_llm" / "warmup").exists()
 
 
+def test_cuda_graphs_are_on_without_adapters_and_off_with_them(
+    inputs: Inputs, engines: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    entries = _entries(tiny_checkpoint, (0,), (1,), (2,))
+    shape = validate_checkpoint(tiny_checkpoint)
+    entries[0] = engine_entry(shape, max_lora_rank=16)
+    write_engines(engines, tiny_checkpoint, entries, ADAPTERS)
+    out = make_repository(inputs, tmp_path / "out")
+    assert "cuda_graph_mode" not in _parameters(out)
+    expert = _parameters(out, "tensorrt_llm_chemistry")
+    assert (expert["cuda_graph_mode"], expert["cuda_graph_cache_size"]) == ("true", "16")
+
+
 def test_other_ranks_of_an_engine_are_asked_nothing(
     inputs: Inputs, engines: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
