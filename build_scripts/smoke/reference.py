@@ -23,8 +23,8 @@ _QUESTIONS = (
     "What is 12 times 3?",
     "What is the capital of France?",
     # Far positions: a rotary base that is wrong shows most there.
-    "The numbers are " + ", ".join(map(str, range(1, 121))) + ". What is the last of them?",
-    "Read this: " + "the cell divides and grows; " * 40 + "what divides?",
+    "The numbers are " + ", ".join(map(str, range(1, 61))) + ". What is the last of them?",
+    "Read this: " + "the cell divides and grows; " * 20 + "what divides?",
 )
 _NUM_TOKENS = 8
 # Of first tokens: weights of 8 bits on one side, other sums in half precision on the other.
