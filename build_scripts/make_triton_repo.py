@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from compllm import served
+from compllm.backends.adapter_files import read_converted
+from compllm.backends.tokenizer import Tokenizer
 from compllm.build_scripts.repository import core, launch
 from compllm.build_scripts.repository.contract import differences
 from compllm.build_scripts.repository.guides import FILE as GUIDE_FILE
@@ -38,6 +40,7 @@ from compllm.build_scripts.repository.settings_files import (
     write_catalogue,
     write_settings,
 )
+from compllm.build_scripts.repository.warm_up import WarmUp
 from compllm.build_scripts.staging import (
     exclusive,
     run_script,
@@ -45,7 +48,7 @@ from compllm.build_scripts.staging import (
     staged_directory,
     write_atomically,
 )
-from compllm.build_scripts.trtllm.record import TOKENIZER, TrtManifest, default_dir
+from compllm.build_scripts.trtllm.record import ADAPTERS, TOKENIZER, TrtManifest, default_dir
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
 from compllm.errors import ArtefactError, ConfigError
@@ -66,6 +69,7 @@ class Inputs:
     catalogue: Path | None = None  # None: the one that `config` names, else the one shipped
     config: Path | None = None  # settings of comp_llm; None: the defaults
     is_guided: bool = True
+    is_warmed: bool = True  # the server asks its engines itself before it is ready
 
 
 def default_out() -> Path:
@@ -95,8 +99,12 @@ def make_repository(inputs: Inputs, out: Path) -> Path:
             "catalogue": served.summary_of(load_catalogue(made / CATALOGUE)),
         }
         write_repository(made / MODELS, values, [FACE_MODEL])
+        warm_up = _warm_up(inputs, engines, made) if inputs.is_warmed else None
         for model in models:
-            _write_core(model, made / MODELS)
+            _write_core(model, made / MODELS, warm_up)
+            if launch.mode(models) == "leader":
+                # The other ranks take no requests, so they have none of the warm-up's.
+                _write_core(model, made / launch.WORKERS, None)
         script = made / LAUNCH
         script.write_text(launch.script(models, engines), encoding="utf-8")
         script.chmod(0o755)
@@ -129,11 +137,23 @@ def make_embedded(engine: Path, out: Path, *, server_url: str = "127.0.0.1:8001"
     return out
 
 
-def _write_core(model: core.CoreModel, models: Path) -> None:
+def _warm_up(inputs: Inputs, engines: Path, made: Path) -> WarmUp:
+    return WarmUp(
+        load_catalogue(made / CATALOGUE),
+        load_config(made / SETTINGS, environ={}),
+        Tokenizer.from_dir(engines / TOKENIZER),
+        lambda task_id: read_converted(engines / ADAPTERS / str(task_id)),
+        has_guide=inputs.is_guided,
+    )
+
+
+def _write_core(model: core.CoreModel, models: Path, warm_up: WarmUp | None) -> None:
     folder = models / model.name
     (folder / "1").mkdir(parents=True)  # the C++ backend has no file in it
-    text = core.render(core.gpu_config(model))
-    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+    config = core.gpu_config(model)
+    if warm_up is not None:
+        warm_up.add(config, folder, model.lora.adapter_ids if model.lora else ())
+    (folder / "config.pbtxt").write_text(core.render(config), encoding="utf-8")
     _check(folder, is_embedded=False)
 
 
@@ -197,6 +217,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings of comp_llm, as TOML")
     parser.add_argument("--no-guided", action="store_true", help="without guided decoding")
+    parser.add_argument("--no-warm-up", action="store_true", help="ready without first requests")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--embedded", type=Path, metavar="ENGINE", help="of an embedded engine")
     other.add_argument("--embedded-template", action="store_true", help="for maintainers")
@@ -213,7 +234,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(make_embedded(args.embedded, args.out or default_out()))
         else:
             inputs = Inputs(
-                args.engines or default_dir(), args.catalogue, args.config, not args.no_guided
+                args.engines or default_dir(),
+                args.catalogue,
+                args.config,
+                is_guided=not args.no_guided,
+                is_warmed=not args.no_warm_up,
             )
             print(make_repository(inputs, args.out or default_out()))
 

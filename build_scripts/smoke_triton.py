@@ -3,6 +3,8 @@
     python build_scripts/smoke_triton.py --url localhost:8001
     python build_scripts/smoke_triton.py --url HOST:8001 --http-url http://HOST:8000 \\
         --metrics-url http://HOST:8002/metrics --tokenizer DIR --adapters DIR --json FILE
+    python build_scripts/smoke_triton.py --url EMBEDDED:8001 --record FILE    answers to compare,
+    python build_scripts/smoke_triton.py --url HOST:8001 --reference FILE     and the comparison
 
 For the first run on hardware, where nothing of this was ever tried, and after every change of
 image. Runs against the embedded server too (`compllm up`), where everything that it can do has to
@@ -23,17 +25,24 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2
 
-from compllm.backends.adapter_files import is_embedded_engine, weights_in
+from compllm.backends.adapter_files import converted_beside, is_embedded_engine, weights_in
 from compllm.backends.tokenizer import Tokenizer
 from compllm.backends.wire import AdapterTensors
-from compllm.build_scripts.smoke import adapters, comp_llm, life, tensors
+from compllm.build_scripts.smoke import adapters, comp_llm, life, reference, tensors
 from compllm.build_scripts.smoke.checks import Bench, Check, Result, run_check
 from compllm.build_scripts.smoke.client import Client
 from compllm.build_scripts.staging import run_script, write_atomically
 from compllm.errors import BackendUnavailable, ConfigError
+from compllm.formats.checkpoint import read_json
 from compllm.formats.manifest import Manifest
 
-CHECKS: tuple[Check, ...] = (*tensors.CHECKS, *life.CHECKS, *adapters.CHECKS, *comp_llm.CHECKS)
+CHECKS: tuple[Check, ...] = (
+    *tensors.CHECKS,
+    *life.CHECKS,
+    *adapters.CHECKS,
+    *reference.CHECKS,
+    *comp_llm.CHECKS,
+)
 
 
 def open_bench(args: argparse.Namespace) -> Bench:
@@ -56,9 +65,20 @@ def open_bench(args: argparse.Namespace) -> Bench:
         http_url=f"http://{host}:8000" if args.http_url is None else args.http_url,
         seed=time.time_ns() if args.seed is None else args.seed,
     )
+    bench.reference = _reference(args.reference) if args.reference is not None else None
     bench.tokenizer = _tokenizer(args.tokenizer, bench.parameter("tokenizer_dir"))
     bench.adapters = _adapters(args.adapters, bench)
     return bench
+
+
+def _reference(file: Path) -> dict[str, Any]:
+    value = read_json(file)
+    if value.get("format") != reference.FORMAT:
+        raise ConfigError(
+            f"{file} has format {value.get('format')!r}, read is {reference.FORMAT!r}: record it "
+            "again with --record"
+        )
+    return value
 
 
 def _tokenizer(given: Path | None, named: str) -> Tokenizer | None:
@@ -70,8 +90,8 @@ def _tokenizer(given: Path | None, named: str) -> Tokenizer | None:
 
 def _adapters(given: Path | None, bench: Bench) -> dict[int, AdapterTensors]:
     """By task id, out of the given folder, else out of those that the model names."""
-    named = [bench.parameter(key) for key in ("lora_prefetch_dir", "gpt_model_path")]
-    for folder in [given] if given is not None else [Path(each) for each in named if each]:
+    engine = Path(bench.parameter("gpt_model_path"))
+    for folder in [given] if given is not None else [engine, converted_beside(engine)]:
         weights = weights_in(folder) if folder.is_dir() else None
         if weights is not None:
             found = {task_id: weights(task_id) for task_id in _task_ids(folder)}
@@ -126,6 +146,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--seed", type=int, help="of the prompts; default: new ones each time")
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="checks to run")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--reference", type=Path, metavar="FILE", help="answers to compare with")
+    other.add_argument("--record", type=Path, metavar="FILE", help="write them, check nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here too")
     return parser.parse_args(arguments)
 
@@ -138,6 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nonlocal failed
         bench = open_bench(args)
         try:
+            if args.record is not None:
+                made = json.dumps(reference.record(bench))
+                write_atomically(args.record, made + "\n")
+                print(args.record)
+                return
             told = report(bench, run_checks(bench, args.only))
         finally:
             bench.client.close()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from compllm.build_scripts.manifest import file_entries
+from compllm.build_scripts.trtllm.legacy_form import Rope
 from compllm.build_scripts.trtllm.memory import LoraNeed, engine_memory
 from compllm.build_scripts.trtllm.plan import make_plan
 from compllm.build_scripts.trtllm.record import AdapterEntry, EngineEntry, TrtManifest
@@ -82,6 +83,7 @@ def engine_entry(
         key=f"key-{name}",
         devices=devices,
         settings=asdict(settings),
+        rope=asdict(Rope(10000.0)),
         lora_modules=modules,
         max_lora_rank=max_lora_rank,
         commands=(f"trtllm-build --output_dir {name}",),
@@ -163,7 +165,10 @@ def _write_engine(folder: Path, entry: EngineEntry) -> None:
     world_size = settings["tp"] * settings["pp"]
     config = {
         "version": VERSION,
-        "pretrained_config": {"mapping": {"world_size": world_size}},
+        "pretrained_config": {
+            "mapping": {"world_size": world_size},
+            "rotary_base": entry.rope["theta"],
+        },
         "build_config": {**limits, "lora_config": {"max_lora_rank": entry.max_lora_rank}},
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -140,3 +140,15 @@ def test_remedies_name_commands_that_an_installed_package_has() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             is_named = "python build_scripts/" in line or "python -m build_scripts" in line
             assert not is_named, f"{path.name}: {line.strip()}"
+
+
+def test_the_image_is_sent_to_its_own_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There [embedded] cannot be resolved: TensorRT-LLM pins another transformers."""
+    folder = tmp_path / "tensorrt_llm-1.2.1.dist-info"
+    folder.mkdir()
+    text = "Metadata-Version: 2.1\nName: tensorrt_llm\nVersion: 1.2.1\n"
+    (folder / "METADATA").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert extras.hint(ModuleNotFoundError("no", name="gguf")) == "pip install 'compllm[gpu]'"

@@ -67,6 +67,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     ),
     "build_scripts/test_make_triton_repo": (
         *(f"{BUILD}.repository.{name}" for name in ("launch", "models", "settings_files")),
+        f"{BUILD}.repository.warm_up",
     ),
     "build_scripts/test_operations": (f"{BUILD}.datasets.sums",),
     "build_scripts/test_refresh": (
@@ -97,6 +98,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "integration/test_smoke": (
         f"{BUILD}.smoke_triton",
         *(f"{BUILD}.smoke.{n}" for n in ("adapters", "checks", "client", "comp_llm", "life")),
+        f"{BUILD}.smoke.reference",
         f"{BUILD}.smoke.tensors",
     ),
 }

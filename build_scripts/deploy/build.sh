@@ -12,9 +12,20 @@ set -euo pipefail
 scripts=compllm.build_scripts
 engines="$COMPLLM_HOME/engines/trtllm"
 
-python3 -m "$scripts.fetch_base" ${CHECKPOINT:+--checkpoint "$CHECKPOINT"}
+is_dry=false
+[[ " $* " != *" --dry-run "* ]] || is_dry=true
+if ! $is_dry; then  # a dry run downloads nothing
+    if [[ -n "${CHECKPOINT:-}" ]]; then
+        python3 -m "$scripts.fetch_base" --encoder-only
+    else
+        python3 -m "$scripts.fetch_base"
+    fi
+fi
 python3 -m "$scripts.build_trtllm" --out "$engines" \
-    ${SETTINGS:+--settings "$SETTINGS"} ${CATALOGUE:+--catalogue "$CATALOGUE"} "$@"
-[[ " $* " != *" --dry-run "* ]] || exit 0  # there are no engines to make a repository of
+    ${CHECKPOINT:+--checkpoint "$CHECKPOINT"} ${SETTINGS:+--settings "$SETTINGS"} \
+    ${CATALOGUE:+--catalogue "$CATALOGUE"} "$@"
+if $is_dry; then  # there are no engines to make a repository of
+    exit 0
+fi
 python3 -m "$scripts.make_triton_repo" --engines "$engines" --out "$COMPLLM_HOME/repository" \
     ${CATALOGUE:+--catalogue "$CATALOGUE"} ${CONFIG:+--config "$CONFIG"}

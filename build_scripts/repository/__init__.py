@@ -6,5 +6,6 @@ contract.py   a configuration beside upstream's list, tensor by tensor
 engines.py    what a built engine says of itself
 placement.py  engines onto GPUs, and each one's share of the memory
 guides.py     the tokenizer as TensorRT-LLM's guided decoding reads it
+warm_up.py    what a model is asked before it is ready
 launch.py     the command that serves the repository
 """

@@ -2,7 +2,7 @@
 embedded twin. Both are upstream's tensor list; what differs is backend, outputs and parameters.
 
 A parameter that is to keep the backend's default is left out rather than left empty: the backend
-takes an empty `lora_prefetch_dir` or `max_attention_window_size` at its word.
+takes an empty `max_attention_window_size` at its word.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from tritonclient.grpc import model_config_pb2
 
 from compllm.build_scripts.repository import upstream
 from compllm.build_scripts.repository.upstream import Tensor
+from compllm.build_scripts.trtllm.memory import optimal_adapter_size
 
 MODEL_NAME = "tensorrt_llm"
 TRTLLM_BACKEND = "tensorrtllm"  # the C++ one; the other spelling, "python", lacks LoRA statistics
 EXECUTOR_WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
 
+_CUDA_GRAPHS = 16  # kept of decoding steps; each batch size has one, and each takes memory
 # Outputs that the embedded engine cannot fill are not declared by it.
 _NOT_EMBEDDED = frozenset(
     (
@@ -66,9 +68,9 @@ class LoraCache:
     """The engine's two caches of adapters."""
 
     max_rank: int  # must cover the largest adapter's rank
-    gpu_fraction: float  # of the memory left beside engine and KV cache
+    gpu_fraction: float  # of the memory that is free before the KV cache is made
     host_bytes: int
-    prefetch_dir: Path | None = None  # sub-directories named by task id
+    adapter_ids: tuple[int, ...] = ()  # that this model serves
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class CoreModel:
     gpu_ids: tuple[int, ...]
     kv_fraction: float  # of the memory that is free when the model loads
     kv_tokens: int | None = None  # a fixed budget, where engines share a GPU
+    has_cuda_graphs: bool = False
     has_paged_context: bool = True  # paged context FMHA: for KV reuse and chunked context
     lora: LoraCache | None = None
     guided: GuidedDecoding | None = None
@@ -160,15 +163,18 @@ def _gpu_parameters(model: CoreModel) -> dict[str, str]:
         "guided_decoding_backend": "xgrammar" if guided else "",
         "xgrammar_tokenizer_info_path": str(guided.tokenizer_info) if guided else "",
     }
+    if model.has_cuda_graphs:
+        values["cuda_graph_mode"] = "true"
+        values["cuda_graph_cache_size"] = str(_CUDA_GRAPHS)
     if model.kv_tokens is not None:
         values["max_tokens_in_paged_kv_cache"] = str(model.kv_tokens)
     if model.lora is not None:
         values["lora_cache_max_adapter_size"] = str(model.lora.max_rank)
-        values["lora_cache_optimal_adapter_size"] = str(min(8, model.lora.max_rank))
+        values["lora_cache_optimal_adapter_size"] = str(optimal_adapter_size(model.lora.max_rank))
         values["lora_cache_gpu_memory_fraction"] = f"{model.lora.gpu_fraction:g}"
         values["lora_cache_host_memory_bytes"] = str(model.lora.host_bytes)
-        if model.lora.prefetch_dir is not None:
-            values["lora_prefetch_dir"] = str(model.lora.prefetch_dir)
+        # lora_prefetch_dir is never set: the backend reads the names of its folders with
+        # std::stoi, and our ids have up to 53 bits. Warm-up requests bring the adapters instead.
     return {**values, **model.more}
 
 

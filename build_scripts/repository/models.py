@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from compllm.build_scripts.repository.core import CoreModel, GuidedDecoding, LoraCache
-from compllm.build_scripts.trtllm.record import ADAPTERS, TOKENIZER, EngineEntry, TrtManifest
+from compllm.build_scripts.trtllm.record import TOKENIZER, EngineEntry, TrtManifest
 from compllm.errors import ArtefactError
 
 # Where engines share a GPU the fraction only must not be what binds: it is of the memory that is
@@ -30,10 +30,10 @@ def core_models(
     return tuple(
         _core_model(
             entry,
+            manifest,
             engines,
             guided,
             is_alone=all(on_gpu[gpu] == 1 for gpu in entry.devices),
-            has_adapters=bool(manifest.adapters),
         )
         for entry in manifest.engines
     )
@@ -41,11 +41,11 @@ def core_models(
 
 def _core_model(
     entry: EngineEntry,
+    manifest: TrtManifest,
     engines: Path,
     guided: GuidedDecoding | None,
     *,
     is_alone: bool,
-    has_adapters: bool,
 ) -> CoreModel:
     settings = entry.settings
     if settings["kv_cache_type"] != "paged":
@@ -67,18 +67,19 @@ def _core_model(
         gpu_ids=entry.devices,
         kv_fraction=entry.kv_fraction if is_alone else _SHARED_FRACTION,
         kv_tokens=None if is_alone else entry.kv_tokens,
+        has_cuda_graphs=settings["cuda_graphs"] and not entry.max_lora_rank,
         has_paged_context=settings["paged_context_fmha"],
-        lora=_lora(entry, engines if has_adapters else None),
+        lora=_lora(entry, tuple(each.task_id for each in manifest.adapters)),
         guided=guided,
     )
 
 
-def _lora(entry: EngineEntry, engines: Path | None) -> LoraCache | None:
+def _lora(entry: EngineEntry, adapter_ids: tuple[int, ...]) -> LoraCache | None:
     if not entry.max_lora_rank:
         return None
     return LoraCache(
         max_rank=entry.max_lora_rank,
         gpu_fraction=entry.lora_fraction,
         host_bytes=entry.memory["lora_host"],
-        prefetch_dir=engines / ADAPTERS if engines is not None else None,
+        adapter_ids=adapter_ids,
     )

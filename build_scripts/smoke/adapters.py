@@ -29,7 +29,8 @@ _EACH = 4  # requests of each adapter in the mixed batch
 _MIXED_TOKENS = (24, 200)
 
 
-def _lora(task_id: int, weights: AdapterTensors | None = None) -> dict[str, Array]:
+def lora(task_id: int, weights: AdapterTensors | None = None) -> dict[str, Array]:
+    """The inputs of a request of this adapter."""
     inputs = {"lora_task_id": ids64(task_id)}
     if weights is not None:
         inputs["lora_weights"] = weights[0][None]
@@ -45,7 +46,7 @@ def _some(bench: Bench) -> dict[int, AdapterTensors]:
 
 def _unknown(bench: Bench) -> str:
     _some(bench)
-    told = error_of(bench.ask(request(bench.prompt(), 2, **_lora(_STRANGER))), "an unknown task id")
+    told = error_of(bench.ask(request(bench.prompt(), 2, **lora(_STRANGER))), "an unknown task id")
     found = MISSING.search(told)
     expect(found is not None and found[1] == str(_STRANGER), f"other words: {told}")
     return told
@@ -55,8 +56,8 @@ def _first_use(bench: Bench) -> str:
     prompt, differing = bench.prompt(), 0
     plain = whole(bench.ask(request(prompt, 8)))
     for task_id, weights in _some(bench).items():
-        first = whole(bench.ask(request(prompt, 8, **_lora(task_id, weights))))
-        later = whole(bench.ask(request(prompt, 8, **_lora(task_id))))
+        first = whole(bench.ask(request(prompt, 8, **lora(task_id, weights))))
+        later = whole(bench.ask(request(prompt, 8, **lora(task_id))))
         expect(first == later, f"adapter {task_id}: {first} with its weights, {later} by its id")
         differing += first != plain
     expect(differing > 0, "no adapter changed a single token: are they applied?")
@@ -65,7 +66,7 @@ def _first_use(bench: Bench) -> str:
 
 def _incomplete(bench: Bench) -> str:
     weights = next(iter(_some(bench).values()))
-    inputs = _lora(_STRANGER + 1, weights)
+    inputs = lora(_STRANGER + 1, weights)
     del inputs["lora_config"]
     return error_of(bench.ask(request(bench.prompt(), 2, **inputs)), "weights alone")[:160]
 
@@ -74,7 +75,7 @@ def _bad_rank(bench: Bench) -> str:
     weights, config = next(iter(_some(bench).values()))
     wrong = config.copy()
     wrong[:, 2] = 4096
-    inputs = _lora(_STRANGER + 2, (weights, wrong))
+    inputs = lora(_STRANGER + 2, (weights, wrong))
     told = error_of(bench.ask(request(bench.prompt(), 2, **inputs)), "rank 4096")
     whole(bench.ask(request(bench.prompt(), 2)))
     return told[:160]
@@ -84,7 +85,7 @@ def _apart(bench: Bench) -> str:
     task_id, weights = next(iter(_some(bench).items()))
     prompt, perf = bench.prompt(200), {"return_perf_metrics": flag(True)}
     whole(bench.ask(request(prompt, 2)))
-    answer = bench.ask(request(prompt, 2, **perf, **_lora(task_id, weights)))
+    answer = bench.ask(request(prompt, 2, **perf, **lora(task_id, weights)))
     whole(answer)
     reused = number(answer, "kv_cache_reused_blocks")
     expect(reused == 0, f"{reused} blocks of the base were reused for an adapter")
@@ -95,7 +96,7 @@ def _mixed(bench: Bench) -> str:
     adapters = _some(bench)
     prompts = [bench.prompt() for _ in range(_EACH)]
     perf = {"return_perf_metrics": flag(True)}
-    inputs = [{}, *(_lora(task_id, weights) for task_id, weights in adapters.items())]
+    inputs = [{}, *(lora(task_id, weights) for task_id, weights in adapters.items())]
     told = ""
     # A small model has ended the first before the weights of the second are read: then longer ones.
     for num_tokens in _MIXED_TOKENS:
@@ -136,20 +137,20 @@ def _eviction(bench: Bench) -> str:
     weights = next(iter(_some(bench).values()))
     first = _STRANGER + 100
     prompt = bench.prompt()
-    expected = whole(bench.ask(request(prompt, 4, **_lora(first, weights))))
+    expected = whole(bench.ask(request(prompt, 4, **lora(first, weights))))
     num_copies, more = 0, 4
     while num_copies < _MAX_COPIES:
         for _ in range(more):
             num_copies += 1
-            whole(bench.ask(request(prompt, 1, **_lora(first + num_copies, weights))))
-        again = bench.ask(request(prompt, 4, **_lora(first)))
+            whole(bench.ask(request(prompt, 1, **lora(first + num_copies, weights))))
+        again = bench.ask(request(prompt, 4, **lora(first)))
         if again[-1].error:
             break
         more *= 2  # asked for, it is the youngest again: only more than the last time push it out
     else:
         raise Skipped(f"the cache held the first of {num_copies + 1} adapters")
     expect(MISSING.search(again[-1].error) is not None, f"other words: {again[-1].error}")
-    resent = whole(bench.ask(request(prompt, 4, **_lora(first, weights))))
+    resent = whole(bench.ask(request(prompt, 4, **lora(first, weights))))
     expect(resent == expected, "sent again it answers differently")
     return f"evicted by at most {more} more adapters, with the text that the client matches on"
 

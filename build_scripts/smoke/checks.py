@@ -47,6 +47,7 @@ class Bench:
     adapters: dict[int, AdapterTensors]  # by lora_task_id
     metrics_url: str  # empty: none
     http_url: str  # empty: none
+    reference: dict[str, Any] | None = None  # answers of another engine; see reference.py
     seed: int = 0  # another seed makes prompts that no cache knows
     _rng: np.random.Generator = field(init=False)
 

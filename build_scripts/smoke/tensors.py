@@ -121,6 +121,17 @@ def _numbers(bench: Bench) -> str:
     return f"times in order, {span_ms:.1f} ms in all; 20 tokens in, 8 out"
 
 
+def _counts(bench: Bench) -> str:
+    wanted = {"streaming": flag(True), "return_num_output_tokens": flag(True)}
+    responses = bench.ask(request(bench.prompt(), 8, **wanted))
+    refuse_errors(responses)
+    named = [each for each in responses if "num_output_tokens" in each.tensors]
+    counts = [int(each.tensors["num_output_tokens"].reshape(-1)[0]) for each in named]
+    held = [len(tokens(each)) for each in named]
+    expect(counts == held, f"counts {counts} of responses with {held} tokens: not by response?")
+    return f"{len(named)} of {len(responses)} responses have a count, each its own tokens"
+
+
 def _metrics(bench: Bench) -> str:
     for family, kinds in _FAMILIES.items():
         for kind in kinds:
@@ -235,6 +246,7 @@ CHECKS = (
     Check("final flag", "exactly the last response is marked final", _final_flag),
     Check("streaming", "each response holds the new tokens alone", _deltas),
     Check("per-request numbers", "times rise in ns of one clock; token counts are right", _numbers),
+    Check("streamed counts", "num_output_tokens is that of its response alone", _counts),
     Check("metrics", "nv_trt_llm_* are there; the KV cache has the size asked for", _metrics),
     Check("KV reuse", "the same prompt again reuses blocks, and says so", _reuse),
     Check("stop words", "stop_words_list [1, 2, n] ends the answer", _stop_words),

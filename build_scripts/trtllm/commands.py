@@ -87,6 +87,7 @@ def build_command(engine: PlannedEngine, checkpoint: Path, out: Path) -> Command
         *("--max_num_tokens", str(settings.max_num_tokens)),
         *("--max_seq_len", str(settings.max_seq_len)),
         *("--max_beam_width", "1"),
+        *("--multiple_profiles", "enable" if settings.multiple_profiles else "disable"),
         *("--workers", str(settings.world_size)),
     ]
     if engine.lora is not None:

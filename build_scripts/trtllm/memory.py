@@ -61,7 +61,7 @@ class EngineMemory:
     kv_per_token: int
     kv_tokens: int  # that must fit
     lora_adapter: int  # one adapter of the largest rank with every module
-    lora_gpu: int  # LoRA cache on the GPU
+    lora_gpu: int  # LoRA cache on the GPU, in whole pages
     lora_host: int  # and in the host's memory
 
     @property
@@ -85,7 +85,7 @@ class Share:
     memory: EngineMemory
     kv_tokens: int  # max_tokens_in_paged_kv_cache, in whole blocks
     kv_fraction: float  # kv_cache_free_gpu_mem_fraction, for an engine alone on its GPUs
-    lora_fraction: float  # lora_cache_gpu_memory_fraction, of what the KV cache leaves
+    lora_fraction: float  # lora_cache_gpu_memory_fraction, of what is free before the KV cache
 
 
 def engine_memory(
@@ -100,6 +100,7 @@ def engine_memory(
         settings.full_sequences if settings.kv_cache_type == "paged" else settings.max_batch_size
     )
     adapter = lora_adapter_bytes(shape, settings, lora) if lora else 0
+    pages = lora_pages(shape, settings, lora) if lora else LoraPages(0, 0)
     return EngineMemory(
         weights=weight_bytes(shape, settings),
         activations=_activation_bytes(shape, settings),
@@ -107,9 +108,9 @@ def engine_memory(
         kv_per_token=2 * layers * _kv_heads(shape, settings) * shape.head_dim * kv_bytes(settings),
         kv_tokens=sequences * sequence,
         lora_adapter=adapter,
-        # One more than asked for, since pages do not pack without loss.
-        lora_gpu=adapter * (lora.gpu_adapters + 1) if lora else 0,
-        lora_host=max(GIB, adapter * (lora.num_adapters + 1)) if lora else 0,
+        # One adapter more than asked for: it is loaded before the one that it replaces is gone.
+        lora_gpu=pages.adapter_bytes * (lora.gpu_adapters + 1) if lora else 0,
+        lora_host=max(GIB, pages.adapter_bytes * (lora.num_adapters + 1)) if lora else 0,
     )
 
 
@@ -133,17 +134,62 @@ def weight_bytes(shape: BaseShape, settings: EngineSettings) -> int:
 
 
 def lora_adapter_bytes(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> int:
-    """One adapter of the largest rank on every enabled module, as the LoRA cache reckons it."""
-    sizes = shape.module_shapes()
-    width = 0
+    """The numbers of one adapter of the largest rank on every enabled module."""
+    width = sum(_lora_widths(shape, settings, lora))
+    return lora.max_rank * (shape.num_layers // settings.pp) * width * _HALF
+
+
+@dataclass(frozen=True, slots=True)
+class LoraPages:
+    """The pages of TensorRT-LLM's LoRA cache."""
+
+    page_bytes: int
+    num_pages: int  # that one adapter of the largest rank with every module takes
+
+    @property
+    def adapter_bytes(self) -> int:
+        return self.page_bytes * self.num_pages
+
+
+def lora_pages(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> LoraPages:
+    """As `PeftCacheManager::getPageManagerConfig` sizes a page and `LoraCache::determineNumPages`
+    fills it.
+
+    A slot is as wide as the narrowest module (inputs + outputs). A page has room for an adapter of
+    the optimal rank, each of its modules in whole slots. A module never stands on two pages.
+    """
+    widths, layers = _lora_widths(shape, settings, lora), shape.num_layers // settings.pp
+    slot = min(widths)
+    slots_of_rank_1 = sum(-(-width // slot) for width in widths)
+    slots_per_page = max(
+        optimal_adapter_size(lora.max_rank) * slots_of_rank_1 * layers,
+        -(-lora.max_rank * max(widths) // slot),
+    )
+    num_pages, taken = 1, 0
+    for width in widths * layers:
+        needed = -(-lora.max_rank * width // slot)
+        if taken + needed > slots_per_page:
+            num_pages, taken = num_pages + 1, 0
+        taken += needed
+    return LoraPages(slots_per_page * slot * _HALF, num_pages)
+
+
+def optimal_adapter_size(max_rank: int) -> int:
+    """lora_cache_optimal_adapter_size: the rank for which a page of the cache is made."""
+    return min(8, max_rank)
+
+
+def _lora_widths(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> tuple[int, ...]:
+    """Inputs + outputs of each enabled module on one GPU."""
+    sizes, widths = shape.module_shapes(), []
     for name in lora.modules:
         module = _TRTLLM_TO_SIDE[name]
         num_out, num_in = sizes[module]
         if module in _COLUMN:
-            width += num_in + num_out // settings.tp
+            widths.append(num_in + num_out // settings.tp)
         else:
-            width += num_in // settings.tp + num_out
-    return lora.max_rank * (shape.num_layers // settings.pp) * width * _HALF
+            widths.append(num_in // settings.tp + num_out)
+    return tuple(widths)
 
 
 def kv_bytes(settings: EngineSettings) -> int:
@@ -168,23 +214,62 @@ def _activation_bytes(shape: BaseShape, settings: EngineSettings) -> int:
 def share_out(gpu: Gpu, memories: Sequence[EngineMemory], block: int) -> tuple[Share, ...] | None:
     """The memory of one GPU among the engines on it; None when it does not hold them.
 
-    The KV cache gets what is left, the same number of bytes for each engine.
+    In the order of the runtime: weights and buffers, then the LoRA cache as a fraction of what is
+    free, then the KV cache of the rest. The KV cache gets what is left, the same number of bytes
+    for each engine.
     """
     total = int(gpu.memory_gib * GIB)
-    left = int(total * USABLE) - sum(memory.fixed for memory in memories)
-    pool = left // len(memories)
+    pool = _pool(total, memories)
     if pool < max(memory.kv for memory in memories):
         return None
     shares = []
     for memory in memories:
         tokens = pool // memory.kv_per_token // block * block
         kv = tokens * memory.kv_per_token
-        free = total - (memory.fixed - memory.lora_gpu)  # once it has loaded, alone
-        lora = memory.lora_gpu / (free - kv)
         # Rounded so that neither cache takes of the other.
-        fractions = math.floor(kv / free * 1e4) / 1e4, math.ceil(lora * 1e4) / 1e4
-        shares.append(Share(memory, tokens, *fractions))
+        lora = math.ceil(memory.lora_gpu / _least_free(total, memories, memory, pool) * 1e4) / 1e4
+        rest = _loaded_free(total, memory) * (1 - lora)
+        shares.append(Share(memory, tokens, math.floor(kv / rest * 1e4) / 1e4, lora))
     return tuple(shares)
+
+
+def _pool(total: int, memories: Sequence[EngineMemory]) -> int:
+    """Bytes of KV cache that each of the engines can have; negative when they do not fit.
+
+    Triton loads the models of a GPU in any order. An engine's LoRA cache is a fraction of what is
+    free then: enough when it loads last, more when it loads first.
+    """
+    usable = int(total * USABLE) - sum(memory.fixed - memory.lora_gpu for memory in memories)
+
+    def fits(pool: int) -> bool:
+        lora = 0.0
+        for memory in memories:
+            least = _least_free(total, memories, memory, pool)
+            if least <= 0:
+                return False
+            lora += memory.lora_gpu / least * _loaded_free(total, memory)
+        return len(memories) * pool + lora <= usable
+
+    low, high = 0, max(usable, 0)
+    if not fits(low):
+        return -1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _loaded_free(total: int, memory: EngineMemory) -> int:
+    """What is free when this engine has loaded as the first one, before its caches."""
+    return total - (memory.fixed - memory.lora_gpu)
+
+
+def _least_free(
+    total: int, memories: Sequence[EngineMemory], memory: EngineMemory, pool: int
+) -> int:
+    """The same when all other engines have loaded before it, each with `pool` bytes of KV cache."""
+    others = sum(each.fixed for each in memories) - memory.fixed
+    return _loaded_free(total, memory) - others - (len(memories) - 1) * pool
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from compllm.build_scripts.manifest import copied_files
 from compllm.build_scripts.staging import run_script, saving
+from compllm.build_scripts.trtllm.legacy_form import CONVERTIBLE, write_configs
 from compllm.errors import ArtefactError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
@@ -25,7 +26,9 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 def merge(base: Path, adapter: Path, out: Path, dtype: str = "float16") -> None:
     """Write base + adapter to `out`. Raises ArtefactError when the two do not fit each other."""
-    read_peft(adapter, validate_checkpoint(base))  # in our words, before PEFT in its own
+    read_peft(
+        adapter, validate_checkpoint(base, CONVERTIBLE)
+    )  # in our words, before PEFT in its own
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -39,8 +42,10 @@ def merge(base: Path, adapter: Path, out: Path, dtype: str = "float16") -> None:
     with saving("merging the adapter", out):
         merged.save_pretrained(out)
     for name in copied_files(base):
-        if name != "config.json":  # PEFT's result has its own, with the new dtype
+        if name not in ("config.json", "tokenizer_config.json"):
             shutil.copyfile(base / name, out / name)
+    # The base's, since what an older transformers saved has lost the rotary base of a newer one.
+    write_configs(base, out, torch_dtype=dtype)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 from compllm import catalogue as catalogues
 from compllm.build_scripts.manifest import base_key, weights_sha256
 from compllm.build_scripts.trtllm.adapters import check_ranks, target_modules
+from compllm.build_scripts.trtllm.legacy_form import CONVERTIBLE, Rope
 from compllm.build_scripts.trtllm.memory import Load, LoraNeed, Share, fit
 from compllm.build_scripts.trtllm.rules import check_rules, is_calibrated
 from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings
@@ -36,6 +37,7 @@ class Source:
     shape: BaseShape  # with the hash of its weights
     is_qwen: bool
     max_positions: int
+    rope: Rope
     key: str  # hash over everything in it that an engine depends on
 
 
@@ -161,7 +163,7 @@ def _model_name(expert: Expert, catalogue: Catalogue) -> str:
 
 
 def _read_source(directory: Path) -> Source:
-    shape = validate_checkpoint(directory)
+    shape = validate_checkpoint(directory, CONVERTIBLE)
     config = read_json(directory / "config.json")
     sha256 = weights_sha256(directory)
     positions = config.get("max_position_embeddings")
@@ -170,8 +172,9 @@ def _read_source(directory: Path) -> Source:
     return Source(
         directory=directory.resolve(),
         shape=replace(shape, sha256=sha256),
-        is_qwen="Qwen2ForCausalLM" in config["architectures"],
+        is_qwen=config["architectures"][0].startswith("Qwen"),
         max_positions=positions,
+        rope=Rope.from_config(config, f"{directory}/config.json"),
         key=base_key(directory, sha256),
     )
 

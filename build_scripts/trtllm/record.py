@@ -4,7 +4,7 @@ The runner writes it last; make_triton_repo.py and the server read it first. A d
 
     manifest.json
     <engine>/config.json, rank<N>.engine     one folder an engine, named as its Triton model
-    adapters/<lora_task_id>/*.npy            as lora_prefetch_dir and as the client sends them
+    adapters/<lora_task_id>/*.npy            as the client sends them
     tokenizer/                               the base's
 """
 
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from compllm.build_scripts.trtllm.image import Environment, same_version
+from compllm.build_scripts.trtllm.legacy_form import Rope
 from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import read_json
 from compllm.formats.manifest import MANIFEST_FILE, FileEntry, verify_files
 from compllm.paths import home_dir
 
-FORMAT = "compllm-trtllm/1"  # rises when older directories can no longer be read
+FORMAT = "compllm-trtllm/2"  # rises when older directories can no longer be read
 ADAPTERS, TOKENIZER = "adapters", "tokenizer"
 _AGAIN = "build it again with build_trtllm.py"
 
@@ -36,6 +37,7 @@ class EngineEntry:
     key: str  # hash over all it was built from; equal keys need no new build
     devices: tuple[int, ...]  # GPUs it was planned for, one a rank
     settings: Mapping[str, Any]  # EngineSettings
+    rope: Mapping[str, Any]  # Rope, of the checkpoint
     lora_modules: tuple[str, ...]  # empty: without the LoRA plug-in
     max_lora_rank: int
     commands: tuple[str, ...]  # that built it
@@ -108,9 +110,7 @@ class TrtManifest:
         """
         verify_files(directory, self.files, remedy=_AGAIN, is_deep=is_deep)
         for engine in self.engines:
-            check_engine(
-                directory / engine.name, engine.settings, engine.max_lora_rank, self.versions
-            )
+            check_engine(directory / engine.name, engine, self.versions)
 
     def check_serving(self, serving: Environment) -> None:
         """Raises ArtefactError unless these engines run in this image on these GPUs."""
@@ -144,13 +144,10 @@ def default_dir() -> Path:
     return home_dir() / "engines" / "trtllm"
 
 
-def check_engine(
-    directory: Path,
-    settings: Mapping[str, Any],
-    max_lora_rank: int,
-    versions: Mapping[str, str],
-) -> None:
-    """Raises ArtefactError unless trtllm-build left there a whole engine of these settings."""
+def check_engine(directory: Path, entry: EngineEntry, versions: Mapping[str, str]) -> None:
+    """Raises ArtefactError unless trtllm-build left there a whole engine of these settings, with
+    the rotary positions of its checkpoint."""
+    settings, max_lora_rank = entry.settings, entry.max_lora_rank
     config = read_json(directory / "config.json")
     version = str(config.get("version"))
     if not same_version(version, versions["tensorrt_llm"]):
@@ -160,7 +157,8 @@ def check_engine(
         )
     world_size = settings["tp"] * settings["pp"]
     built = _section(config, "build_config")
-    mapping = _section(_section(config, "pretrained_config"), "mapping")
+    pretrained = _section(config, "pretrained_config")
+    mapping = _section(pretrained, "mapping")
     expected: dict[str, tuple[object, object]] = {"world_size": (mapping, world_size)}
     for key in ("max_batch_size", "max_num_tokens", "max_seq_len"):
         expected[key] = (built, settings[key])
@@ -172,6 +170,8 @@ def check_engine(
             raise ArtefactError(
                 f"{directory / 'config.json'}: {key} is {seen!r}, {value!r} was asked for: {_AGAIN}"
             )
+    if differs := Rope(**entry.rope).difference_from(pretrained):
+        raise ArtefactError(f"{directory / 'config.json'}: {differs}: {_AGAIN}")
     for rank in range(world_size):
         path = directory / f"rank{rank}.engine"
         if not path.is_file() or path.stat().st_size == 0:

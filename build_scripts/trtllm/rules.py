@@ -16,6 +16,17 @@ def check_rules(shape: BaseShape, settings: EngineSettings, gpu: Gpu, num_gpus: 
     _check_kv(settings)
 
 
+def warnings(settings: EngineSettings, has_adapters: bool) -> tuple[str, ...]:
+    """What TensorRT-LLM builds and serves, but may answer wrongly."""
+    if settings.tp > 1 and has_adapters:
+        return (
+            f"engine.tp = {settings.tp} with adapters: wrong answers are reported upstream "
+            "(NVIDIA/TensorRT-LLM#2634, open): compare with smoke_triton.py --reference, or give "
+            "each expert an engine of its own (topology = 'per-expert')",
+        )
+    return ()
+
+
 def is_calibrated(settings: EngineSettings) -> bool:
     """These scales are measured on data, by quantize.py and not by convert_checkpoint.py."""
     return settings.quantisation in ("fp8", "int4_awq") or settings.kv_cache_dtype != "auto"

@@ -33,6 +33,7 @@ from compllm.build_scripts.trtllm.commands import (
     merge_command,
 )
 from compllm.build_scripts.trtllm.image import EXAMPLES, Environment
+from compllm.build_scripts.trtllm.legacy_form import write_legacy
 from compllm.build_scripts.trtllm.plan import BuildPlan, PlannedAdapter, PlannedEngine
 from compllm.build_scripts.trtllm.process import run
 from compllm.build_scripts.trtllm.record import (
@@ -73,7 +74,7 @@ def partial(target: Path) -> Path:
 
 def engine_commands(engine: PlannedEngine, places: Places) -> tuple[Command, ...]:
     """What builds this engine, in order."""
-    checkpoint, commands = engine.source.directory, []
+    checkpoint, commands = places.step("legacy", engine.name), []
     if engine.merged is not None:
         merged = places.step("merged", engine.name)
         commands.append(merge_command(engine, engine.merged.directory, partial(merged)))
@@ -156,6 +157,7 @@ class _Run:
             "source": engine.source.key,
             "merged": engine.merged.adapter.sha256 if engine.merged else "",
             "settings": asdict(engine.settings),
+            "rope": asdict(engine.source.rope),
             "lora": [lora.modules, lora.max_rank] if lora else [],
             "versions": {k: v for k, v in self.versions.items() if k.startswith("tensorrt")},
             "compute_capability": self.plan.settings.gpu.compute_capability,
@@ -166,6 +168,7 @@ class _Run:
             key=hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest(),
             devices=engine.devices,
             settings=asdict(engine.settings),
+            rope=asdict(engine.source.rope),
             lora_modules=lora.modules if lora else (),
             max_lora_rank=lora.max_rank if lora else 0,
             commands=commands,
@@ -191,6 +194,9 @@ class _Run:
         if self._take_over(target, entry):
             say(f"{engine.name}: unchanged, taken over")
             return
+        legacy = self.places.step("legacy", engine.name)
+        with staged_directory(legacy) as made, saving("linking the checkpoint", made):
+            write_legacy(engine.source.directory, made)
         *before, last = engine_commands(engine, self.places)
         for command in before:
             kind = "merged" if command.tool == "merge" else "converted"
@@ -200,9 +206,9 @@ class _Run:
             target,
             entry.key,
             last,
-            lambda made: check_engine(made, entry.settings, entry.max_lora_rank, self.versions),
+            lambda made: check_engine(made, entry, self.versions),
         )
-        for kind in ("merged", "converted"):  # as large as the engine, and of no more use
+        for kind in ("legacy", "merged", "converted"):  # as large as the engine, and of no more use
             shutil.rmtree(self.places.step(kind, engine.name), ignore_errors=True)
 
     def _take_over(self, target: Path, entry: EngineEntry) -> bool:

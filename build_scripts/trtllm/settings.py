@@ -42,6 +42,8 @@ class EngineSettings:
     kv_cache_type: Literal["paged", "continuous"] = "paged"
     paged_context_fmha: bool = True
     tokens_per_block: int = _number(32, 8, 1024)
+    multiple_profiles: bool = True  # kernels chosen for small and for large batches
+    cuda_graphs: bool = True  # of decoding steps; never with adapters, which change every step
     max_batch_size: int = _number(64, 1, 4096)
     max_num_tokens: int = _number(8192, 64, 1_048_576)  # of one step
     max_seq_len: int = _number(4096, 64, 1_048_576)  # prompt and answer

@@ -58,7 +58,7 @@ def hint(error: ImportError) -> str:
     """The line that installs the module that the error misses.
 
     The smallest extra that names it; [embedded] where none does: that one brings most of what
-    other packages ask for when they run.
+    other packages ask for when they run. [gpu] is for NVIDIA's image alone.
     """
     distribution = distribution_of(error.name or "")
     if any(canonicalize_name(each.name) == distribution for each in requirements()):
@@ -66,7 +66,8 @@ def hint(error: ImportError) -> str:
     holders = [
         (len(held), extra)
         for extra in extra_names()
-        if distribution in (held := [canonicalize_name(r.name) for r in requirements(extra)])
+        if (extra != "gpu" or _is_nvidias_image())
+        and distribution in (held := [canonicalize_name(r.name) for r in requirements(extra)])
     ]
     return install_command(min(holders)[1] if holders else "embedded")
 
@@ -75,6 +76,10 @@ def distribution_of(module: str) -> str:
     """The package of PyPI that brings a module, by its normal name."""
     top = module.partition(".")[0].lower()
     return canonicalize_name(_DISTRIBUTIONS.get(top, top))
+
+
+def _is_nvidias_image() -> bool:
+    return any(importlib.metadata.distributions(name="tensorrt_llm"))
 
 
 def _is_of(requirement: Requirement, extra: str) -> bool:

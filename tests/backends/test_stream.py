@@ -18,6 +18,19 @@ from compllm.errors import BackendError, BackendRejected, BackendUnavailable
         (MISSING, AdapterMissing),
         ("Cache is full. There are no done tasks to evict", CacheFull),
         ("PEFT Cache is full. Could not store taskId=7", CacheFull),
+        (
+            "Error storing task=7 in PEFT cache -- [TensorRT-LLM][ERROR] Assertion failed: "
+            "pageIds.has_value() (/src/cpp/tensorrt_llm/runtime/loraCache.cpp:243)",
+            CacheFull,
+        ),
+        (
+            "Assertion failed: Invalid low_rank (64)\n1       0x7f2a /usr/local/cuda/lib64/x.so"
+            "\n2  0x7f2b /opt/tritonserver/backends/out of memory.so",
+            BackendRejected,
+        ),
+        ("lora module 5 not enabled (/src/tensorrt_llm/common/cudaUtils.h:42)", BackendRejected),
+        ("[TensorRT-LLM][ERROR] CUDA runtime error in cudaMalloc: out of memory", BackendError),
+        ("CUDA runtime error in cudaEventSynchronize(ev): an illegal access", BackendError),
         ("Exceeds maximum queue size", BackendUnavailable),
         ("the engine's queue is full (1024 requests): try again later", BackendUnavailable),
         ("Stub process 'tensorrt_llm_0_0' is not healthy.", BackendUnavailable),

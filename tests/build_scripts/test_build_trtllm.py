@@ -87,6 +87,16 @@ def test_build_and_check_in_the_image(
     assert err.count("\n") == 1
 
 
+def test_dry_run_downloads_no_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path / "empty"))
+    status, _, err = run(capsys, "--dry-run")
+    assert status == 1
+    assert "a dry run downloads nothing: fetch it with fetch_base.py, or name a checkpoint" in err
+    assert not (tmp_path / "empty").exists()
+
+
 def test_dry_run_tells_the_commands_of_the_build(
     given: Sequence[object], tools: Tools, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

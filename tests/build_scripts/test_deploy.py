@@ -261,13 +261,61 @@ def test_build_runs_its_three_steps_with_what_is_set(tmp_path: Path) -> None:
     ]
 
 
-def test_dry_run_ends_before_there_must_be_engines(tmp_path: Path) -> None:
+def test_a_checkpoint_of_the_user_is_named_to_the_build_and_no_base_is_fetched(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "python3").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "COMPLLM_HOME": "/data", "CHECKPOINT": "/in"}
+    done = subprocess.run(
+        [DEPLOY / "build.sh"], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[:2] == [
+        "-m compllm.build_scripts.fetch_base --encoder-only",
+        "-m compllm.build_scripts.build_trtllm --out /data/engines/trtllm --checkpoint /in",
+    ]
+
+
+def test_dry_run_downloads_nothing_and_makes_no_repository(tmp_path: Path) -> None:
     (tmp_path / "python3").write_text('#!/bin/sh\necho "$2"\n')
     (tmp_path / "python3").chmod(0o755)
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "COMPLLM_HOME": "/data"}
     command = [str(DEPLOY / "build.sh"), "--gpu", "l4", "--dry-run"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [
-        "compllm.build_scripts.fetch_base",
-        "compllm.build_scripts.build_trtllm",
-    ]
+    assert done.stdout.split() == ["compllm.build_scripts.build_trtllm"]
+
+
+def test_the_entrypoint_of_the_image_stays() -> None:
+    """It prepares CUDA's compatibility with older drivers."""
+    compose = yaml.safe_load((DEPLOY / "compose.common.yaml").read_text(encoding="utf-8"))
+    assert compose["services"]["build"]["command"] == ["build.sh"]
+    assert all("entrypoint" not in service for service in compose["services"].values())
+    objects = _rendered(VALUES["everything"])
+    for kind, args in (("Job", ["build.sh", "--num-gpus", "4"]), ("Deployment", ["serve.sh"])):
+        container = _one(objects, kind)["spec"]["template"]["spec"]["containers"][0]
+        assert container["args"] == args
+        assert "command" not in container
+
+
+def test_a_catalogue_with_relative_paths_is_refused_by_the_chart() -> None:
+    """Its text is mounted alone, so they would point nowhere; the shipped one has them."""
+    shipped = (resource_dir("engines") / "experts.toml").read_text(encoding="utf-8")
+    with helm.Chart.load(CHART) as chart:
+        with pytest.raises(Exception, match=r'path = "adapters/chemistry.* is a relative path'):
+            chart.render({"catalogue": shipped}, name="demo", namespace="llm")
+        chart.render(
+            {"catalogue": shipped.replace(' = "', ' = "/data/')}, name="demo", namespace="llm"
+        )
+
+
+def test_the_image_is_checked_without_a_gpu_and_keeps_what_it_was_tested_with() -> None:
+    """A build has no libcuda, without which tensorrt_llm cannot be imported."""
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    assert "import tensorrt_llm" not in text
+    assert "--config-settings=cmake.define.COMPLLM_EMBEDDED=OFF" in text
+    assert "--no-build-isolation" in text  # else pip brings OpenVINO to build with
+    assert "[gpu]" in text
+    (pattern,) = re.findall(r'grep -iE "([^"]+)"', text)
+    listed = "torch==2.9\ntensorrt_llm==1.2.1\ntensorrt==10.14\nnumpy==1.26\nrich==13.0\n"
+    kept = [line for line in listed.splitlines() if re.match(pattern, line, re.IGNORECASE)]
+    assert kept == listed.splitlines()[:-1]

@@ -12,10 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import repositories
 from repositories import engine_entry, write_catalogue, write_engines, write_shipped_engines
 
+from compllm.assembly import make_generator
 from compllm.build_scripts import make_triton_repo
 from compllm.build_scripts.make_triton_repo import Inputs, main, make_repository
 from compllm.build_scripts.repository import core, launch
@@ -30,7 +32,9 @@ from compllm.formats.checkpoint import validate_checkpoint
 from compllm.routing.embed import SentenceEncoder
 from compllm.routing.route import Router
 from compllm.served import difference_from
+from compllm.types import Query
 
+MPIRUN = "mpirun --allow-run-as-root --bind-to none"  # else each process keeps to one core
 ADAPTERS = (AdapterEntry("chemistry", 11, 8, "a"), AdapterEntry("biology", 12, 16, "b"))
 
 
@@ -114,13 +118,93 @@ def test_shared_base_has_the_numbers_of_the_build(
     parameters = _parameters(make_repository(inputs, tmp_path / "out"))
     assert parameters["gpt_model_path"] == str(engines / "tensorrt_llm")
     assert parameters["tokenizer_dir"] == str(engines / "tokenizer")
-    assert parameters["lora_prefetch_dir"] == str(engines / "adapters")
     assert parameters["lora_cache_max_adapter_size"] == "16"
     assert parameters["lora_cache_gpu_memory_fraction"] == "0.4"
     assert int(parameters["lora_cache_host_memory_bytes"]) >= 2**30
     assert parameters["kv_cache_free_gpu_mem_fraction"] == "0.85"
     assert "max_tokens_in_paged_kv_cache" not in parameters
     assert parameters["gpu_device_ids"] == "0"
+
+
+def test_no_folder_of_adapters_is_loaded_by_the_backend(
+    inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    """It reads the folders' names as 32-bit numbers, and an id of 53 bits ended the load."""
+    parameters = _parameters(make_repository(inputs, tmp_path / "out"))
+    assert "lora_prefetch_dir" not in parameters
+
+
+def test_the_server_asks_for_each_adapter_and_a_plan_before_it_is_ready(
+    inputs: Inputs, shared: TrtManifest, engines: Path, tmp_path: Path
+) -> None:
+    out = make_repository(inputs, tmp_path / "out")
+    samples = {each.name: each.inputs for each in _config(out).model_warmup}
+    assert list(samples) == ["base", "adapter-11", "adapter-12", "plan"]
+    folder = out / "models" / "tensorrt_llm" / "warmup"
+
+    def raw(sample: str, tensor: str) -> bytes:
+        return (folder / samples[sample][tensor].input_data_file).read_bytes()
+
+    for task_id in (11, 12):
+        name = f"adapter-{task_id}"
+        assert raw(name, "lora_task_id") == np.uint64(task_id).tobytes()
+        weights = np.load(engines / "adapters" / str(task_id) / "model.lora_weights.npy")
+        assert raw(name, "lora_weights") == weights.tobytes()
+        assert list(samples[name]["lora_config"].dims) == [3, 4]
+    assert "lora_task_id" not in samples["base"]
+    generator = make_generator(load_catalogue(out / "experts.toml"), load_config(environ={}))
+    guide = generator.request(Query("x")).guide
+    assert guide is not None
+    # A text in a tensor has its length before it, in four bytes.
+    assert raw("plan", "guided_decoding_guide")[4:].decode() == guide.text
+    made = {path.name for path in folder.iterdir()}
+    assert made == {
+        each.input_data_file for inputs_ in samples.values() for each in inputs_.values()
+    }
+
+
+def test_warm_up_has_no_guide_where_the_engines_have_none(
+    inputs: Inputs, shared: TrtManifest, tmp_path: Path
+) -> None:
+    out = make_repository(replace(inputs, is_guided=False), tmp_path / "out")
+    (plan,) = (each for each in _config(out).model_warmup if each.name == "plan")
+    assert "guided_decoding_guide" not in plan.inputs
+
+
+def test_warm_up_can_be_left_off(inputs: Inputs, shared: TrtManifest, tmp_path: Path) -> None:
+    out = make_repository(replace(inputs, is_warmed=False), tmp_path / "out")
+    assert not _config(out).model_warmup
+    assert not (out / "models" / "tensorrt_llm" / "warmup").exists()
+
+
+def test_cuda_graphs_are_on_without_adapters_and_off_with_them(
+    inputs: Inputs, engines: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    entries = _entries(tiny_checkpoint, (0,), (1,), (2,))
+    shape = validate_checkpoint(tiny_checkpoint)
+    entries[0] = engine_entry(shape, max_lora_rank=16)
+    write_engines(engines, tiny_checkpoint, entries, ADAPTERS)
+    out = make_repository(inputs, tmp_path / "out")
+    assert "cuda_graph_mode" not in _parameters(out)
+    expert = _parameters(out, "tensorrt_llm_chemistry")
+    assert (expert["cuda_graph_mode"], expert["cuda_graph_cache_size"]) == ("true", "16")
+
+
+def test_other_ranks_of_an_engine_are_asked_nothing(
+    inputs: Inputs, engines: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """They take no requests: a warm-up request would end their load."""
+    entry = engine_entry(validate_checkpoint(tiny_checkpoint), devices=(0, 1), max_lora_rank=16)
+    write_engines(engines, tiny_checkpoint, [entry], ADAPTERS)
+    out = make_repository(inputs, tmp_path / "out")
+    assert _config(out).model_warmup
+    other = core.parse((out / "workers" / "tensorrt_llm" / "config.pbtxt").read_text())
+    assert not other.model_warmup
+    assert differences(other) == []
+    script = (out / "launch.sh").read_text()
+    first, second = script.split(" : -n 1 ")
+    assert '--model-repository="$here/models"' in first
+    assert '--model-repository="$here/workers"' in second
 
 
 def test_engines_that_share_a_gpu_have_fixed_budgets(
@@ -316,9 +400,13 @@ def test_wrong_settings_are_refused(inputs: Inputs, shared: TrtManifest, tmp_pat
         (
             ((0, 1),),
             "leader",
-            ("mpirun --allow-run-as-root -n 1", " : -n 1 ", "--load-model=tensorrt_llm"),
+            (f"{MPIRUN} -n 1 /opt", " : -n 1 ", "--load-model=tensorrt_llm"),
         ),
-        (((0,), (1,)), "orchestrator", ("TRTLLM_ORCHESTRATOR=1", "byte-size=1:0")),
+        (
+            ((0,), (1,)),
+            "orchestrator",
+            ("TRTLLM_ORCHESTRATOR=1", "byte-size=1:0", MPIRUN),
+        ),
         (((1,),), "leader", ("mpirun",)),
     ],
 )

@@ -25,7 +25,7 @@ MODEL = core.CoreModel(
     gpu_ids=(0, 1),
     kv_fraction=0.85,
     kv_tokens=40_000,
-    lora=core.LoraCache(16, 0.5, 2 << 30, Path("/engines/adapters")),
+    lora=core.LoraCache(16, 0.5, 2 << 30),
     guided=core.GuidedDecoding(Path("/models/xgrammar_tokenizer_info.json")),
 )
 

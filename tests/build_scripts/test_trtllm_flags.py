@@ -22,7 +22,8 @@ from compllm.build_scripts.trtllm.commands import (
 from compllm.build_scripts.trtllm.make_flags import make_flags
 from compllm.build_scripts.trtllm.memory import LoraNeed
 from compllm.build_scripts.trtllm.plan import PlannedEngine
-from compllm.build_scripts.trtllm.settings import KvDtype, Quantisation
+from compllm.build_scripts.trtllm.rules import warnings
+from compllm.build_scripts.trtllm.settings import EngineSettings, KvDtype, Quantisation
 from compllm.errors import ArtefactError
 
 UPSTREAM = Path(__file__).parents[3] / "shared" / "trtllm"
@@ -140,6 +141,20 @@ def test_lora_engine_is_built_with_plugin_modules_and_rank() -> None:
     assert "--lora_plugin auto --max_lora_rank 16 " in command
     assert command.endswith("--lora_target_modules attn_q attn_k attn_v")
     assert "lora" not in str(build_command(planned_engine(), HERE, HERE))
+
+
+def test_engines_have_kernels_for_small_and_for_large_batches() -> None:
+    assert "--multiple_profiles enable" in str(build_command(planned_engine(), HERE, HERE))
+    off = planned_engine(multiple_profiles=False)
+    assert "--multiple_profiles disable" in str(build_command(off, HERE, HERE))
+
+
+def test_tensor_parallel_adapters_are_warned_of() -> None:
+    (told,) = warnings(EngineSettings(tp=2), has_adapters=True)
+    assert "TensorRT-LLM#2634" in told
+    assert "topology = 'per-expert'" in told
+    assert warnings(EngineSettings(tp=2), has_adapters=False) == ()
+    assert warnings(EngineSettings(), has_adapters=True) == ()
 
 
 def test_printed_command_can_be_pasted() -> None:

@@ -14,9 +14,11 @@ from compllm.build_scripts.trtllm.memory import (
     GIB,
     Load,
     LoraNeed,
+    Share,
     engine_memory,
     fit,
     lora_adapter_bytes,
+    lora_pages,
     share_out,
     weight_bytes,
 )
@@ -100,13 +102,64 @@ def test_shares_stay_within_the_gpu(shape: BaseShape, memory_gib: float, number:
         assert 0 < each.lora_fraction < 1
 
 
-def test_fractions_give_each_cache_its_bytes() -> None:
-    """As the server applies them: KV of what is free once loaded, LoRA of what KV leaves."""
-    (share,) = fit(Load(EngineSettings(), ((LLAMA_8B, LoraNeed(QKV, 16, 4, 4)),)), H100, 1, GPUS)
-    free = H100.memory_gib * GIB - (share.memory.fixed - share.memory.lora_gpu)
-    kv = share.kv_fraction * free
-    assert kv == pytest.approx(share.kv_tokens * share.memory.kv_per_token, rel=1e-3)
-    assert share.lora_fraction * (free - kv) >= 4 * share.memory.lora_adapter
+def served(share: Share, free: float) -> tuple[float, float]:
+    """Bytes of LoRA cache and KV cache as TensorRT-LLM 1.2 takes them of `free`: adapters first."""
+    lora = share.lora_fraction * free
+    return lora, share.kv_fraction * (free - lora)
+
+
+def test_caches_take_what_the_plan_says_in_the_order_of_the_runtime() -> None:
+    """A fraction of what the KV cache leaves made the LoRA cache 25.7 GiB instead of 2.8."""
+    modules = (*QKV, "attn_dense", "mlp_h_to_4h", "mlp_4h_to_h", "mlp_gate")
+    for need, expected in (
+        (LoraNeed((*QKV, "attn_dense"), 64, 8, 8), 1.2),
+        (LoraNeed(modules, 64, 8, 8), 3.3),
+    ):
+        (share,) = fit(Load(EngineSettings(), ((LLAMA_8B, need),)), H100, 1, GPUS)
+        free = H100.memory_gib * GIB - (share.memory.fixed - share.memory.lora_gpu)
+        lora, kv = served(share, free)
+        assert lora == pytest.approx(share.memory.lora_gpu, rel=0.01)
+        assert lora / GIB == pytest.approx(expected, abs=0.2)
+        assert kv == pytest.approx(share.kv_tokens * share.memory.kv_per_token, rel=2e-3)
+        assert share.kv_tokens > 430_000
+
+
+def test_a_page_of_the_lora_cache_is_one_adapter_of_the_optimal_rank() -> None:
+    """Upstream's slots are as wide as k and v (4096 + 1024); q (4096 + 4096) takes two of them."""
+    pages = lora_pages(LLAMA_8B, EngineSettings(), LoraNeed(QKV, 8, 1, 1))
+    assert (pages.page_bytes, pages.num_pages) == (8 * 4 * 32 * 5120 * 2, 1)
+    wide = lora_pages(LLAMA_8B, EngineSettings(), LoraNeed(QKV, 64, 1, 1))
+    assert wide.page_bytes == pages.page_bytes
+    # 64 x 8192 numbers in slots of 5120 are 103, with k and v 231 a layer; 1024 fit a page.
+    assert wide.num_pages == 8
+    exact = lora_adapter_bytes(LLAMA_8B, EngineSettings(), LoraNeed(QKV, 64, 1, 1))
+    assert exact <= wide.adapter_bytes <= 1.3 * exact
+
+
+@given(shapes, st.sampled_from([1, 8, 16, 64]), st.integers(1, 6))
+def test_the_lora_cache_always_holds_an_adapter_more_than_asked_for(
+    shape: BaseShape, rank: int, number: int
+) -> None:
+    need = LoraNeed((*QKV, "attn_dense", "mlp_4h_to_h"), rank, number, number)
+    memory = engine_memory(shape, EngineSettings(), need)
+    assert memory.lora_gpu >= (number + 1) * memory.lora_adapter
+    assert memory.lora_host >= (number + 1) * memory.lora_adapter
+
+
+def test_engines_on_one_gpu_have_their_caches_in_any_order_of_loading() -> None:
+    need = LoraNeed((*QKV, "attn_dense"), 16, 4, 4)
+    small = replace(LLAMA_8B, num_layers=8)
+    shares = fit(
+        Load(EngineSettings(), ((small, need), (small, None), (small, None))), H100, 1, GPUS
+    )
+    total = H100.memory_gib * GIB
+    first, others = shares[0], shares[1:]
+    fixed = first.memory.fixed - first.memory.lora_gpu
+    kv = sum(each.kv_tokens * each.memory.kv_per_token for each in shares)
+    loaded = sum(each.memory.fixed for each in others)
+    last = total - fixed - loaded - sum(e.kv_tokens * e.memory.kv_per_token for e in others)
+    assert first.lora_fraction * last >= first.memory.lora_gpu
+    assert first.lora_fraction * (total - fixed) + fixed + loaded + kv <= total * 0.951
 
 
 def refusal(load: Load, gpu: Gpu, num_gpus: int = 1) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,20 @@ def test_merged_checkpoint_is_whole(tiny_checkpoint: Path, adapter: Path, tmp_pa
     assert run(tiny_checkpoint, adapter, tmp_path / "out", "float16") == 0
     shape = validate_checkpoint(tmp_path / "out")
     assert shape.num_layers == validate_checkpoint(tiny_checkpoint).num_layers
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "float16"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "float16"
+
+
+def test_merged_checkpoint_keeps_the_rotary_base_in_the_form_of_the_image(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "tiny-llama"
+    shutil.copytree(tiny_checkpoint, base)
+    rope = {"rope_theta": 100000.0, "rope_type": "default"}
+    rewrite_json(base / "config.json", {"rope_parameters": rope})
+    assert run(base, adapter, tmp_path / "out") == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["rope_theta"] == 100000.0
+    assert "rope_parameters" not in config
 
 
 def test_adapter_of_another_base_is_one_line(

@@ -102,6 +102,19 @@ def test_no_adapters_build_an_engine_without_the_plugin(plan: Plan) -> None:
     assert (made.engines[0].lora, made.adapters) == (None, ())
 
 
+def test_qwen3_is_planned_though_the_embedded_engine_does_not_take_it(
+    plan: Plan, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    qwen = tmp_path / tiny_checkpoint.name
+    shutil.copytree(tiny_checkpoint, qwen)
+    changes = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    rewrite_json(qwen / "config.json", changes)
+    made = plan(checkpoint=qwen)
+    assert made.base.is_qwen
+    with pytest.raises(ArtefactError, match=r"supported are LlamaForCausalLM, Qwen2ForCausalLM$"):
+        validate_checkpoint(qwen)
+
+
 def test_default_length_bends_to_the_model_and_a_written_one_does_not(plan: Plan) -> None:
     assert plan().engines[0].settings.max_seq_len == 512
     with pytest.raises(ArtefactError, match=r"max_seq_len = 4096: tiny-llama was made for 512"):

@@ -28,7 +28,7 @@ def finished(directory: Path) -> TrtManifest:
     limits = ("max_batch_size", "max_num_tokens", "max_seq_len")
     config = {
         "version": "1.2.1",
-        "pretrained_config": {"mapping": {"world_size": 2}},
+        "pretrained_config": {"mapping": {"world_size": 2}, "rotary_base": 500000.0},
         "build_config": {key: getattr(engine.settings, key) for key in limits},
     }
     (folder / "config.json").write_text(json.dumps(config))
@@ -40,6 +40,7 @@ def finished(directory: Path) -> TrtManifest:
         key="k",
         devices=engine.devices,
         settings=asdict(engine.settings),
+        rope=asdict(engine.source.rope),
         lora_modules=(),
         max_lora_rank=0,
         commands=("trtllm-build",),
@@ -129,6 +130,10 @@ def test_changed_file_is_refused(tmp_path: Path) -> None:
     [
         ({"version": "1.1.0"}, "was built by TensorRT-LLM 1.1.0, not 1.2.1"),
         ({"build_config": {}}, "max_batch_size is None, 64 was asked for"),
+        (
+            {"pretrained_config": {"mapping": {"world_size": 2}, "rotary_base": 10000.0}},
+            "rotary_base is 10000.0, the checkpoint has 500000",
+        ),
         (
             {"pretrained_config": {"mapping": {"world_size": 1}}},
             "world_size is 1, 2 was asked for",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from compllm.build_scripts.trtllm.legacy_form import Rope
 from compllm.build_scripts.trtllm.memory import LoraNeed, Share, engine_memory
 from compllm.build_scripts.trtllm.plan import PlannedAdapter, PlannedEngine, Source
 from compllm.build_scripts.trtllm.settings import EngineSettings, Gpu
@@ -29,7 +30,7 @@ def planned_engine(
 ) -> PlannedEngine:
     """An engine of any settings, buildable or not."""
     own = EngineSettings(**settings)
-    source = Source(Path("/models/base"), shape, is_qwen, 131072, "key")
+    source = Source(Path("/models/base"), shape, is_qwen, 131072, Rope(500000.0), "key")
     adapter = PlannedAdapter(Adapter("chem", 4, {}, "0" * 64), Path("/adapters/chem"))
     merged = adapter if is_merged else None
     share = Share(engine_memory(shape, own, lora), 4096, 0.9, 0.5)

@@ -43,7 +43,14 @@ if trouble == "hangs":
 
 _CONVERT = """
 world = int(options.tp_size) * int(options.pp_size)
-config = {"dtype": options.dtype, "mapping": {"world_size": world}}
+source = json.loads((pathlib.Path(options.model_dir) / "config.json").read_text())
+# As TensorRT-LLM reads a config with transformers 4.57: it knows no rope_parameters.
+config = {
+    "dtype": options.dtype,
+    "mapping": {"world_size": world},
+    "rotary_base": source.get("rope_theta", 10000.0),
+    "rotary_scaling": source.get("rope_scaling"),
+}
 (out / "config.json").write_text(json.dumps(config))
 for rank in range(world):
     (out / f"rank{rank}.safetensors").write_bytes(b"weights")

@@ -154,20 +154,20 @@ def test_stop_is_seen_before_anything_else_is_asked_for() -> None:
 
 
 def test_unstreamed_output_begins_with_the_prompt() -> None:
-    arrays = outputs(parse(_tensors()), EngineEvent((8, 9), is_final=True), 2)
+    arrays = outputs(parse(_tensors()), EngineEvent((8, 9), is_final=True))
     assert arrays["output_ids"].tolist() == [[[5, 6, 7, 8, 9]]]
     assert arrays["sequence_length"].tolist() == [[5]]
 
 
 def test_prompt_is_left_out_when_asked_or_configured() -> None:
     event = EngineEvent((8,), is_final=True)
-    asked = outputs(parse(_tensors(exclude_input_in_output=[True])), event, 1)
-    configured = outputs(parse(_tensors(), is_input_excluded=True), event, 1)
+    asked = outputs(parse(_tensors(exclude_input_in_output=[True])), event)
+    configured = outputs(parse(_tensors(), is_input_excluded=True), event)
     assert asked["output_ids"].tolist() == configured["output_ids"].tolist() == [[[8]]]
 
 
 def test_streamed_output_holds_new_tokens_alone() -> None:
-    arrays = outputs(parse(_tensors(streaming=[True])), EngineEvent((8,)), 1)
+    arrays = outputs(parse(_tensors(streaming=[True])), EngineEvent((8,)))
     assert arrays["output_ids"].tolist() == [[[8]]]
     assert set(arrays) == {"output_ids", "sequence_length", "batch_index", "sequence_index"}
 
@@ -176,7 +176,7 @@ def test_streamed_output_holds_new_tokens_alone() -> None:
 def test_log_probs_come_with_every_response_when_asked_and_sum_up(is_streamed: bool) -> None:
     request = parse(_tensors(streaming=[is_streamed], return_log_probs=[True]))
     assert request.engine.wants_log_probs
-    arrays = outputs(request, EngineEvent((8,), (-0.5, -0.25), is_final=not is_streamed), 2)
+    arrays = outputs(request, EngineEvent((8,), (-0.5, -0.25), is_final=not is_streamed))
     assert arrays["output_log_probs"].tolist() == [[[-0.5, -0.25]]]
     assert arrays["cum_log_probs"].tolist() == [[-0.75]]
     assert {arrays[name].dtype for name in ("output_log_probs", "cum_log_probs")} == {
@@ -186,9 +186,15 @@ def test_log_probs_come_with_every_response_when_asked_and_sum_up(is_streamed: b
 
 def test_log_probs_of_no_token_are_an_empty_list() -> None:
     request = parse(_tensors(return_log_probs=[True]))
-    arrays = outputs(request, EngineEvent(is_final=True), 0)
+    arrays = outputs(request, EngineEvent(is_final=True))
     assert arrays["output_log_probs"].shape == (1, 1, 0)
     assert arrays["cum_log_probs"].tolist() == [[0.0]]
+
+
+def test_output_tokens_are_counted_by_response_as_upstream_does() -> None:
+    request = parse(_tensors(streaming=[True], return_num_output_tokens=[True]))
+    arrays = outputs(request, EngineEvent((8, 9), is_final=True))
+    assert arrays["num_output_tokens"].item() == 2
 
 
 def test_performance_outputs_come_with_the_last_response_when_asked() -> None:
@@ -200,7 +206,7 @@ def test_performance_outputs_come_with_the_last_response_when_asked() -> None:
         )
     )
     perf = EnginePerf(1, 2, 3, 4, 5, 6, 7)
-    arrays = outputs(request, EngineEvent((8,), is_final=True, perf=perf), 4)
+    arrays = outputs(request, EngineEvent((8,), is_final=True, perf=perf))
     assert {name: array.item() for name, array in arrays.items() if array.size == 1} == {
         "sequence_length": 4,
         "batch_index": 0,
@@ -213,5 +219,5 @@ def test_performance_outputs_come_with_the_last_response_when_asked() -> None:
         "kv_cache_alloc_new_blocks": 6,
         "kv_cache_reused_blocks": 7,
         "num_input_tokens": 3,
-        "num_output_tokens": 4,
+        "num_output_tokens": 1,
     }

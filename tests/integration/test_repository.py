@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import socket
 import subprocess
 import time
@@ -13,14 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import bare_catalogue
 from repositories import engine_entry, write_catalogue, write_engines, write_shipped_engines
 
-from compllm.build_scripts.make_triton_repo import Inputs, make_repository
+from compllm.backends.adapter_files import weights_in
+from compllm.backends.tokenizer import Tokenizer
+from compllm.build_scripts.make_triton_repo import Inputs, make_embedded, make_repository
 from compllm.build_scripts.repository import core
 from compllm.build_scripts.repository.contract import differences
+from compllm.build_scripts.repository.warm_up import WarmUp
 from compllm.build_scripts.trtllm.record import AdapterEntry
 from compllm.build_scripts.trtllm.settings import Topology
+from compllm.catalogue import load_catalogue
+from compllm.config import load_config
 from compllm.formats.checkpoint import validate_checkpoint
+from compllm.formats.manifest import Manifest
 from compllm.routing.embed import SentenceEncoder
 from compllm.server import triton_files
 
@@ -91,7 +99,7 @@ def _ask(port: int, method: str, path: str) -> Any:
         connection.close()
 
 
-def _loaded(port: int) -> dict[str, dict[str, str]]:
+def _loaded(port: int, last: str = "comp_llm") -> dict[str, dict[str, str]]:
     """State and reason of every model, once none is loading any more."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
@@ -101,10 +109,37 @@ def _loaded(port: int) -> dict[str, dict[str, str]]:
             found = {}
         # A model whose configuration is refused has no state at all; the face takes longest.
         states = {name: each.get("state") for name, each in found.items()}
-        if states.get("comp_llm") in ("READY", "UNAVAILABLE") and "LOADING" not in states.values():
+        if states.get(last) in ("READY", "UNAVAILABLE") and "LOADING" not in states.values():
             return found
         time.sleep(0.2)
     pytest.fail("the server did not finish loading")
+
+
+def test_a_server_answers_the_warm_up_before_it_is_ready(
+    engine_dir: Path, encoder_dir: Path, tmp_path: Path
+) -> None:
+    """The same requests as for a GPU's engine, at the embedded one: Triton takes their form."""
+    out = make_embedded(engine_dir, tmp_path / "repository")
+    shutil.rmtree(out / "models" / "comp_llm")
+    folder = out / "models" / "tensorrt_llm"
+    config = core.parse((folder / "config.pbtxt").read_text())
+    adapters = [each.task_id for each in Manifest.read(engine_dir).adapters]
+    weights = weights_in(engine_dir)
+    assert weights is not None
+    warm_up = WarmUp(
+        load_catalogue(bare_catalogue(tmp_path)),
+        load_config(environ={}),
+        Tokenizer.from_dir(engine_dir),
+        weights,
+    )
+    warm_up.add(config, folder, adapters)
+    (folder / "config.pbtxt").write_text(core.render(config))
+    with _served(out / "models", tmp_path) as port:
+        models = _loaded(port, "tensorrt_llm")
+    log = (tmp_path / "log").read_text()
+    assert models["tensorrt_llm"]["state"] == "READY", log
+    assert "warmup error" not in log
+    assert len(config.model_warmup) == 2 + len(adapters)
 
 
 def test_everything_that_needs_no_gpu_loads_and_the_rest_lacks_only_its_backend(

@@ -55,7 +55,11 @@ def _run(server: ServerInfo, folder: Path, *more: str) -> tuple[int, dict[str, A
 def test_everything_passes_on_an_engine_with_a_lora_cache(
     bounded: ServerInfo, engine_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, report = _run(bounded, tmp_path, "--adapters", str(engine_dir))
+    adapters = ("--adapters", str(engine_dir))
+    file = tmp_path / "reference.json"
+    assert main(_arguments(bounded, *adapters, "--record", str(file))) == 0
+    capsys.readouterr()
+    code, report = _run(bounded, tmp_path, *adapters, "--reference", str(file))
     failed = [each for each in report["checks"] if each["status"] == "fail"]
     assert (code, failed) == (0, [])
     assert report["counts"]["skip"] == 0
@@ -63,6 +67,20 @@ def test_everything_passes_on_an_engine_with_a_lora_cache(
     told = capsys.readouterr().out.splitlines()
     assert json.loads(told[-1]) == report
     assert sum(line.startswith("PASS") for line in told) == report["counts"]["pass"]
+
+
+def test_answers_of_other_weights_are_seen(bounded: ServerInfo, tmp_path: Path) -> None:
+    file = tmp_path / "reference.json"
+    assert main(_arguments(bounded, "--record", str(file))) == 0
+    made = json.loads(file.read_text())
+    made["answers"]["base"] = [[0] for _ in made["answers"]["base"]]
+    file.write_text(json.dumps(made))
+    only = ("--only", "as the reference")
+    code, report = _run(bounded, tmp_path, "--reference", str(file), *only)
+    assert code == 1
+    assert "base: 0% first tokens" in report["checks"][0]["found"]
+    code, report = _run(bounded, tmp_path, *only)
+    assert (code, report["counts"]["skip"]) == (0, 1)
 
 
 def test_server_that_is_not_there_is_one_line(

@@ -1,7 +1,7 @@
 """Where a client finds the weights of adapters that an engine asks for.
 
 Stands behind `lora_client.py`. Two kinds of directories hold them: an embedded engine, and the
-folders that TensorRT-LLM's hf_lora_convert.py writes, named by task id (its `lora_prefetch_dir`).
+folders that TensorRT-LLM's hf_lora_convert.py writes, named by task id.
 A task id is of an adapter's name and content (`embedded.adapters.Adapter.task_id`), so that a
 changed adapter never meets an old one's cache entry.
 """
@@ -31,6 +31,11 @@ def weights_in(directory: Path) -> AdapterWeights | None:
     if any(directory.glob(f"[0-9]*/{WEIGHTS_FILE}")):
         return lambda task_id: read_converted(directory / str(task_id))
     return None
+
+
+def converted_beside(engine: Path) -> Path:
+    """Where build_trtllm.py puts the adapters of the engine in this directory."""
+    return engine.parent / "adapters"
 
 
 def is_embedded_engine(directory: Path) -> bool:

@@ -44,12 +44,20 @@ _TEXTS: tuple[tuple[re.Pattern[str], type[BackendError]], ...] = tuple(
         (r"no available versions|not at ready state|server is stopping", BackendUnavailable),
         (r"stub process|is not healthy", BackendUnavailable),
         (r"the engine failed|the engine cannot take", BackendError),
-        (r"Encountered an error in forward|out of memory|CUDA", BackendError),
+        (r"Encountered an error in forward|out of memory", BackendError),
+        # Not a path of a backtrace: /usr/local/cuda/..., common/cudaUtils.h.
+        (r"CUDA (runtime |driver )?error|\b(CUDA|CUBLAS|CUDNN|NCCL)_?ERROR", BackendError),
     )
 )
 _ADAPTER_MISSING = re.compile(r"LoRA task \d+ not found in cache", re.IGNORECASE)
-# "Cache is full. There are no done tasks to evict", "PEFT Cache is full. Could not store taskId=7"
-_CACHE_FULL = re.compile(r"Cache is full\b.*(no done tasks|could not store)", re.IGNORECASE)
+# "Cache is full. There are no done tasks to evict", "PEFT Cache is full. Could not store taskId=7";
+# and "Error storing task=7 in PEFT cache -- ... Assertion failed: pageIds.has_value()", where the
+# adapters whose requests have ended free fewer pages than this one needs.
+_CACHE_FULL = re.compile(
+    r"Cache is full\b.*(no done tasks|could not store)|Error storing task=\d+ in PEFT cache",
+    re.IGNORECASE,
+)
+_BACKTRACE = re.compile(r"^\d+ +0x[0-9a-f]+.*$", re.IGNORECASE | re.MULTILINE)
 
 
 class AdapterMissing(BackendRejected):
@@ -78,8 +86,9 @@ def error_from_text(message: str) -> BackendError:
         return AdapterMissing(f"the server refused the request: {message}")
     if _CACHE_FULL.search(message):
         return CacheFull(f"the server failed: {message}")
+    reason = _BACKTRACE.sub("", message)
     for pattern, kind in _TEXTS:
-        if pattern.search(message):
+        if pattern.search(reason):
             return kind(f"the server failed: {message}")
     return BackendRejected(f"the server refused the request: {message}")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
 from compllm.backends import wire
-from compllm.backends.adapter_files import is_embedded_engine, weights_in
+from compllm.backends.adapter_files import converted_beside, is_embedded_engine, weights_in
 from compllm.backends.channel import CORE_MODEL, model_config
 from compllm.backends.client_stats import ClientStats, RequestStats
 from compllm.backends.connection import ClientOptions, Connection, OnRequest
@@ -122,6 +122,8 @@ class TritonBackend:
         weights, is_prefetched = await asyncio.to_thread(
             _adapters, parameters, Path(adapters_dir) if adapters_dir else None
         )
+        # What the server's own warm-up has sent is there.
+        is_prefetched |= any("lora_weights" in each.inputs for each in config.model_warmup)
         return cls(
             url,
             tokenizer,
@@ -294,12 +296,13 @@ class _Text:
 
 
 def _usage(tensors: wire.Tensors, num_input_tokens: int, num_output_tokens: int) -> Usage:
-    """The engine's report, with our own counts where it gives none."""
+    """The engine's report. Output tokens are our own count: an engine that streams reports those of
+    each response alone."""
     usage = wire.read_usage(tensors)
     return replace(
         usage,
         num_input_tokens=usage.num_input_tokens or num_input_tokens,
-        num_output_tokens=usage.num_output_tokens or num_output_tokens,
+        num_output_tokens=num_output_tokens,
     )
 
 
@@ -315,7 +318,8 @@ def _adapters(
         options = {}
     if is_embedded_engine(engine) and not options.get("is_lora_cache"):
         prefetched = prefetched or str(engine)
-    for place in (directory, Path(prefetched) if prefetched else None, engine):
+    places = (directory, Path(prefetched) if prefetched else None, engine, converted_beside(engine))
+    for place in places:
         if place is not None and (weights := weights_in(place)) is not None:
             return weights, bool(prefetched)
     if directory is not None:

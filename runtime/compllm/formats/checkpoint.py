@@ -33,16 +33,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def validate_checkpoint(directory: Path) -> BaseShape:
-    """The shape of the model in `directory`. Raises ArtefactError when it cannot be used."""
+def validate_checkpoint(directory: Path, supported: tuple[str, ...] = ARCHITECTURES) -> BaseShape:
+    """The shape of the model in `directory`. Raises ArtefactError when it cannot be used.
+
+    supported: architectures; the default is what every engine takes.
+    """
     if not directory.is_dir():
         raise ArtefactError(f"checkpoint {directory} is not a directory")
     config = read_json(directory / "config.json")
     architectures = config.get("architectures") or []
-    if not any(name in ARCHITECTURES for name in architectures):
+    if not any(name in supported for name in architectures):
         seen = ", ".join(map(str, architectures)) or "model of unknown architecture"
         raise ArtefactError(
-            f"checkpoint {directory} is a {seen}; supported are {', '.join(ARCHITECTURES)}"
+            f"checkpoint {directory} is a {seen}; supported are {', '.join(supported)}"
         )
     if "quantization_config" in config:
         raise ArtefactError(

@@ -56,7 +56,6 @@ class _Live(LiveRequest):
     request: CoreRequest = field(kw_only=True)
     number: int = field(kw_only=True)  # of the request in this process, for error texts
     handle: int | None = None  # the engine's; None until it is known
-    num_output_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -215,7 +214,6 @@ class CoreModel:
                 self._answer(live, replace(events.last, token_ids=tuple(events.token_ids)))
 
     def _answer(self, live: _Live, event: EngineEvent) -> None:
-        live.num_output_tokens += len(event.token_ids)
         if event.is_final:
             self._senders.remove(live)
         try:
@@ -231,7 +229,7 @@ class CoreModel:
         elif event.error is not None:
             live.fail(_error_text(live, event), event.situation)
         else:
-            tensors = outputs(live.request, event, live.num_output_tokens)
+            tensors = outputs(live.request, event)
             live.send(tensors, is_final=event.is_final)
 
 

@@ -146,11 +146,12 @@ def parse(tensors: Tensors, *, is_input_excluded: bool = False) -> CoreRequest:
     )
 
 
-def outputs(request: CoreRequest, event: EngineEvent, num_output_tokens: int) -> dict[str, Any]:
-    """The tensors that answer `event`. `num_output_tokens`: of the whole request up to here.
+def outputs(request: CoreRequest, event: EngineEvent) -> dict[str, Any]:
+    """The tensors that answer `event`.
 
     Streamed responses hold new tokens alone; an unstreamed one begins with the prompt unless that
-    is excluded. Log-probabilities are those of all output tokens up to here, in both cases, as
+    is excluded. The number of output tokens is that of the response alone, as TensorRT-LLM counts
+    it. Log-probabilities are those of all output tokens up to here, in both cases, as
     TensorRT-LLM sends them.
     """
     tokens = event.token_ids
@@ -167,13 +168,11 @@ def outputs(request: CoreRequest, event: EngineEvent, num_output_tokens: int) ->
         arrays["output_log_probs"] = log_probs.reshape(1, 1, -1)
         arrays["cum_log_probs"] = log_probs.sum(dtype=np.float32).reshape(1, 1)
     if event.is_final:
-        arrays |= _final_outputs(request, event, num_output_tokens)
+        arrays |= _final_outputs(request, event)
     return arrays
 
 
-def _final_outputs(
-    request: CoreRequest, event: EngineEvent, num_output_tokens: int
-) -> dict[str, NDArray[Any]]:
+def _final_outputs(request: CoreRequest, event: EngineEvent) -> dict[str, NDArray[Any]]:
     values: dict[str, tuple[int, type[np.generic]]] = {}
     perf = event.perf
     if request.wants_perf and perf is not None:
@@ -189,7 +188,7 @@ def _final_outputs(
     if request.wants_num_input:
         values["num_input_tokens"] = (len(request.engine.input_ids), np.int32)
     if request.wants_num_output:
-        values["num_output_tokens"] = (num_output_tokens, np.int32)
+        values["num_output_tokens"] = (len(event.token_ids), np.int32)
     return {name: np.array([[value]], dtype) for name, (value, dtype) in values.items()}
 
 

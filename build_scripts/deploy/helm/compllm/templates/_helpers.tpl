@@ -75,6 +75,14 @@ volumes:
   mountPath: /dev/shm
 {{- end -}}
 
+{{/* Text of a catalogue is mounted alone: what it names must be on the volume. */}}
+{{- define "compllm.checkCatalogue" -}}
+{{- $relative := regexFind "(?m)^[ \\t]*(path|head|file)[ \\t]*=[ \\t]*[\"'][^/\"'][^\"'\\n]*" .Values.catalogue -}}
+{{- if $relative -}}
+{{- fail (printf "catalogue: %s... is a relative path, and only the text is mounted: give an absolute one below /data, or leave catalogue out to serve the shipped one" (trim $relative)) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The pod of the build; its hash names the Job, since a Job cannot be changed. */}}
 {{- define "compllm.build" -}}
 restartPolicy: Never
@@ -83,9 +91,9 @@ containers:
   - name: build
     image: {{ include "compllm.image" . }}
     imagePullPolicy: {{ .Values.image.pullPolicy }}
-    command: [build.sh]
+    # Not `command`: the image's entrypoint prepares CUDA's compatibility with older drivers.
     args:
-      {{- toYaml .Values.build.args | nindent 6 }}
+      {{- concat (list "build.sh") .Values.build.args | toYaml | nindent 6 }}
     env:
       - name: CHECKPOINT
         value: {{ .Values.build.checkpoint | quote }}
