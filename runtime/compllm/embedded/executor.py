@@ -16,9 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from compllm.embedded.counters import StepCounters
 from compllm.embedded.masking import Masks
 from compllm.embedded.model import Weights
 from compllm.embedded.options import ExecutorOptions
+from compllm.embedded.orders import Orders
 from compllm.embedded.request import (
     EngineEvent,
     EngineRequest,
@@ -57,6 +56,7 @@ from compllm.formats.manifest import Manifest
 from compllm.types import FinishReason
 
 TOKENS_PER_BLOCK = 32  # fixed by OpenVINO's CPU paged attention
+_SHUT_DOWN = "the engine is shut down"
 _MAX_FAILURES = 3  # steps that fail one after another; then the engine is dead
 
 
@@ -98,16 +98,11 @@ class Executor:
         self._tools = TextTools(engine_dir, self.vocab_size)
         if options.is_guide_warm:
             self._tools.warm_guides()
-        self._masks = Masks(self._notify)
         self._interval_ns = int(1e6 * options.stream_interval_ms)
         self._line_ends = self._tools.line_ends() if self._interval_ns else frozenset()
 
-        self._wake = threading.Condition()
-        self._inbox: deque[Sequence] = deque()
-        self._cancels: deque[tuple[int, int]] = deque()  # handle, steps taken when it was asked
-        self._jobs: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._next_handle = 1
-        self._is_closed = False  # takes nothing any more
+        self._orders = Orders()
+        self._masks = Masks(self._orders.notify)
         self._is_freed = False
         self._fatal: str | None = None
         self._counters = StepCounters()
@@ -123,29 +118,23 @@ class Executor:
 
     def submit(self, request: EngineRequest, on_event: OnEvent) -> int:
         """Queue a request. A refusal arrives as its only event, before this returns."""
-        with self._wake:
-            handle = self._next_handle
-            self._next_handle += 1
+        handle = self._orders.new_handle()
         try:
+            self._orders.check_open()
             sequence = self._open(handle, request, on_event)
         except EngineError as error:
             on_event(_failed(error))
             return handle
-        with self._wake:
-            refusal = self._fatal or ("the engine is shut down" if self._is_closed else None)
-            if refusal is None:
-                self._inbox.append(sequence)
-                self._wake.notify()
-        if refusal is not None:
+        try:
+            self._orders.add(sequence)
+        except EngineClosed as error:
             self._slots.release(sequence.slot)
-            on_event(_failed(EngineClosed(refusal)))
+            on_event(_failed(error))
         return handle
 
     def cancel(self, handle: int) -> None:
         """End a request before its next step; unknown and finished ones are ignored."""
-        with self._wake:
-            self._cancels.append((handle, self._counters.num_steps))
-            self._wake.notify()
+        self._orders.cancel(handle, self._counters.num_steps)
 
     def load_adapter(self, task_id: int, adapter: Adapter) -> None:
         """Make an adapter available as `task_id`, between two steps, in place of one of that id.
@@ -153,13 +142,13 @@ class Executor:
         Requests that run with a replaced one end with it. Raises EngineError when every slot is
         in use.
         """
-        self._call(lambda: self._load_adapter(task_id, adapter))
+        self._orders.call(lambda: self._load_adapter(task_id, adapter))
 
     def remove_adapter(self, task_id: int) -> None:
         """Requests that run with it end with it; new ones are refused. Raises EngineError if
         unknown.
         """
-        self._call(lambda: self._remove_adapter(task_id))
+        self._orders.call(lambda: self._remove_adapter(task_id))
 
     def is_guide_quick(self, request: EngineRequest) -> bool:
         """Whether `submit` needs no compiling of a guide that takes long."""
@@ -175,7 +164,7 @@ class Executor:
         return replace(
             self._counters.stats(),
             num_active=len(self._scheduler.running),
-            num_waiting=len(self._scheduler.waiting) + len(self._inbox),
+            num_waiting=len(self._scheduler.waiting) + self._orders.num_new,
             kv_blocks_max=pool.num_blocks,
             kv_blocks_used=pool.num_used,
             kv_blocks_reused=pool.num_reused_total,
@@ -186,12 +175,11 @@ class Executor:
 
     def close(self) -> None:
         """Cancel what runs, stop the thread, free the models. Idempotent."""
-        with self._wake:
-            if self._is_freed:
-                return
-            self._is_closed = self._is_freed = True
-            self._wake.notify()
+        self._orders.close(_SHUT_DOWN)
         self._thread.join()
+        if self._is_freed:
+            return
+        self._is_freed = True
         self._masks.close()
         self._tools.close()
         self.runner.close()
@@ -201,7 +189,7 @@ class Executor:
     def _open(self, handle: int, request: EngineRequest, on_event: OnEvent) -> Sequence:
         """Check everything that can be checked before queueing. Raises EngineError."""
         check_request(request, vocab_size=self.vocab_size, max_seq_len=self.max_seq_len)
-        if len(self._inbox) + len(self._scheduler.waiting) >= self.options.max_queue_size:
+        if self._orders.num_new + len(self._scheduler.waiting) >= self.options.max_queue_size:
             raise EngineOverloaded(
                 f"the engine's queue is full ({self.options.max_queue_size} requests): "
                 "try again later"
@@ -210,15 +198,6 @@ class Executor:
         sequence.slot = self._slots.acquire(request.task_id)
         self._masks.compute_ahead(sequence)
         return sequence
-
-    def _call(self, job: Callable[[], Any]) -> None:
-        future: Future[Any] = Future()
-        with self._wake:
-            if self._is_closed:
-                raise EngineClosed(self._fatal or "the engine is shut down")
-            self._jobs.append((job, future))
-            self._wake.notify()
-        future.result()
 
     # ---- the engine's own thread
 
@@ -243,7 +222,7 @@ class Executor:
                 if num_in_row == _MAX_FAILURES:
                     self._die(error)
                     return
-                self._start_anew(error)
+                self._start_anew(f"the engine failed in a step ({error}): try again")
         self._end_all("cancelled", None)
 
     def _new_cache(self) -> tuple[BlockPool, Scheduler]:
@@ -257,18 +236,13 @@ class Executor:
             is_prefix_reused=options.is_prefix_reused,
         )
 
-    def _start_anew(self, error: Exception) -> None:
-        """After a step that failed: whatever it left in the cache is not to be trusted."""
+    def _start_anew(self, reason: str) -> None:
+        """End what runs; whatever a failed step left in the cache is not to be trusted."""
         ended, waiting = self._scheduler.running, self._scheduler.waiting
         self._pool, self._scheduler = self._new_cache()
         self._scheduler.waiting = waiting
         for sequence in ended:
-            self._report_end(
-                sequence,
-                "error",
-                f"the engine failed in a step and starts anew ({error}): try again",
-                UNAVAILABLE,
-            )
+            self._report_end(sequence, "error", reason, UNAVAILABLE)
 
     def _die(self, error: Exception) -> None:
         self._fatal = (
@@ -276,35 +250,27 @@ class Executor:
             "start the server again"
         )
         print(f"the engine is dead: {self._fatal}", file=sys.stderr, flush=True)
-        self._start_anew(error)
+        self._orders.close(self._fatal)
+        self._start_anew(self._fatal)
         self._end_all("error", self._fatal)
 
     def _take_orders(self) -> bool:
         """Wait for work; apply cancels and adapter changes. False when the engine is to stop."""
-        with self._wake:
-            while not (self._inbox or self._jobs or self._cancels or self._can_go_on()):
-                if self._is_closed:
-                    return False
-                self._wake.wait()
-                self._counters.restart_clock()
-            if self._is_closed:
-                return False
-            self._scheduler.waiting += self._inbox
-            self._inbox.clear()
-            cancels, self._cancels = self._cancels, deque()
-            jobs, self._jobs = self._jobs, deque()
-        if cancels:
-            asked = dict(cancels)
+        taken = self._orders.take(self._can_go_on, self._counters.restart_clock)
+        if taken is None:
+            return False
+        self._scheduler.waiting += taken.sequences
+        if taken.cancels:
             for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-                if sequence.handle in asked:
-                    self._counters.count_cancel(asked[sequence.handle])
+                if sequence.handle in taken.cancels:
+                    self._counters.count_cancel(taken.cancels[sequence.handle])
                     self._finish(sequence, "cancelled")
-        for job, future in jobs:
+        for job, future in taken.jobs:
             try:
                 future.set_result(job())
             except Exception as error:  # of the caller: what runs goes on
                 future.set_exception(error)
-        if jobs:
+        if taken.jobs:
             self._counters.restart_clock()
         return True
 
@@ -313,10 +279,6 @@ class Executor:
         if not running:
             return bool(self._scheduler.waiting)
         return any(each.can_go_on for each in running)
-
-    def _notify(self) -> None:
-        with self._wake:
-            self._wake.notify()
 
     def _step(self) -> None:
         plan = self._scheduler.plan()
@@ -412,16 +374,13 @@ class Executor:
             traceback.print_exc(file=sys.stderr)
 
     def _end_all(self, reason: FinishReason, error: str | None) -> None:
-        with self._wake:
-            self._scheduler.waiting += self._inbox
-            self._inbox.clear()
-            jobs, self._jobs = self._jobs, deque()
-            self._is_closed = True
+        left = self._orders.drain()
+        self._scheduler.waiting += left.sequences
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             self._scheduler.remove(sequence)
             self._report_end(sequence, reason, error, UNAVAILABLE if error else INTERNAL)
-        for _, future in jobs:
-            future.set_exception(EngineClosed(error or "the engine is shut down"))
+        for _, future in left.jobs:
+            future.set_exception(EngineClosed(error or _SHUT_DOWN))
 
     def _load_adapter(self, task_id: int, adapter: Adapter) -> None:
         slot = self._slots.assign(task_id, self._forget)
