@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,8 +231,8 @@ def test_a_request_whose_mask_is_late_can_be_cancelled(
     generate(engine, [guided])
     monkeypatch.setattr(Guide, "prepare", lambda guide: may_go_on.wait(60))
     held = Run(engine, [guided])
-    while engine.stats().num_steps < 7:
-        pass
+    while engine.stats().num_active == 0:
+        time.sleep(0.001)
     engine.cancel(held.handles[0])
     assert held.wait()[0].last.finish_reason == "cancelled"
     may_go_on.set()

@@ -258,7 +258,9 @@ def test_a_bad_guide_is_refused_with_the_reason(
         compiler.start(guide_type, text)
 
 
-def test_a_missing_tokenizer_and_a_small_vocabulary_are_refused(base_dir: Path, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_and_a_small_vocabulary_are_refused(
+    base_dir: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ArtefactError, match=r"tokenizer\.json gives no tokenizer"):
         GuideCompiler(tmp_path, VOCAB, [END])
     with pytest.raises(ArtefactError, match="vocab size too small"):

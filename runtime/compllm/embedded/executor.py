@@ -138,20 +138,15 @@ class Executor:
 
     def load_adapter(self, task_id: int, adapter: Adapter) -> None:
         """Make an adapter available as `task_id`, between two steps, in place of one of that id.
-
-        Requests that run with a replaced one end with it. Raises EngineError when every slot is
-        in use.
-        """
+        Requests that run with that one end with it. Raises EngineOverloaded."""
         self._orders.call(lambda: self._load_adapter(task_id, adapter))
 
     def remove_adapter(self, task_id: int) -> None:
-        """Requests that run with it end with it; new ones are refused. Raises EngineError if
-        unknown.
-        """
+        """Requests that run with it end with it; new ones are refused. Raises AdapterUnknown."""
         self._orders.call(lambda: self._remove_adapter(task_id))
 
     def is_guide_quick(self, request: EngineRequest) -> bool:
-        """Whether `submit` needs no compiling of a guide that takes long."""
+        """Whether `submit` has no guide to compile that may take long."""
         return self._tools.is_guide_quick(request)
 
     def decode(self, token_ids: Iterable[int]) -> str:
@@ -214,8 +209,7 @@ class Executor:
                         num_in_row = 0
                 break
             except Exception as error:
-                # The thread must not die silently: each caller that waits or comes later gets a
-                # reason, and the log has it all.
+                # Each caller that waits or comes later gets a reason, and the log has it all.
                 traceback.print_exc(file=sys.stderr)
                 num_in_row += 1
                 self._counters.num_failures += 1
@@ -227,14 +221,14 @@ class Executor:
 
     def _new_cache(self) -> tuple[BlockPool, Scheduler]:
         """An empty cache, and the scheduler over it."""
-        pool = BlockPool(self._num_blocks, TOKENS_PER_BLOCK)
-        options = self.options
-        return pool, Scheduler(
+        pool, options = BlockPool(self._num_blocks, TOKENS_PER_BLOCK), self.options
+        scheduler = Scheduler(
             pool,
             max_batch_size=options.max_batch_size,
             max_num_tokens=options.max_num_tokens,
             is_prefix_reused=options.is_prefix_reused,
         )
+        return pool, scheduler
 
     def _start_anew(self, reason: str) -> None:
         """End what runs; whatever a failed step left in the cache is not to be trusted."""
