@@ -140,8 +140,8 @@ def check_answers(info: ServerInfo) -> None:
         )
     if is_dead:
         raise ServerError(
-            f"the engine of the server (process {info.server_pid}) is dead: its log {info.log} says "
-            "why. `compllm down`, then `compllm up`"
+            f"the engine of the server (process {info.server_pid}) is dead: {info.log} says why. "
+            "`compllm down`, then `compllm up`"
         )
     if status_code != 200:
         raise ServerError(
