@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +57,9 @@ def test_a_client_cannot_replace_a_shipped_expert(
 
 def test_one_request_with_extreme_penalties_ends_alone(server: ServerInfo) -> None:
     before = infer(server, {})
-    body = {
-        "input_ids": [[5, 6, 7]],
-        "input_lengths": [[3]],
-        "request_output_len": [[8]],
-        "repetition_penalty": [[1e-40]],
-        "runtime_top_p": [[0.9]],
-    }
-    request = urllib.request.Request(
-        f"{server.http_url}/v2/models/tensorrt_llm/generate", json.dumps(body).encode()
-    )
-    with pytest.raises(urllib.error.HTTPError) as error:
-        urllib.request.urlopen(request)
-    assert "repetition_penalty is" in error.value.read().decode()
+    extreme = {"repetition_penalty": 1e-40, "runtime_top_p": 0.9}
+    tensors = {name: np.array([[value]], np.float32) for name, value in extreme.items()}
+    with pytest.raises(Exception, match=r"repetition_penalty is .*: it must be a number from"):
+        infer(server, tensors)
     assert is_ready(server)
     assert infer(server, {}) == before
