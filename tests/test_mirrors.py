@@ -32,7 +32,11 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "cli/test_cli": ("cli.app", "cli.ask", "cli.console", "cli.server", "cli.shared"),
     "cli/test_plan_cli": ("cli.question_file",),
     "cli/test_view": ("printable",),
-    "embedded/test_executor": ("embedded.lora", "embedded.request", "embedded.texttools"),
+    "embedded/test_executor": (
+        *("embedded.counters", "embedded.lora", "embedded.orders", "embedded.request"),
+        "embedded.texttools",
+    ),
+    "embedded/test_executor_faults": ("embedded.masking",),
     "embedded/test_network": ("embedded.runner",),
     "embedded/test_scheduler": ("embedded.sequence",),
     "formats/test_adapters": ("formats.peft_config", "formats.shape"),

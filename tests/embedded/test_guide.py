@@ -258,10 +258,52 @@ def test_a_bad_guide_is_refused_with_the_reason(
         compiler.start(guide_type, text)
 
 
-def test_a_missing_tokenizer_and_missing_ends_are_refused(base_dir: Path, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_and_a_small_vocabulary_are_refused(
+    base_dir: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ArtefactError, match=r"tokenizer\.json gives no tokenizer"):
         GuideCompiler(tmp_path, VOCAB, [END])
-    with pytest.raises(ArtefactError, match="at least one"):
-        GuideCompiler(base_dir, VOCAB, [])
     with pytest.raises(ArtefactError, match="vocab size too small"):
         GuideCompiler(base_dir, 1000, [END])
+
+
+@pytest.mark.parametrize("num_nodes", [1, 5, 16])
+@pytest.mark.parametrize("is_question_only", [False, True])
+@pytest.mark.parametrize("marks_cut", [False, True])
+def test_every_guide_of_a_plan_is_known_as_our_own(
+    compiler: GuideCompiler, num_nodes: int, is_question_only: bool, marks_cut: bool
+) -> None:
+    plan = plan_guide(num_nodes, is_question_only=is_question_only, marks_cut=marks_cut)
+    assert compiler.is_quick(plan.type, plan.text)
+    assert not compiler.is_quick(plan.type, plan.text + "x")
+    assert compiler.start(plan.type, plan.text, [END]).is_own
+
+
+def test_clients_guides_do_not_push_out_the_plans(base_dir: Path) -> None:
+    compiler = GuideCompiler(base_dir, VOCAB, [END], lambda guide_type, text: 2**29)
+    plan = plan_guide(2)
+    compiler.start(plan.type, plan.text)
+    for number in range(3):
+        compiler.start("regex", f"a{{{number + 1}}}")
+    assert [key[1] for key in compiler._compiled] == ["a{3}"]  # by the bytes of their trials
+    assert [key[1] for key in compiler._own] == [plan.text]
+
+
+def test_a_model_without_end_tokens_takes_that_of_the_request(
+    base_dir: Path, tokenizer: Tokenizer
+) -> None:
+    guide = GuideCompiler(base_dir, VOCAB, []).start("regex", "a+", [7])
+    guide.accept(ids_of(tokenizer, "a")[0])
+    row = np.zeros(VOCAB, np.float32)
+    guide.mask(row)
+    special = tokenizer.token_to_id("<|endoftext|>")
+    assert row[[7, special]].tolist() == [0, -np.inf]
+
+
+def test_a_guide_whose_masks_take_too_long_ends(
+    compiler: GuideCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compllm.embedded.guide._MAX_MASK_S", 0.0)
+    guide = compiler.start("regex", "[a-z]+", [END])
+    guide.prepare()
+    assert "masks of this guide took more than" in (guide.error or "")

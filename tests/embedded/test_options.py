@@ -49,6 +49,23 @@ def test_a_bad_parameter_is_named(parameters: dict[str, str], text: str) -> None
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_batch_size", 0),  # nothing would ever run
+        ("max_num_tokens", 0),
+        ("kv_cache_tokens", -32),
+        ("kv_cache_tokens", 64.5),
+        ("max_adapters", True),
+        ("stream_interval_ms", float("nan")),
+        ("num_threads", "2"),
+    ],
+)
+def test_an_option_with_which_the_engine_would_not_run_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"option {name} is {value!r}: it takes a"):
+        ExecutorOptions(**{name: value})
+
+
+@pytest.mark.parametrize(
     ("value", "is_on"), [("true", True), ("1", True), ("False", False), ("0", False), (" ", False)]
 )
 def test_a_flag_is_true_or_false(value: str, is_on: Any) -> None:

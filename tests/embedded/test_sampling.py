@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -213,6 +214,10 @@ class EvenGuide:
     """Even ids only, three of them."""
 
     error: str | None = None
+    is_own = True
+
+    def prepare(self) -> None:
+        pass
 
     def __init__(self) -> None:
         self.seen: list[int] = []
@@ -263,14 +268,21 @@ def test_a_row_without_a_possible_token_gives_none_and_spares_the_others(
         ("temperature", float("inf")),
         ("top_k", -1),
         ("top_p", 1.5),
+        ("temperature", 1e38),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-40),  # made logits infinite, which ended the engine for everybody
+        ("repetition_penalty", 3e38),
+        ("repetition_penalty", 1e300),
         ("presence_penalty", float("inf")),
+        ("presence_penalty", -3e38),
+        ("frequency_penalty", -3e38),
+        ("frequency_penalty", 1e39),
         ("seed", -1),
         ("min_tokens", -2),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_name(name: str, value: float) -> None:
-    with pytest.raises(RequestInvalid, match=f"{name} is {value}"):
+    with pytest.raises(RequestInvalid, match=re.escape(f"{name} is {value}")):
         SamplerState(EngineSampling(**{name: value}))  # type: ignore[arg-type]
 
 
@@ -327,3 +339,64 @@ def test_nothing_stops_before_min_tokens() -> None:
 def test_stop_strings_without_a_tokenizer_are_refused() -> None:
     with pytest.raises(RequestInvalid, match="tokenizer"):
         StopMatcher((), ["x"])
+
+
+@pytest.mark.parametrize("name", ["repetition_penalty", "presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize("top_p", [0.0, 0.9])
+def test_the_largest_penalties_leave_every_logit_finite(name: str, top_p: float) -> None:
+    for value in (0.001, 1000.0, -1000.0):
+        if name == "repetition_penalty" and value < 0:
+            continue
+        sampling = EngineSampling(top_k=0, top_p=top_p, **{name: value})  # type: ignore[arg-type]
+        state = SamplerState(sampling, range(0, VOCAB, 2))
+        row = logits_of(1)[0] * 1000
+        for _ in range(3000):
+            state.accept(7)
+        assert sample_batch(row[None], [state])[0] != NO_TOKEN
+        assert np.isfinite(row).all()
+
+
+@pytest.mark.parametrize("temperature", [1e-40, 1e-9])
+def test_a_temperature_next_to_nothing_is_greedy(temperature: float) -> None:
+    row = np.array([0, 2, 1], np.float32)
+    assert SamplerState(EngineSampling(temperature=temperature, top_k=0)).is_greedy
+    assert drawn_set(row, EngineSampling(temperature=temperature, top_k=0)) == {1}
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.9), (5, 1.0)])
+def test_infinite_logits_end_the_request_that_has_them_alone(top_k: int, top_p: float) -> None:
+    logits = logits_of(2)
+    logits[0, 5] = np.inf
+    states = [SamplerState(EngineSampling(top_k=top_k, top_p=top_p)) for _ in range(2)]
+    tokens = sample_batch(logits, states)
+    assert tokens[0] == NO_TOKEN
+    assert tokens[1] >= 0
+    assert "largest logit is inf" in states[0].error
+
+
+class BrokenGuide(EvenGuide):
+    """Fails where the test says."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self.method = method
+
+    def mask(self, row: Logits) -> None:
+        if self.method == "mask":
+            raise RuntimeError("out of order")
+
+    def accept(self, token: int) -> None:
+        raise RuntimeError("out of order")
+
+
+@pytest.mark.parametrize("method", ["mask", "accept"])
+def test_an_exception_in_one_row_ends_that_request_alone(method: str) -> None:
+    states = [
+        SamplerState(EngineSampling(), guide=BrokenGuide(method)),
+        SamplerState(EngineSampling()),
+        SamplerState(EngineSampling(top_k=0), guide=EvenGuide()),
+    ]
+    tokens = sample_batch(logits_of(3), states)
+    assert tokens[0] == NO_TOKEN
+    assert min(tokens[1:]) >= 0
+    assert "out of order" in states[0].error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from compllm.embedded.slots import AdapterSlots, Slot, SlotStats
@@ -114,3 +116,35 @@ def test_what_happens_to_adapters_is_counted() -> None:
     assert slots.stats() == SlotStats(
         num_slots=2, num_loaded=2, num_loads=3, num_evictions=1, num_misses=1, num_refusals=1
     )
+
+
+def test_a_kept_adapter_never_makes_room() -> None:
+    slots = AdapterSlots(2)
+    slots.assign(1, is_kept=True)
+    slots.assign(2)
+    slots.assign(3)
+    assert slots.task_ids == (1, 3)
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_an_id_is_there_at_every_moment_of_its_replacement(is_used: bool) -> None:
+    """2 of 13,446 requests were refused between the end of the old one and the new one."""
+    slots, found = AdapterSlots(2), list[bool]()
+    slots.assign(1)
+
+    def ask(_: Slot) -> None:
+        def acquire() -> None:
+            slots.release(slots.acquire(1))
+            found.append(True)
+
+        asking.append(threading.Thread(target=acquire))
+        asking[-1].start()
+
+    asking: list[threading.Thread] = []
+    users = [slots.acquire(1)] if is_used else []
+    slots.assign(1, ask)
+    for user in users:
+        slots.release(user)
+    for thread in asking:
+        thread.join()
+    assert found == [True]

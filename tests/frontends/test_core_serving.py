@@ -36,7 +36,8 @@ class FakeEngine:
     arrived: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue)
     compiling: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
-    gate: threading.Event | None = None  # holds up what compiles a guide
+    gate: threading.Event | None = None  # holds up what compiles a guide or loads an adapter
+    known_guides: frozenset[str] = frozenset()
 
     @property
     def task_ids(self) -> tuple[int, ...]:
@@ -45,9 +46,8 @@ class FakeEngine:
     def submit(self, request: EngineRequest, on_event: OnEvent) -> int:
         if self.is_broken:
             raise RuntimeError("out of order")
-        if request.guide is not None and self.gate is not None:
-            self.compiling.set()
-            assert self.gate.wait(WAIT_S)
+        if not self.is_guide_quick(request):
+            self._wait()
         self.submitted.append((request, on_event))
         self.arrived.put(None)
         return len(self.submitted) - 1
@@ -55,7 +55,16 @@ class FakeEngine:
     def cancel(self, handle: int) -> None:
         self.cancelled.put(handle)
 
+    def is_guide_quick(self, request: EngineRequest) -> bool:
+        return request.guide is None or request.guide in self.known_guides
+
+    def _wait(self) -> None:
+        if self.gate is not None:
+            self.compiling.set()
+            assert self.gate.wait(WAIT_S)
+
     def load_adapter(self, task_id: int, adapter: Adapter) -> None:
+        self._wait()
         self.loaded[task_id] = adapter
         self.num_loads += 1
 
@@ -218,9 +227,48 @@ def test_weights_are_loaded_once_for_the_same_content(model: CoreModel, engine: 
     _start(model, engine, **sent)
     _start(model, engine, **sent)
     assert engine.num_loads == 1
-    _start(model, engine, **(sent | {"lora_weights": weights * 2}))
-    assert engine.num_loads == 2
     assert engine.submitted[-1][0].task_id == 7
+
+
+def test_other_weights_under_a_known_id_are_refused(model: CoreModel, engine: FakeEngine) -> None:
+    """Any client could replace a shipped expert for everybody."""
+    weights = np.ones((1, 1, 2 * (8 + 8)), np.float16)
+    q_proj = np.array([[[1, 0, 2, 0]]], np.int32)
+    sent = {"lora_task_id": [7], "lora_weights": weights, "lora_config": q_proj}
+    _start(model, engine, **sent)
+    sender = FakeSender()
+    model.start("b", _tensors(**(sent | {"lora_weights": weights * 2})), sender)
+    message, situation = sender.next()
+    assert "under lora_task_id 7 differ from the adapter that has this id" in message
+    assert situation is INVALID
+    assert engine.num_loads == 1
+
+
+def test_weights_larger_than_any_adapter_are_refused_at_once(
+    model: CoreModel, engine: FakeEngine
+) -> None:
+    sender = FakeSender()
+    huge = {"lora_weights": np.zeros((1, 1, 64 * 20 + 1), np.float16), "lora_task_id": [7]}
+    config = np.array([[[1, 0, 2, 0]]], np.int32)
+    model.start("a", _tensors(**huge, lora_config=config), sender)
+    message, situation = sender.next()
+    assert "takes at most 14 rows of 1280 values and rank 64" in message
+    assert situation is INVALID
+
+
+def test_more_uploads_than_can_be_opened_are_refused(model: CoreModel, engine: FakeEngine) -> None:
+    engine.gate = threading.Event()
+    config = np.array([[[1, 0, 2, 0]]], np.int32)
+    weights = np.ones((1, 1, 2 * (8 + 8)), np.float16)
+    senders = [FakeSender() for _ in range(17)]
+    for number, sender in enumerate(senders):
+        sent = {"lora_task_id": [number + 1], "lora_weights": weights, "lora_config": config}
+        model.start(str(number), _tensors(**sent), sender)
+    expected = "16 requests with lora_weights are being opened: try again later"
+    assert senders[-1].next() == (expected, UNAVAILABLE)
+    engine.gate.set()
+    for _ in senders[1:]:
+        engine.arrived.get(timeout=WAIT_S)
 
 
 def test_like_tensorrt_llm_the_cache_keeps_what_came_first_under_an_id(engine: FakeEngine) -> None:
@@ -249,6 +297,30 @@ def test_request_with_a_guide_holds_up_no_other(model: CoreModel, engine: FakeEn
     assert engine.submitted[1][0].guide == "[0-9]"
 
 
+def test_a_known_guide_never_waits_for_a_clients(model: CoreModel, engine: FakeEngine) -> None:
+    engine.gate, engine.known_guides = threading.Event(), frozenset({"the plan's"})
+    model.start("guided", _tensors(**GUIDED), FakeSender())
+    assert engine.compiling.wait(WAIT_S)
+    _start(model, engine, **(GUIDED | {"guided_decoding_guide": [b"the plan's"]}))
+    assert [request.guide for request, _ in engine.submitted] == ["the plan's"]
+    engine.gate.set()
+    engine.arrived.get(timeout=WAIT_S)
+
+
+def test_more_new_guides_than_can_be_compiled_are_refused(
+    model: CoreModel, engine: FakeEngine
+) -> None:
+    engine.gate = threading.Event()
+    senders = [FakeSender() for _ in range(17)]
+    for number, sender in enumerate(senders):
+        model.start(str(number), _tensors(**GUIDED), sender)
+    expected = "16 requests with a new guide are being opened: try again later"
+    assert senders[-1].next() == (expected, UNAVAILABLE)
+    engine.gate.set()
+    for _ in senders[1:]:
+        engine.arrived.get(timeout=WAIT_S)
+
+
 def test_stop_reaches_requests_that_the_engine_has_not_got_yet(
     model: CoreModel, engine: FakeEngine
 ) -> None:
@@ -269,18 +341,17 @@ def test_request_for_an_adapter_under_way_waits_for_it(
     model: CoreModel, engine: FakeEngine
 ) -> None:
     engine.gate = threading.Event()
-    model.start("guided", _tensors(**GUIDED), FakeSender())  # holds the opening thread
-    assert engine.compiling.wait(WAIT_S)
     weights = np.ones((1, 1, 2 * (8 + 8)), np.float16)
     q_proj = np.array([[[1, 0, 2, 0]]], np.int32)
     sent = _tensors(lora_task_id=[7], lora_weights=weights, lora_config=q_proj)
     model.start("brings it", sent, FakeSender())
+    assert engine.compiling.wait(WAIT_S)
     model.start("needs it", _tensors(lora_task_id=[7]), FakeSender())
     _start(model, engine)
     engine.gate.set()
-    for _ in range(3):
+    for _ in range(2):
         engine.arrived.get(timeout=WAIT_S)
-    assert [request.task_id for request, _ in engine.submitted] == [None, None, 7, 7]
+    assert [request.task_id for request, _ in engine.submitted] == [None, 7, 7]
 
 
 def test_broken_engine_answers_a_guided_request_too(model: CoreModel, engine: FakeEngine) -> None:

@@ -221,3 +221,20 @@ def test_performance_outputs_come_with_the_last_response_when_asked() -> None:
         "num_input_tokens": 3,
         "num_output_tokens": 1,
     }
+
+
+def test_lists_that_would_hold_up_every_step_are_refused() -> None:
+    """Each step compares the output with all of them, on the engine's thread."""
+    plain = {"input_ids": [[5]], "input_lengths": [1], "request_output_len": [1]}
+    words = np.zeros((1, 2, 1025), np.int32)
+    for name in ("stop_words_list", "bad_words_list"):
+        tensors = {each: np.asarray(value) for each, value in plain.items()} | {name: words}
+        with pytest.raises(RequestInvalid, match=f"{name} has 1025 tokens: at most 1024"):
+            parse(tensors)
+
+
+def test_a_prompt_of_a_million_tokens_is_refused_before_it_is_read() -> None:
+    ids = np.zeros((1, 2**20 + 1), np.int32)
+    tensors = {"input_ids": ids, "input_lengths": np.array([ids.size])}
+    with pytest.raises(RequestInvalid, match="input_lengths is 1048577: at most 1048576"):
+        parse(tensors | {"request_output_len": np.array([1])})

@@ -18,8 +18,8 @@ Kept = tuple[NDArray[np.int64], NDArray[np.float64]]  # token ids, and their cum
 _NEG_INF = np.float32(-np.inf)
 # Rows of the folded logits in _top_ids: keeps both its reductions short at 32k-150k tokens.
 _FOLD = 32
-_BLOCK = 256
 _MAX_SORTED = 1024  # candidates of top-p; sorting fewer gains nothing
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads small numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,53 @@ def log_prob(logits: Logits, token: int) -> float:
     return min(0.0, float(logits[token] - highest) - math.log(total))
 
 
-def draw(row: Row, top_k: int, top_p: float, u: float) -> int:
-    """The token that holds u in [0, 1). top_k 0 and top_p 1 keep every token."""
+def noise_key(seed: int, position: int) -> np.uint64:
+    """What a draw's noise follows from, with the tokens' ids. position: output tokens before it."""
+    of_seed = _mix(np.array([seed], np.uint64))
+    return np.uint64(_mix(of_seed ^ np.array([position], np.uint64) * _GOLDEN)[0])
+
+
+def draw(row: Row, top_k: int, top_p: float, key: np.uint64) -> int:
+    """One of the tokens that top-k and top-p leave, in proportion to its probability; top_k 0 and
+    top_p 1 keep every token.
+
+    Gumbel-max in its form of an exponential race (Maddison, Tarlow, Minka, 2014): the token with
+    the least -log(u) / weight wins, where u is a number in (0, 1) of key and token id. A slightly
+    other row then has another winner only where two tokens come in almost at once. With one number
+    for the whole row, any rounding moves the place of every token behind it.
+    """
     if not top_k and top_p == 1:
-        return _draw_any(row.weights(), u)
-    ids, cumulated = keep(row, top_k, top_p)
-    return int(ids[_place(cumulated, u * cumulated[-1])])
+        weights = row.weights()
+        # Of those below, all together win less than once in 10**12 draws: no noise for them.
+        ids = np.flatnonzero(weights >= 1e-12 / weights.size)
+        weights = weights.take(ids)
+    else:
+        ids, _ = keep(row, top_k, top_p)
+        weights = row.weights(ids)
+    with np.errstate(divide="ignore"):  # a weight may be too small for a float: never first
+        return int(ids[(_exponential(ids, key) / weights).argmin()])
+
+
+def _exponential(ids: NDArray[np.int64], key: np.uint64) -> NDArray[np.float64]:
+    """-log(u) for each id."""
+    bits = _mix(ids.astype(np.uint64) * _GOLDEN ^ key) >> np.uint64(12)
+    numbers = bits.astype(np.float64)
+    numbers += 0.5  # exact: there are 52 bits, and u is neither 0 nor 1
+    numbers *= 2.0**-52
+    np.log(numbers, out=numbers)
+    np.negative(numbers, out=numbers)
+    return numbers
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood, 2014), in place: every bit of a value moves
+    every bit of the result."""
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
 
 
 def keep(row: Row, top_k: int, top_p: float) -> Kept:
@@ -138,20 +179,3 @@ def _nucleus(weights: Logits, top_p: float) -> Kept:
     num_kept = int(np.cumsum(weights[ids], dtype=np.float64).searchsorted(missing)) + 1
     kept = np.concatenate([*inside, ids[:num_kept]])
     return kept, np.cumsum(weights[kept], dtype=np.float64)
-
-
-def _draw_any(weights: Logits, u: float) -> int:
-    """One index in proportion to the weights: cumulate blocks, then the one block that is hit."""
-    starts = np.arange(0, weights.size, _BLOCK)
-    cumulated = np.cumsum(np.add.reduceat(weights, starts, dtype=np.float64))
-    target = u * cumulated[-1]
-    block = _place(cumulated, target)
-    below = cumulated[block - 1] if block else 0.0
-    inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
-    return int(starts[block]) + _place(inside, target - below)
-
-
-def _place(cumulated: NDArray[np.float64], target: float) -> int:
-    """The first index above the target; if rounding leaves none, the last with any weight."""
-    place = int(cumulated.searchsorted(target, "right"))
-    return min(place, int(cumulated.searchsorted(cumulated[-1])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,17 @@ from compllm.niceness import NICENESS
 
 if TYPE_CHECKING:
     from compllm.embedded.runner import AdapterForm
+
+_LOWEST = {
+    "max_batch_size": 1,
+    "max_num_tokens": 1,
+    "max_queue_size": 1,
+    "kv_cache_tokens": 1,
+    "max_adapters": 0,
+    "num_threads": 0,
+    "stream_interval_ms": 0,
+    "max_lora_rank": 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +50,22 @@ class ExecutorOptions:
     # Of the Triton model's process and of the session of a server that we start: see niceness.py.
     # An Executor in a process of your own leaves that as it is.
     niceness: int = NICENESS
+    # Load the tokenizer of guides and compile the plan's guide at the start (two seconds), not with
+    # the first request that has one.
+    is_guide_warm: bool = False
+    # A client may send adapters up to this rank.
+    max_lora_rank: int = 64
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value with which the engine could not run, or would wait for
+        ever."""
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not lowest <= value < math.inf:
+                raise ConfigError(f"option {name} is {value!r}: it takes a number from {lowest} on")
+            if name != "stream_interval_ms" and not isinstance(value, int):
+                raise ConfigError(f"option {name} is {value!r}: it takes a whole number")
 
     @classmethod
     def from_parameters(cls, parameters: Parameters) -> ExecutorOptions:

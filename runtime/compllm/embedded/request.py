@@ -108,6 +108,8 @@ class EngineStats:
     kv_tokens_per_block: int = 0
     adapters: SlotStats = field(default_factory=SlotStats)
     max_steps_to_cancel: int = 0  # most steps between a cancel and the end of its request
+    num_failures: int = 0  # of the engine's thread; after each it starts anew
+    failure: str | None = None  # why it is dead: it takes no request any more
 
 
 # The API of executor.Executor, which the Triton model and the benchmarks use:
@@ -118,4 +120,5 @@ class EngineStats:
 #   .cancel(handle: int) -> None                                           ends within one step;
 # idempotent
 #   .load_adapter(task_id: int, adapter: Adapter) / .remove_adapter(task_id)   live
+#   .is_guide_quick(request) -> bool                                       no compiling, no trial
 #   .stats() -> EngineStats     .vocab_size  .max_seq_len  .task_ids       .close()

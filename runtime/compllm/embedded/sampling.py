@@ -6,8 +6,11 @@ nothing per request.
 
 Order within a row, as transformers applies its processors: repetition penalty (prompt and output),
 presence and frequency penalty (output only, as OpenAI and vLLM count), min_tokens, bad words,
-guide; then temperature, top-k, top-p, draw. Every draw takes exactly one number from the request's
-own PCG64: its tokens depend on its logits and seed alone, never on its neighbours in the batch.
+guide; then temperature, top-k, top-p, draw. A draw adds noise that follows from the seed, the
+position and the token alone (`distribution.draw`), so that its neighbours in the batch, which move
+logits by rounding, change no drawn token unless two were as good as equal.
+
+A row that cannot be sampled ends its own request; no exception leaves `sample_batch`.
 
 Log-probabilities are the model's own: of its logits as they come, before all of the above. So a
 token that a guide forced upon the model has the low probability that the model gave it.
@@ -18,6 +21,7 @@ the same number for greedy requests without these.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -34,6 +38,21 @@ NO_TOKEN = -1  # in sample_batch's result: every token is forbidden, or the logi
 
 _NEG_INF = np.float32(-np.inf)
 
+# Below it a temperature is greedy: float32 differences of logits divided by less may be infinite.
+_MIN_TEMPERATURE = 1e-5
+
+# With these, logits of any model that are finite stay so over any number of tokens.
+_LIMITS: tuple[tuple[str, float, float], ...] = (
+    ("temperature", 0.0, 1000.0),
+    ("top_k", 0, 2**31 - 1),
+    ("top_p", 0.0, 1.0),
+    ("repetition_penalty", float(np.float32(0.001)), 1000.0),
+    ("presence_penalty", -1000.0, 1000.0),
+    ("frequency_penalty", -1000.0, 1000.0),
+    ("min_tokens", 0, 2**31 - 1),
+    ("seed", 0, 2**64 - 1),
+)
+
 
 class TokenGuide(Protocol):
     """What a row needs from guided decoding; `guide.Guide` is the real one."""
@@ -41,7 +60,12 @@ class TokenGuide(Protocol):
     error: str | None
 
     @property
+    def is_own(self) -> bool: ...  # its masks are known to be quick
+
+    @property
     def is_terminated(self) -> bool: ...
+
+    def prepare(self) -> None: ...  # what `mask` will need; by any one thread
 
     def mask(self, row: Logits) -> None: ...
 
@@ -63,7 +87,8 @@ class SamplerState:
         "_max_bad_word",
         "_penalties",
         "_recent",
-        "_rng",
+        "_seed",
+        "failure",
         "guide",
         "is_greedy",
         "is_plain",
@@ -89,13 +114,14 @@ class SamplerState:
         self.is_scored = is_scored
         self.log_prob = 0.0
         self.num_generated = 0
-        self.is_greedy = sampling.top_k == 1 or sampling.temperature == 0
+        self.failure = ""  # what went wrong in this row, after NO_TOKEN
+        self.is_greedy = sampling.top_k == 1 or sampling.temperature < _MIN_TEMPERATURE
+        self._seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         self._end_ids = np.asarray([i for i in end_ids if i >= 0], np.int64)
         self._bad_words = tuple(tuple(word) for word in bad_words if len(word))
         self._max_bad_word = max(map(len, self._bad_words), default=0)
         self._recent = list(prompt_ids[-self._max_bad_word :]) if self._max_bad_word else []
         self._penalties = _Penalties(sampling, prompt_ids) if _has_penalties(sampling) else None
-        self._rng = None if self.is_greedy else np.random.Generator(np.random.PCG64(sampling.seed))
         self._is_always_plain = (
             self.is_greedy and not self._bad_words and self._penalties is None and guide is None
         )
@@ -110,6 +136,8 @@ class SamplerState:
     @property
     def error(self) -> str:
         """Why there is no token, after NO_TOKEN."""
+        if self.failure:
+            return f"sampling failed: {self.failure}"
         if self.guide is not None and self.guide.error:
             return f"guided decoding failed: {self.guide.error}"
         return (
@@ -143,13 +171,12 @@ class SamplerState:
 
     def draw(self, row: Logits, highest: np.float32) -> int:
         """One token in proportion to its probability; `highest` is the row's maximum, a number."""
-        assert self._rng is not None
         sampling = self.sampling
         return distribution.draw(
             distribution.Row(row, highest, sampling.temperature),
             sampling.top_k,
             sampling.top_p,
-            self._rng.random(),
+            distribution.noise_key(self._seed, self.num_generated),
         )
 
     def _settle(self) -> None:
@@ -168,7 +195,11 @@ def sample_batch(logits: Logits, states: Sequence[SamplerState]) -> NDArray[np.i
     scored = [i for i, state in enumerate(states) if state.is_scored]
     raw = {i: logits[i] if states[i].is_plain else logits[i].copy() for i in scored}
     for i in special:
-        states[i].apply(logits[i])
+        try:
+            states[i].apply(logits[i])
+        except Exception as error:  # of this request: the others go on
+            states[i].failure = repr(error)
+            logits[i] = _NEG_INF
     # One reduction over all rows beats a call per row, also when some rows are drawn afterwards.
     best = logits.argmax(axis=1)
     best_values = logits[np.arange(len(states)), best]
@@ -176,38 +207,44 @@ def sample_batch(logits: Logits, states: Sequence[SamplerState]) -> NDArray[np.i
     tokens[~(best_values > _NEG_INF)] = NO_TOKEN  # NaN compares false, and argmax finds a NaN first
     for i in special:
         state = states[i]
-        if not state.is_greedy and tokens[i] != NO_TOKEN:
-            tokens[i] = state.draw(logits[i], best_values[i])
         if tokens[i] != NO_TOKEN:
-            state.accept(int(tokens[i]))
+            tokens[i] = _take(state, logits[i], int(tokens[i]), best_values[i])
     for i in scored:
         if tokens[i] != NO_TOKEN:
             states[i].log_prob = distribution.log_prob(raw[i], int(tokens[i]))
     return tokens
 
 
+def _take(state: SamplerState, row: Logits, best: int, highest: np.float32) -> int:
+    """The row's token, taken note of; NO_TOKEN where that fails. It fails for this row alone."""
+    token = best
+    try:
+        if not state.is_greedy:
+            if not math.isfinite(highest):
+                raise OverflowError(f"the largest logit is {highest}: it must be a finite number")
+            token = state.draw(row, highest)
+        state.accept(token)
+    except Exception as error:  # of this request: the others go on
+        state.failure = repr(error)
+        return NO_TOKEN
+    return token
+
+
 def check_sampling(sampling: EngineSampling) -> None:
-    """Raise RequestInvalid for a value that has no meaning."""
-    limits: tuple[tuple[str, float, float], ...] = (
-        ("temperature", 0.0, math.inf),
-        ("top_k", 0, math.inf),
-        ("top_p", 0.0, 1.0),
-        ("presence_penalty", -math.inf, math.inf),
-        ("frequency_penalty", -math.inf, math.inf),
-        ("min_tokens", 0, math.inf),
-        ("seed", 0, 2**64 - 1),
-    )
-    for name, low, high in limits:
+    """Raise RequestInvalid for a value that has no meaning, or that could make a logit infinite.
+
+    Numbers are compared as float32, which the arithmetic uses.
+    """
+    for name, low, high in _LIMITS:
         value = getattr(sampling, name)
         if value is None:  # a seed that is drawn
             continue
-        if not (low <= value <= high) or (isinstance(value, float) and not math.isfinite(value)):
+        with np.errstate(over="ignore", under="ignore"):
+            used = float(np.float32(value)) if isinstance(value, float) else value
+        if not low <= used <= high:  # NaN compares false
             raise RequestInvalid(
                 f"{name} is {value!r}: it must be a number from {low:g} to {high:g}"
             )
-    penalty = sampling.repetition_penalty
-    if not (penalty > 0 and math.isfinite(penalty)):
-        raise RequestInvalid(f"repetition_penalty is {penalty!r}: it must be above 0; 1 is none")
 
 
 class StopMatcher:

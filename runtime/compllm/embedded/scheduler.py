@@ -52,6 +52,8 @@ class Scheduler:
         plan: StepPlan = []
         prefills = []
         for sequence in self.running:
+            if sequence.late_logits is not None:
+                continue  # its last token is still to be sampled
             if sequence.num_computed + 1 == len(sequence.tokens):
                 plan.append((sequence, 1))
                 budget -= 1

@@ -6,14 +6,22 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compllm.embedded.blocks import BlockTable
 from compllm.embedded.request import EngineEvent, EnginePerf, EngineRequest, OnEvent
 from compllm.embedded.sampling import SamplerState, StopMatcher
 from compllm.embedded.slots import Slot
+from compllm.embedded.texttools import TextTools
 from compllm.errors import RequestInvalid
 from compllm.types import FinishReason
+
+NO_SLOT = Slot(-1, None, -1)  # of a sequence that is being opened
 
 
 @dataclass(slots=True, eq=False)
@@ -36,6 +44,18 @@ class Sequence:
     first_scheduled_ns: int = 0
     first_token_ns: int = 0
     delivered_ns: int = 0  # when on_event was last called
+    masking: Future[Any] | None = None  # the next token's mask, computed by another thread
+    late_logits: NDArray[np.float32] | None = None  # of a step that ended before that mask
+
+    @property
+    def is_mask_ready(self) -> bool:
+        """Whether a token can be sampled without waiting."""
+        return self.masking is None or self.masking.done()
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is anything to do for it now."""
+        return self.late_logits is None or self.is_mask_ready
 
     @property
     def num_output(self) -> int:
@@ -105,3 +125,36 @@ def check_request(request: EngineRequest, *, vocab_size: int, max_seq_len: int) 
         raise RequestInvalid(
             f"token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}"
         )
+
+
+def open_sequence(
+    handle: int, request: EngineRequest, on_event: OnEvent, tools: TextTools
+) -> Sequence:
+    """A sequence without a slot, whose request was checked. Raises RequestInvalid."""
+    ends = [request.end_id, *tools.end_stop_words(request)]
+    sampler = SamplerState(
+        request.sampling,
+        request.input_ids,
+        end_ids=ends,
+        bad_words=request.bad_words,
+        guide=tools.guide(request),
+        is_scored=request.wants_log_probs,
+    )
+    stops = None
+    if request.stop_words or request.stop:
+        stops = StopMatcher(
+            request.stop_words,
+            request.stop,
+            tools.decode if request.stop else None,
+            request.sampling.min_tokens,
+        )
+    return Sequence(
+        handle=handle,
+        request=request,
+        on_event=on_event,
+        slot=NO_SLOT,
+        sampler=sampler,
+        stops=stops,
+        tokens=list(request.input_ids),
+        arrival_ns=time.monotonic_ns(),
+    )

@@ -23,6 +23,7 @@ class Slot:
     num_users: int = 0
     last_used: int = 0
     is_retired: bool = False  # to be freed when its last request ends
+    is_kept: bool = False  # never evicted
 
     @property
     def key(self) -> tuple[int, int]:
@@ -49,7 +50,7 @@ class AdapterSlots:
     """
 
     def __init__(self, num_slots: int) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # `on_free` is called with it
         self._free = list(range(num_slots, 0, -1))
         self._base = Slot(0, None, 0)
         self._by_task: dict[int, Slot] = {}
@@ -95,22 +96,32 @@ class AdapterSlots:
             slot.num_users -= 1
             self._clock += 1
             slot.last_used = self._clock  # idle since now: the longest idle one makes room first
-            is_freed = slot.is_retired and slot.num_users == 0
-        if is_freed:
-            self._give_back(slot)
+            if slot.is_retired and slot.num_users == 0:
+                self._give_back(slot)
 
-    def assign(self, task_id: int, on_free: Callable[[Slot], None] | None = None) -> Slot:
+    def assign(
+        self,
+        task_id: int,
+        on_free: Callable[[Slot], None] | None = None,
+        *,
+        is_kept: bool = False,
+    ) -> Slot:
         """A slot for a new adapter: a free one, else that of the least recently used idle adapter.
 
-        An adapter of this id that is there is retired first. `on_free` is called, on this or a
-        later thread that releases, for each slot that becomes free. Raises EngineOverloaded when
-        all slots are in use.
+        An adapter of this id that is there is retired first; no other thread sees the id missing
+        meanwhile. `on_free` is called, on this or a later thread that releases, for each slot that
+        becomes free. is_kept: it never makes room for others. Raises EngineOverloaded when all
+        slots are in use.
         """
         if on_free is not None:
             self._on_free = on_free
         with self._lock:
             replaced = self._by_task.get(task_id)
-            idle = [s for s in self._by_task.values() if s.num_users == 0 and s is not replaced]
+            idle = [
+                slot
+                for slot in self._by_task.values()
+                if slot.num_users == 0 and not slot.is_kept and slot is not replaced
+            ]
             is_replaced_idle = replaced is not None and replaced.num_users == 0
             if not self._free and not is_replaced_idle and not idle:
                 self._num_refusals += 1
@@ -121,12 +132,12 @@ class AdapterSlots:
                 self._num_evictions += 1
             for slot in leaving:
                 self._retire(slot)
-            freed = [slot for slot in leaving if slot.num_users == 0]
-        for slot in freed:
-            self._give_back(slot)
-        with self._lock:
+                if slot.num_users == 0:
+                    self._give_back(slot)
             self._clock += 1
-            slot = Slot(self._free.pop(), task_id, self._clock, last_used=self._clock)
+            slot = Slot(
+                self._free.pop(), task_id, self._clock, last_used=self._clock, is_kept=is_kept
+            )
             self._num_loads += 1
             self._by_task[task_id] = slot
             return slot
@@ -140,9 +151,8 @@ class AdapterSlots:
             if slot is None:
                 raise AdapterUnknown(f"adapter {task_id} is not loaded")
             self._retire(slot)
-            is_freed = slot.num_users == 0
-        if is_freed:
-            self._give_back(slot)
+            if slot.num_users == 0:
+                self._give_back(slot)
 
     def _retire(self, slot: Slot) -> None:
         slot.is_retired = True
@@ -151,5 +161,4 @@ class AdapterSlots:
 
     def _give_back(self, slot: Slot) -> None:
         self._on_free(slot)
-        with self._lock:
-            self._free.append(slot.index)
+        self._free.append(slot.index)

@@ -6,6 +6,7 @@ Runs inside Triton's Python stub. All that needs no Triton is in
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from compllm.embedded.executor import Executor
 from compllm.embedded.options import ExecutorOptions, Parameters
 from compllm.errors import INVALID
-from compllm.formats.lora_tensors import read_base_shape
+from compllm.formats.lora_tensors import read_base_shape, read_engine_adapter
 from compllm.frontends.triton.core_metrics import FAMILIES, Gauges
 from compllm.frontends.triton.core_serving import CoreModel
 from compllm.frontends.triton.metrics import Families
@@ -33,7 +34,7 @@ class TritonPythonModel:
         options = ExecutorOptions.from_parameters(parameters)
         give_way(options.niceness)  # before the engine makes its threads: they inherit it
         base = read_base_shape(engine_dir)
-        engine = Executor(engine_dir, options)
+        engine = Executor(engine_dir, replace(options, is_guide_warm=True))
         labels = {"model": args["model_name"], "version": args["model_version"]}
         families = Families(pb_utils.MetricFamily, FAMILIES)
         gauges = Gauges(families, labels, options.max_batch_size)
@@ -42,6 +43,8 @@ class TritonPythonModel:
             base,
             is_input_excluded=parameters.flag("exclude_input_in_output"),
             is_lora_cache=options.is_lora_cache,
+            max_lora_rank=options.max_lora_rank,
+            built_in=lambda task_id: read_engine_adapter(engine_dir, task_id),
             cancellation_check_period_s=parameters.number("cancellation_check_period_ms", 10) / 1e3,
             on_stats=gauges.publish,
         )

@@ -31,6 +31,8 @@ FAMILIES = {
     "compllm_lora_evictions_total": (COUNTER, "Idle adapters that made room for another"),
     "compllm_lora_misses_total": (COUNTER, "Requests for an adapter that was not there"),
     "compllm_lora_refusals_total": (COUNTER, "Adapters refused since every slot was in use"),
+    "compllm_engine_ready": (GAUGE, "1 while the engine takes requests, 0 when it is dead"),
+    "compllm_engine_failures_total": (COUNTER, "Steps that failed, after which it started anew"),
     "compllm_max_steps_to_cancel": (GAUGE, "Most steps between a cancel and its request's end"),
 }
 
@@ -93,6 +95,8 @@ def values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
     yield "compllm_lora_evictions_total", (), slots.num_evictions
     yield "compllm_lora_misses_total", (), slots.num_misses
     yield "compllm_lora_refusals_total", (), slots.num_refusals
+    yield "compllm_engine_ready", (), int(stats.failure is None)
+    yield "compllm_engine_failures_total", (), stats.num_failures
     yield "compllm_max_steps_to_cancel", (), stats.max_steps_to_cancel
 
 

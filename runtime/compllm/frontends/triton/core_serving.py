@@ -1,7 +1,8 @@
 """Between the Triton model's callbacks and the executor: live requests, their responses, their end.
 
-Five threads meet here. Triton's calls `start` and must not be held up, for all requests come
-through it: those that need a guide compiled or weights loaded go to the opening thread. The
+Six threads meet here. Triton's calls `start` and must not be held up, for all requests come
+through it: those that need weights loaded go to the opening thread, and those with a guide that is
+still to be compiled to a thread of their own, so that no client's guide holds up a plan. The
 engine's only ever appends to a queue, so that it never waits for Triton; the delivering one takes
 from that queue and sends. When sending falls behind, what has gathered for one request goes out as
 one response. The watching one, of `senders.py`, looks for cancelled streams and publishes the
@@ -29,23 +30,21 @@ from compllm.errors import (
     Situation,
     situation_of,
 )
-from compllm.formats.adapters import Adapter
-from compllm.formats.lora_tensors import from_tensors
 from compllm.formats.shape import BaseShape
 from compllm.frontends.triton.core_tensors import CoreRequest, Tensors, is_stop, outputs, parse
 from compllm.frontends.triton.senders import LiveRequest, Sender, Senders, WatchPeriods
+from compllm.frontends.triton.sent_adapters import AdapterHolder, AdapterTensors, SentAdapters
 
 _STATS_PERIOD_S = 0.1  # TensorRT-LLM's own
+_MAX_OPENING = 16  # requests that bring weights, and those with a guide to compile, at a time
 
 
-class Engine(Protocol):
+class Engine(AdapterHolder, Protocol):
     """What is used here of `executor.Executor`."""
 
-    @property
-    def task_ids(self) -> tuple[int, ...]: ...
     def submit(self, request: EngineRequest, on_event: OnEvent) -> int: ...
     def cancel(self, handle: int) -> None: ...
-    def load_adapter(self, task_id: int, adapter: Adapter) -> None: ...
+    def is_guide_quick(self, request: EngineRequest) -> bool: ...
     def stats(self) -> EngineStats: ...
     def close(self) -> None: ...
 
@@ -80,20 +79,28 @@ class CoreModel:
         *,
         is_input_excluded: bool = False,
         is_lora_cache: bool = False,
+        max_lora_rank: int = 64,
+        built_in: Callable[[int], AdapterTensors | None] = lambda task_id: None,
         cancellation_check_period_s: float = 0.01,
         on_stats: Callable[[EngineStats], None] = lambda stats: None,
     ) -> None:
         self._engine = engine
-        self._base = base
         self._is_input_excluded = is_input_excluded
-        self._is_lora_cache = is_lora_cache
-        self._lock = threading.Lock()  # of the next two
+        self._adapters = SentAdapters(
+            engine,
+            base,
+            is_lora_cache=is_lora_cache,
+            max_rank=max_lora_rank,
+            built_in=built_in,
+        )
+        self._lock = threading.Lock()  # of the next three
         self._num_requests = 0
         self._coming: Counter[int | None] = Counter()  # task ids whose weights are being loaded
+        self._num_compiling = 0  # requests whose guide is being compiled, or waits for that
         self._is_closed = False
-        self._loaded: dict[int, str] = {}  # hash of the weights sent, by task id
-        # One thread, so that what was sent first is opened first.
+        # One thread each, so that what was sent first is opened first.
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="compllm-open")
+        self._guide_opener = ThreadPoolExecutor(1, thread_name_prefix="compllm-guides")
         self._events: queue.SimpleQueue[tuple[_Live, EngineEvent] | None] = queue.SimpleQueue()
         self._deliverer = threading.Thread(target=self._deliver, name="compllm-deliver")
         self._deliverer.start()
@@ -110,52 +117,91 @@ class CoreModel:
                 self._stop(request_id, sender)
                 return
             request = parse(tensors, is_input_excluded=self._is_input_excluded)
+            self._adapters.check_size(request)
         except EngineError as error:
             sender.fail(str(error), situation_of(error))
             return
-        task_id = request.engine.task_id
+        task_id, has_weights = request.engine.task_id, request.lora_weights is not None
         with self._lock:
             self._num_requests += 1
             live = _Live(sender, id=request_id, request=request, number=self._num_requests)
-            if request.lora_weights is not None:
+            is_full = has_weights and self._coming.total() >= _MAX_OPENING
+            if has_weights and not is_full:
                 self._coming[task_id] += 1
             # A request for an adapter that is under way needs no weights of its own.
-            is_slow = request.engine.guide_type is not None or self._coming[task_id] > 0
+            is_slow = self._coming[task_id] > 0
         self._senders.add(live)
-        if is_slow:
-            self._opener.submit(self._open_slow, live)
+        if is_full:
+            self._refuse(live, *_full("requests with lora_weights"))
+        elif is_slow:
+            self._opener.submit(self._load, live)
         else:
             self._open(live)
 
-    def _open(self, live: _Live) -> None:
-        """Submit it to the engine, or answer why not. Raises what is the engine's own fault."""
+    def _load(self, live: _Live) -> None:
+        """On the opening thread: load its weights, then open it."""
         try:
-            self._load_adapter(live.request)
-            live.handle = self._engine.submit(
-                live.request.engine, lambda event: self._events.put((live, event))
-            )
-        except EngineError as error:
-            self._refuse(live, str(error), situation_of(error))
-            return
-        except Exception as error:  # our fault, but the client must not wait for ever
-            self._refuse(live, f"the engine cannot take the request: {error}")
-            raise
-        if live.is_cancelled:  # while its handle was not known
-            self._engine.cancel(live.handle)
-
-    def _open_slow(self, live: _Live) -> None:
-        """On the opening thread, where no caller sees what it raises."""
-        try:
-            if live.is_cancelled or self._is_closed:
-                self._events.put((live, EngineEvent(is_final=True, finish_reason="cancelled")))
-            else:
-                self._open(live)
+            if self._is_wanted(live):
+                self._guarded(live, lambda: self._adapters.load(live.request))
+                if not live.is_over:
+                    self._open(live)
         except Exception as error:
             print(f"cannot open request {live.id!r}: {error!r}", file=sys.stderr)
         finally:
             if live.request.lora_weights is not None:
                 with self._lock:
-                    self._coming[live.request.engine.task_id] -= 1
+                    self._coming -= Counter([live.request.engine.task_id])  # keeps no zeros
+
+    def _open(self, live: _Live) -> None:
+        """Submit it to the engine, or have its guide compiled first."""
+        if self._engine.is_guide_quick(live.request.engine):
+            self._submit(live)
+            return
+        with self._lock:
+            is_full = self._num_compiling >= _MAX_OPENING
+            self._num_compiling += not is_full
+        if is_full:
+            self._refuse(live, *_full("requests with a new guide"))
+        else:
+            self._guide_opener.submit(self._compile, live)
+
+    def _compile(self, live: _Live) -> None:
+        """On the thread of guides, where no caller sees what is raised."""
+        try:
+            if self._is_wanted(live):
+                self._submit(live)
+        except Exception as error:
+            print(f"cannot open request {live.id!r}: {error!r}", file=sys.stderr)
+        finally:
+            with self._lock:
+                self._num_compiling -= 1
+
+    def _is_wanted(self, live: _Live) -> bool:
+        """Whether it is still to be opened; if not, its end is on the way."""
+        if live.is_cancelled or self._is_closed:
+            self._events.put((live, EngineEvent(is_final=True, finish_reason="cancelled")))
+            return False
+        return True
+
+    def _submit(self, live: _Live) -> None:
+        def submit() -> None:
+            live.handle = self._engine.submit(
+                live.request.engine, lambda event: self._events.put((live, event))
+            )
+
+        self._guarded(live, submit)
+        if live.is_cancelled and live.handle is not None:  # while its handle was not known
+            self._engine.cancel(live.handle)
+
+    def _guarded(self, live: _Live, act: Callable[[], None]) -> None:
+        """Answer why it cannot be opened. Raises what is the engine's own fault."""
+        try:
+            act()
+        except EngineError as error:
+            self._refuse(live, str(error), situation_of(error))
+        except Exception as error:  # our fault, but the client must not wait for ever
+            self._refuse(live, f"the engine cannot take the request: {error}")
+            raise
 
     def _refuse(self, live: _Live, message: str, situation: Situation = INTERNAL) -> None:
         self._senders.remove(live)
@@ -167,6 +213,7 @@ class CoreModel:
         self._senders.close()
         self._engine.close()
         self._opener.shutdown()  # what still waits there ends as cancelled
+        self._guide_opener.shutdown()
         self._events.put(None)
         self._deliverer.join()
 
@@ -183,22 +230,6 @@ class CoreModel:
         live.is_cancelled = True
         if live.handle is not None:
             self._engine.cancel(live.handle)
-
-    def _load_adapter(self, request: CoreRequest) -> None:
-        weights, config, task_id = (
-            request.lora_weights,
-            request.lora_config,
-            request.engine.task_id,
-        )
-        if weights is None or config is None or task_id is None:
-            return
-        if self._is_lora_cache and task_id in self._engine.task_ids:
-            return  # TensorRT-LLM never compares contents: the first adapter of an id stays
-        adapter = from_tensors(f"task-{task_id}", weights, config, self._base)
-        if task_id in self._engine.task_ids and self._loaded.get(task_id) == adapter.sha256:
-            return  # sent again: the requests that run with it go on
-        self._engine.load_adapter(task_id, adapter)
-        self._loaded[task_id] = adapter.sha256
 
     # The delivering thread
 
@@ -231,6 +262,10 @@ class CoreModel:
         else:
             tensors = outputs(live.request, event)
             live.send(tensors, is_final=event.is_final)
+
+
+def _full(what: str) -> tuple[str, Situation]:
+    return f"{_MAX_OPENING} {what} are being opened: try again later", UNAVAILABLE
 
 
 def _error_text(live: _Live, event: EngineEvent) -> str:

@@ -90,6 +90,9 @@ _HONOURED = (
 
 INPUTS = (*_HONOURED, *_NEUTRAL)
 
+_MAX_INPUT_IDS = 2**20
+_MAX_WORD_TOKENS = 1024  # of stop_words_list and of bad_words_list
+
 
 @dataclass(frozen=True, slots=True)
 class CoreRequest:
@@ -209,6 +212,8 @@ def _input_ids(tensors: Tensors) -> tuple[int, ...]:
     ids = tensors.get("input_ids")
     if ids is None:
         raise RequestInvalid("input_ids is missing: this engine takes token ids alone")
+    if length > _MAX_INPUT_IDS:  # before anything is made of them
+        raise RequestInvalid(f"input_lengths is {length}: at most {_MAX_INPUT_IDS} are taken")
     if not 1 <= length <= ids.size:
         raise RequestInvalid(
             f"input_lengths is {length}: it must be from 1 to the {ids.size} tokens of input_ids"
@@ -239,6 +244,10 @@ def _words(tensors: Tensors, name: str) -> tuple[tuple[int, ...], ...]:
     array = tensors.get(name)
     if array is None or not array.size:
         return ()
+    if array.size > 2 * _MAX_WORD_TOKENS:  # each step compares with all of them
+        raise RequestInvalid(
+            f"{name} has {array.size // 2} tokens: at most {_MAX_WORD_TOKENS} are taken"
+        )
     tokens, ends = array.reshape(2, -1).tolist()
     words = []
     start = 0
