@@ -57,12 +57,17 @@ class Executor:
         self.vocab_size = weights.shape.vocab
         self.max_seq_len = min(weights.max_seq_len, options.kv_cache_tokens)
         is_int8 = manifest.dtype == "int8"
+        adapters = manifest.load_adapters(engine_dir, weights.shape)
+        if options.is_lora_cache:
+            adapters = ()
+        # One slot less than adapters, and the last would take the first one's place unseen.
+        num_slots = max(options.max_adapters, len(adapters))
         num_blocks = max(1, options.kv_cache_tokens // TOKENS_PER_BLOCK)
         self.runner = Runner(
             weights,
             num_blocks=num_blocks,
             kv_precision=options.kv_precision or ("f16" if is_int8 else "f32"),
-            num_slots=options.max_adapters,
+            num_slots=num_slots,
             form=options.adapter_form,
             num_threads=options.num_threads,
         )
@@ -73,10 +78,7 @@ class Executor:
             max_num_tokens=options.max_num_tokens,
             is_prefix_reused=options.is_prefix_reused,
         )
-        self._slots = AdapterSlots(options.max_adapters)
-        adapters = manifest.load_adapters(engine_dir, weights.shape)
-        if options.is_lora_cache:
-            adapters = ()
+        self._slots = AdapterSlots(num_slots)
         self.runner.set_adapters(
             {self._slots.assign(adapter.task_id).index: adapter for adapter in adapters}
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
 
 from compllm.embedded.request import EngineRequest
 from compllm.errors import RequestInvalid
+from compllm.formats.tokenizer_files import end_ids
 
 _TOKENIZER = "tokenizer.json"
 
@@ -57,8 +57,6 @@ class TextTools:
             if self._compiler is None:
                 from compllm.embedded.guide import GuideCompiler
 
-                config = json.loads((self._engine_dir / "config.json").read_text())
-                eos = config.get("eos_token_id")
-                eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size, eos_ids)
+                ends = end_ids(self._engine_dir, self._vocab_size)
+                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size, ends)
         return self._compiler.start(request.guide_type, request.guide, [request.end_id])
