@@ -22,6 +22,7 @@ class TextTools:
         self._lock = threading.Lock()
         self._tokenizer: Any = None
         self._compiler: Any = None
+        self._end_ids: frozenset[int] = frozenset()  # of the model, when there is a compiler
 
     def decode(self, ids: Any) -> str:
         """The text of these ids, special tokens included."""
@@ -57,6 +58,9 @@ class TextTools:
             if self._compiler is None:
                 from compllm.embedded.guide import GuideCompiler
 
-                ends = end_ids(self._engine_dir, self._vocab_size)
-                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size, ends)
-        return self._compiler.start(request.guide_type, request.guide, [request.end_id])
+                self._end_ids = frozenset(end_ids(self._engine_dir, self._vocab_size))
+                self._compiler = GuideCompiler(self._engine_dir, self._vocab_size, self._end_ids)
+        # A request has one end token. Clients send a model's others as stop words.
+        stops = {word[0] for word in request.stop_words if len(word) == 1}
+        ends = [request.end_id, *(stops & self._end_ids)]
+        return self._compiler.start(request.guide_type, request.guide, ends)

@@ -104,25 +104,24 @@ def _check_tensors(directory: Path, decoder: DecoderConfig) -> None:
     promises, and no other that would change what the model computes."""
     found = _read_headers(directory)
     expected = dict(_expected_tensors(decoder))
-    for name in expected:
+    for name, size in expected.items():
         if name not in found:
             raise ArtefactError(
                 f"checkpoint {directory} has no tensor {name}{_wrapper_hint(name, found)}"
             )
-    for name, tensor in found.items():
-        if name not in expected:
-            _check_left_out(directory, name, found, decoder)
-            continue
+        tensor = found[name]
         if tensor.dtype not in FLOATS:
             raise ArtefactError(
                 f"checkpoint {directory}: {name} is of type {tensor.dtype}; read are "
                 f"{', '.join(FLOATS)}: give the full-precision checkpoint"
             )
-        if tensor.shape != expected[name]:
+        if tensor.shape != size:
             raise ArtefactError(
                 f"checkpoint {directory}: {name} is {list(tensor.shape)}, "
-                f"config.json says {list(expected[name])}"
+                f"config.json says {list(size)}"
             )
+    for name in sorted(found.keys() - expected.keys()):
+        _check_left_out(directory, name, found, decoder)
 
 
 def _wrapper_hint(name: str, found: Mapping[str, _Tensor]) -> str:

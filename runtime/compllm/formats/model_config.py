@@ -111,7 +111,7 @@ def id_list(value: object, what: str, vocab: int) -> list[int]:
 def _architecture(config: Mapping[str, Any]) -> str:
     given = config.get("architectures") or []
     names = given if isinstance(given, list) else [given]
-    architecture = next((each for each in names if each in FAMILIES), None)
+    architecture = next((each for each in FAMILIES if each in names), None)
     if architecture is None:
         seen = ", ".join(map(str, names)) or "model of unknown architecture"
         raise ArtefactError(f"it is a {seen}; supported are {', '.join(FAMILIES)}")
@@ -166,7 +166,7 @@ def _check_rope(config: Mapping[str, Any]) -> None:
 
 def _check_rope_values(key: str, values: Mapping[str, Any]) -> None:
     kind = values.get("rope_type", values.get("type", "default"))
-    if kind not in _ROPE_NUMBERS:
+    if not isinstance(kind, str) or kind not in _ROPE_NUMBERS:
         raise ArtefactError(
             f"config.json: {key} asks for {kind!r} rope; supported are "
             f"{', '.join(_ROPE_NUMBERS)}, whose frequencies do not change with the length"
