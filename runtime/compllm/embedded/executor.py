@@ -60,7 +60,6 @@ class Executor:
         adapters = manifest.load_adapters(engine_dir, weights.shape)
         if options.is_lora_cache:
             adapters = ()
-        # One slot less than adapters, and the last would take the first one's place unseen.
         num_slots = max(options.max_adapters, len(adapters))
         num_blocks = max(1, options.kv_cache_tokens // TOKENS_PER_BLOCK)
         self.runner = Runner(
