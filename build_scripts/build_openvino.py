@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from compllm.build_scripts.fetch_base import ensure_base
@@ -35,13 +36,8 @@ from compllm.build_scripts.staging import (
 from compllm.embedded import model
 from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, check_adapter_name, read_peft, save_adapter_npz
-from compllm.formats.checkpoint import (
-    OPTIONAL_TOKENIZER_FILES,
-    TOKENIZER_FILES,
-    read_json,
-    validate_checkpoint,
-    weight_files,
-)
+from compllm.formats.checkpoint import validate_checkpoint, weight_files
+from compllm.formats.json_files import read_json
 from compllm.formats.manifest import (
     MANIFEST_FILE,
     AdapterEntry,
@@ -51,6 +47,7 @@ from compllm.formats.manifest import (
 )
 from compllm.formats.peft_config import base_name
 from compllm.formats.shape import BaseShape
+from compllm.formats.tokenizer_files import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES
 from compllm.paths import engine_dir, resource_dir
 
 
@@ -60,15 +57,20 @@ class AdapterSource:
 
     directory: Path
     name: str
+    is_same_base: bool = False  # made for the engine's base, whatever name it records
 
     @classmethod
-    def parse(cls, text: str) -> AdapterSource:
+    def parse(cls, text: str, *, is_same_base: bool = False) -> AdapterSource:
         """`DIR` or `name=DIR`. A name is recognised by being one, so paths may hold '='."""
         head, sep, tail = text.partition("=")
         if sep and tail and "/" not in head:
-            return cls(Path(tail).expanduser(), check_adapter_name(head))
+            return cls(Path(tail).expanduser(), check_adapter_name(head), is_same_base)
         directory = Path(text).expanduser()
-        return cls(directory, check_adapter_name(directory.resolve().name))
+        return cls(directory, check_adapter_name(directory.resolve().name), is_same_base)
+
+    def read(self, base: BaseShape) -> Adapter:
+        """Raises ArtefactError when it does not fit `base`."""
+        return read_peft(self.directory, base, self.name, is_same_base=self.is_same_base)
 
 
 def shipped_folder() -> Path:
@@ -118,7 +120,7 @@ def build_engine(
         builder=_builder_hash(),
         openvino=installed_versions()["openvino"],
     )
-    wanted = tuple(read_peft(source.directory, shape, source.name) for source in adapters)
+    wanted = tuple(source.read(shape) for source in adapters)
     _refuse_duplicates(adapter.name for adapter in wanted)
     with exclusive(out):
         recover(out)
@@ -149,16 +151,8 @@ def build_engine(
 
 
 def _builder_hash() -> str:
-    """Of the code that builds a base; a number to raise by hand would be forgotten.
-
-    The imports are hashed as they were before `shape` moved, so that engines built before stay
-    valid. The next change of `model.py` makes that replacement superfluous.
-    """
-    text = Path(model.__file__).read_text(encoding="utf-8")
-    errors = "from compllm.errors import ArtefactError\n"
-    now = f"{errors}from compllm.formats.shape import BaseShape\n"
-    before = f"from compllm.embedded.shape import BaseShape\n{errors}"
-    return hashlib.sha256(text.replace(now, before).encode()).hexdigest()
+    """Of the code that builds a base; a number to raise by hand would be forgotten."""
+    return hashlib.sha256(Path(model.__file__).read_bytes()).hexdigest()
 
 
 def update_adapters(
@@ -182,7 +176,7 @@ def update_adapters(
                 there = ", ".join(entry.name for entry in old.adapters) or "none"
                 raise ArtefactError(f"engine {out} has no adapter {name!r}; it has {there}")
         for source in add:
-            wanted[source.name] = read_peft(source.directory, shape, source.name)
+            wanted[source.name] = source.read(shape)
         if _is_same(old, tuple(wanted.values())):
             say(f"engine is up to date: {out}")
             return old
@@ -322,6 +316,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--remove-adapter", action="append", default=[], metavar="NAME", help="one less"
     )
+    parser.add_argument(
+        "--same-base",
+        action="store_true",
+        help="the adapters given are made for this base, whatever name they record",
+    )
     options = parser.parse_args(arguments)
     is_update = bool(options.add_adapter or options.remove_adapter)
     if is_update and (options.adapter or options.no_adapters or options.checkpoint):
@@ -330,15 +329,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "they go without --adapter, --no-adapters and --checkpoint"
         )
 
+    parse = partial(AdapterSource.parse, is_same_base=options.same_base)
+
     def work() -> None:
         out = options.out or engine_dir()
         if is_update:
-            added = [AdapterSource.parse(text) for text in options.add_adapter]
+            added = [parse(text) for text in options.add_adapter]
             manifest = update_adapters(out, added, options.remove_adapter)
         else:
             checkpoint = options.checkpoint or ensure_base()
             if options.adapter or options.no_adapters:
-                adapters = tuple(AdapterSource.parse(text) for text in options.adapter or ())
+                adapters = tuple(parse(text) for text in options.adapter or ())
             else:
                 adapters = default_adapters(checkpoint)
             manifest = build_engine(checkpoint, adapters, out, options.dtype)

@@ -11,13 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from compllm.errors import ArtefactError
-from compllm.formats.checkpoint import (
-    OPTIONAL_TOKENIZER_FILES,
-    TOKENIZER_FILES,
-    read_json,
-    weight_files,
-)
+from compllm.formats.checkpoint import weight_files
+from compllm.formats.json_files import read_json
 from compllm.formats.manifest import FileEntry, sha256_file
+from compllm.formats.tokenizer_files import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit that safetensors itself sets
 

@@ -33,7 +33,7 @@ from compllm.build_scripts.smoke.checks import Bench, Check, Result, run_check
 from compllm.build_scripts.smoke.client import Client
 from compllm.build_scripts.staging import run_script, write_atomically
 from compllm.errors import BackendUnavailable, ConfigError
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json
 from compllm.formats.manifest import Manifest
 
 CHECKS: tuple[Check, ...] = (

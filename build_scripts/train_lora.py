@@ -30,7 +30,7 @@ from compllm.build_scripts.staging import run_script, say
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.build_scripts.training.sweep import parse_grid, sweep
 from compllm.errors import ConfigError
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json
 from compllm.paths import home_dir
 from compllm.prompts import TEMPLATES
 

@@ -49,6 +49,14 @@ def test_shipped_adapters_have_the_ids_of_their_name_and_content(base_dir: Path)
         assert adapter.id == read_peft(adapter.path, shape, adapter.name).task_id
 
 
+def test_an_adapter_may_be_said_to_be_of_this_base(tmp_path: Path) -> None:
+    text = GOOD.replace("id = 7", "id = 7\nsame_base = true")
+    assert load_catalogue(write(tmp_path, text)).adapter("chem").is_same_base
+    assert not load_catalogue(write(tmp_path, GOOD)).adapter("chem").is_same_base
+    with pytest.raises(ConfigError, match=r"chem\.same_base = 'yes': expected true or false"):
+        load_catalogue(write(tmp_path, text.replace("true", "'yes'")))
+
+
 def test_an_expert_gets_its_adapters_id(tmp_path: Path) -> None:
     catalogue = load_catalogue(write(tmp_path, GOOD))
     expert = catalogue.expert("chemistry")

@@ -40,6 +40,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "embedded/test_network": ("embedded.runner",),
     "embedded/test_scheduler": ("embedded.sequence",),
     "formats/test_adapters": ("formats.peft_config", "formats.shape"),
+    "formats/test_checkpoint": ("formats.json_files",),
     "frontends/test_core_metrics": ("frontends.triton.metrics",),
     "lab/test_explain": ("lab.explain.record", "lab.explain.report", "lab.explain.schedule"),
     "lab/test_explain_pictures": ("lab.explain.gantt", "lab.explain.perfetto"),

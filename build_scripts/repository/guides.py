@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from compllm.errors import ConfigError
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json
 
 FILE = "xgrammar_tokenizer_info.json"
 

@@ -20,7 +20,8 @@ from compllm.build_scripts.staging import exclusive, saving, staged_directory
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.errors import ConfigError
 from compllm.formats.adapters import read_peft
-from compllm.formats.checkpoint import read_json, validate_checkpoint
+from compllm.formats.checkpoint import validate_checkpoint
+from compllm.formats.json_files import read_json
 from compllm.formats.shape import model_name
 
 MANIFEST_FILE = "manifest.json"

@@ -72,7 +72,7 @@ def write_prepared(adapter: Adapter, directory: Path) -> None:
         tensors[f"{path}.lora_A.weight"] = np.ascontiguousarray(weights.a, np.float32)
         # B carries the whole scale; the converter will multiply it by adapter.rank / weights.rank.
         undone = np.float32(weights.rank / adapter.rank)
-        tensors[f"{path}.lora_B.weight"] = np.ascontiguousarray(weights.b * undone, np.float32)
+        tensors[f"{path}.lora_B.weight"] = np.ascontiguousarray(weights.folded_b * undone)
     save_file(tensors, directory / WEIGHTS_FILE)
     config = {
         "peft_type": "LORA",

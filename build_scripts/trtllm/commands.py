@@ -47,7 +47,8 @@ def merge_command(engine: PlannedEngine, adapter: Path, out: Path) -> Command:
     script = Path(__file__).with_name("merge.py")
     paths = ("--base", str(engine.source.directory), "--adapter", str(adapter), "--out", str(out))
     dtype = ("--dtype", engine.settings.dtype)
-    return Command("merge", (sys.executable, str(script), *paths, *dtype))
+    # The plan has checked the adapter, as the catalogue asks for it.
+    return Command("merge", (sys.executable, str(script), *paths, *dtype, "--same-base"))
 
 
 def convert_command(engine: PlannedEngine, checkpoint: Path, out: Path, examples: Path) -> Command:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from compllm.errors import ArtefactError
-from compllm.formats.checkpoint import ARCHITECTURES, read_json
+from compllm.formats.json_files import read_json
+from compllm.formats.model_config import ARCHITECTURES
 
 # What the image's scripts convert: the embedded engine's architectures, and more.
 CONVERTIBLE = (*ARCHITECTURES, "Qwen3ForCausalLM")

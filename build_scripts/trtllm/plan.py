@@ -21,7 +21,8 @@ from compllm.build_scripts.trtllm.settings import EngineSettings, GpuSettings
 from compllm.catalogue import Catalogue
 from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, read_peft
-from compllm.formats.checkpoint import read_json, validate_checkpoint
+from compllm.formats.checkpoint import validate_checkpoint
+from compllm.formats.json_files import read_json
 from compllm.formats.shape import BaseShape
 from compllm.paths import resource_dir
 from compllm.types import Expert
@@ -181,7 +182,7 @@ def _read_source(directory: Path) -> Source:
 
 def _read_adapter(listed: catalogues.Adapter, base: Source) -> PlannedAdapter:
     directory = listed.path or resource_dir("engines") / "adapters" / listed.name
-    adapter = read_peft(directory, base.shape, listed.name)
+    adapter = read_peft(directory, base.shape, listed.name, is_same_base=listed.is_same_base)
     if listed.id != adapter.task_id:
         raise ArtefactError(
             f"adapter {listed.name}: the catalogue's id is {listed.id}, its content gives "

@@ -19,7 +19,7 @@ from typing import Any
 from compllm.build_scripts.trtllm.image import Environment, same_version
 from compllm.build_scripts.trtllm.legacy_form import Rope
 from compllm.errors import ArtefactError
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json
 from compllm.formats.manifest import MANIFEST_FILE, FileEntry, verify_files
 from compllm.paths import home_dir
 

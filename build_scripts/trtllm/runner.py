@@ -45,8 +45,9 @@ from compllm.build_scripts.trtllm.record import (
     check_engine,
 )
 from compllm.errors import ArtefactError
-from compllm.formats.checkpoint import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES, read_json
+from compllm.formats.json_files import read_json
 from compllm.formats.manifest import MANIFEST_FILE, installed_versions
+from compllm.formats.tokenizer_files import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES
 
 _STEP = "step.json"  # in a step's directory: the key of its inputs and the size of each file
 _ENGINE_FILES = ("config.json", "*.engine", "*.safetensors", "quant_cfg.json")

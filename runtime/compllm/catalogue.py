@@ -28,6 +28,7 @@ class Adapter:
     name: str
     id: int  # lora_task_id on the wire
     path: Path | None  # PEFT directory to build or load it from; None: the engine has it already
+    is_same_base: bool = False  # made for this base, whatever name it records
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,7 @@ def _adapters(path: Path, tables: dict[str, Any]) -> dict[str, Adapter]:
                 raise table.error("id", adapter_id, f"{trained_id}, as its manifest.json says")
         if any(adapter.id == adapter_id for adapter in adapters.values()):
             raise table.error("id", adapter_id, "an id that no other adapter has")
-        adapters[name] = Adapter(name, adapter_id, where)
+        adapters[name] = Adapter(name, adapter_id, where, table.take("same_base", bool, False))
         table.finish()
     return adapters
 
@@ -245,7 +246,12 @@ class _Table:
             raise ConfigError(f"{self._path}: {self._key(key)} is missing")
         is_empty = kind is str and default is _REQUIRED and value == ""
         if not isinstance(value, kind) or is_empty:
-            nouns: dict[type, str] = {str: "text", dict: "a table", list: "a list"}
+            nouns: dict[type, str] = {
+                str: "text",
+                dict: "a table",
+                list: "a list",
+                bool: "true or false",
+            }
             raise self.error(key, value, nouns[kind])
         return value
 

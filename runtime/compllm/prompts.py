@@ -32,6 +32,18 @@ class ChatTemplate:
     role_end: str
     turn_end: str
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The special tokens that it writes."""
+        parts = (self.begin, *self.turn_tokens)
+        return tuple(part for part in parts if part)
+
+    @property
+    def turn_tokens(self) -> tuple[str, ...]:
+        """Those that mark turns."""
+        parts = (self.role_start, self.role_end, self.turn_end)
+        return tuple(part.strip() for part in parts if part.strip())
+
 
 TEMPLATES: dict[str, ChatTemplate] = {
     "chatml": ChatTemplate("", "<|im_start|>", "\n", "<|im_end|>\n"),  # SmolLM2, Qwen2

@@ -28,13 +28,14 @@ struct Matrix {
     int in = 0;
 };
 
-// One adapted matrix: y[y_offset : y_offset + out] += B t[t_offset : t_offset + rank].
+// One adapted matrix: y[y_offset : y_offset + out] += scale B t[t_offset : t_offset + rank].
 struct LoraModule {
-    const std::uint16_t* b;  // IEEE half, [rank, out]: B transposed, alpha / rank folded in
+    const std::uint16_t* b;  // IEEE half, [rank, out]: B transposed
     int rank;
     int out;
     int t_offset;
     int y_offset;
+    float scale;  // alpha / rank, kept apart: folded into B it would be rounded to half with it
 };
 
 // All adapted matrices that share one input, for one adapter and layer.

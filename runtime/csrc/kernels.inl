@@ -251,9 +251,14 @@ inline void lora_block(const LoraGroup& g, const float* x, float* y, long y_widt
         row_tile<1, NT>(g.a + static_cast<long>(r) * g.in, g.in, x, out);
         for (int k = 0; k < NT; ++k) t[k * g.rank + r] = out[k];
     }
-    for (int m = 0; m < g.num_modules; ++m)
-        expand<NT>(g.modules[m], t + g.modules[m].t_offset, g.rank, y + g.modules[m].y_offset,
-                   y_width);
+    for (int m = 0; m < g.num_modules; ++m) {
+        const LoraModule& module = g.modules[m];
+        for (int k = 0; k < NT; ++k) {
+            float* low = t + k * g.rank + module.t_offset;
+            for (int i = 0; i < module.rank; ++i) low[i] *= module.scale;
+        }
+        expand<NT>(module, t + module.t_offset, g.rank, y + module.y_offset, y_width);
+    }
 }
 
 void lora(const LoraGroup& g, const float* x, float* y, long y_width, int num_tokens,

@@ -105,11 +105,12 @@ COMPLLM_API int compllm_table_cache(long id, int layer, int tokens_per_block, in
 }
 
 // Copies one group of an adapter into a slot. a: half [sum of ranks, in]; b: half, the modules'
-// [rank, out] one after another; per module rank, out and y_offset. Returns 0, or -1 for a table,
-// slot or layer that is not there.
+// [rank, out] one after another; per module rank, out, y_offset and the scale of B A. Returns 0, or
+// -1 for a table, slot or layer that is not there.
 COMPLLM_API int compllm_adapter_set(long id, int slot, int layer, int group, int in,
                                     const std::uint16_t* a, const std::uint16_t* b, int num_modules,
-                                    const int* ranks, const int* outs, const int* y_offsets) {
+                                    const int* ranks, const int* outs, const int* y_offsets,
+                                    const float* scales) {
     const std::unique_lock lock(compllm::tables_mutex());
     const auto found = g_tables.find(id);
     if (found == g_tables.end()) return -1;
@@ -130,7 +131,7 @@ COMPLLM_API int compllm_adapter_set(long id, int slot, int layer, int group, int
     long b_offset = 0;
     for (int m = 0; m < num_modules; ++m) {
         data->modules.push_back(
-            {data->b.data() + b_offset, ranks[m], outs[m], t_offset, y_offsets[m]});
+            {data->b.data() + b_offset, ranks[m], outs[m], t_offset, y_offsets[m], scales[m]});
         t_offset += ranks[m];
         b_offset += static_cast<long>(ranks[m]) * outs[m];
     }

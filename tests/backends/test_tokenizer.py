@@ -81,6 +81,12 @@ def test_added_tokens_not_marked_special_are_plain_in_data(base_dir: Path, tmp_p
     assert 3 not in tokenizer.encode((Segment("<repo_name>"),))
 
 
+def test_a_templates_token_that_is_none_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"writes <\|eot_id\|>, which is no token"):
+        tokenizer.encode((Segment("<|eot_id|>", is_template=True),))
+    assert tokenizer.encode((Segment("<|eot_id|>"),))  # data may hold anything
+
+
 def test_segments_are_concatenated(tokenizer: Tokenizer) -> None:
     first, second = Segment("<|im_start|>user\n", is_template=True), Segment("What is iron?")
     assert tokenizer.encode((first, second)) == [

@@ -317,3 +317,16 @@ def test_unwritable_place_is_one_line(
     status, _, err = run(capsys, *place, "--checkpoint", str(tiny_checkpoint), "--no-adapters")
     assert (status, err.count("\n")) == (1, 1)
     assert "is not a directory: name a directory that you may write" in err
+
+
+def test_a_flag_takes_adapters_of_a_repack_of_the_base(
+    engine: Path, bio: AdapterSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(bio.directory, tmp_path / "bio"))
+    repack = {"base_model_name_or_path": "unsloth/tiny-llama-bnb-4bit"}
+    rewrite_json(copy / "adapter_config.json", repack)
+    arguments = ["--out", str(engine), "--add-adapter", str(copy)]
+    assert build_openvino.main(arguments) != 0
+    assert "--same-base" in capsys.readouterr().err
+    assert build_openvino.main([*arguments, "--same-base"]) == 0
+    assert names(Manifest.read(engine)) == [(1, "chem"), (2, "bio")]

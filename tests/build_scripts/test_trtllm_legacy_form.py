@@ -17,7 +17,7 @@ from compllm.build_scripts.trtllm.legacy_form import (
     write_legacy,
 )
 from compllm.errors import ArtefactError
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json
 
 LLAMA3 = {
     "rope_type": "llama3",

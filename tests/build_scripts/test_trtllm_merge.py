@@ -57,6 +57,23 @@ def test_merged_logits_are_those_of_peft(
     assert (expected - logits(tiny_checkpoint)).abs().max() > 1.0
 
 
+def test_wrapped_names_and_repacks_are_merged_as_well(
+    tiny_checkpoint: Path, adapter: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copy = Path(shutil.copytree(adapter, tmp_path / "chem"))
+    tensors = load_file(copy / "adapter_model.safetensors")
+    wrapped = {f"_orig_mod.{name}": value for name, value in tensors.items()}
+    save_file(wrapped, copy / "adapter_model.safetensors")
+    repack = {"base_model_name_or_path": "unsloth/tiny-llama-bnb-4bit"}
+    rewrite_json(copy / "adapter_config.json", repack)
+    (tmp_path / "out").mkdir()
+    merge.merge(tiny_checkpoint, copy, tmp_path / "out", "float32", is_same_base=True)
+    expected = logits(tiny_checkpoint, adapter)
+    assert (logits(tmp_path / "out") - expected).abs().max() < 1e-4
+
+
 def test_merged_checkpoint_is_whole(tiny_checkpoint: Path, adapter: Path, tmp_path: Path) -> None:
     assert run(tiny_checkpoint, adapter, tmp_path / "out", "float16") == 0
     shape = validate_checkpoint(tmp_path / "out")

@@ -4,7 +4,7 @@ import pytest
 from helpers import MakeAdapter
 
 from compllm.build_scripts.build_openvino import AdapterSource, update_adapters
-from compllm.catalogue import Catalogue, load_catalogue
+from compllm.catalogue import Catalogue, default_catalogue_path, load_catalogue
 from compllm.cli.prepare import adapter_sources, check_ids, ensure_engine
 from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.manifest import MANIFEST_FILE, Manifest
@@ -77,3 +77,23 @@ def test_engine_gets_the_adapters_of_the_catalogue(
         check_ids(named, manifest)
     right = f'[adapters.mine]\npath = "{own.directory}"\nid = {task_id}\n[adapters.gone]\nid = 6\n'
     check_ids(catalogue(tmp_path, right), manifest)
+
+
+def test_a_chat_template_that_is_not_the_bases_is_refused_before_building(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from compllm.cli import prepare as module
+
+    built: list[Path] = []
+    text = default_catalogue_path().read_text(encoding="utf-8")
+    path = tmp_path / "experts.toml"
+    path.write_text(text.replace('template = "chatml"', 'template = "llama3"'))
+    for folder in ("adapters", "router", "confidence"):
+        if (default_catalogue_path().parent / folder).exists():
+            (tmp_path / folder).symlink_to(default_catalogue_path().parent / folder)
+    monkeypatch.setattr(module, "ensure_base", lambda: tiny_checkpoint)
+    monkeypatch.setattr(module, "ensure_ir", lambda encoder: None)
+    monkeypatch.setattr(module, "ensure_engine", lambda base, *_: built.append(base))
+    with pytest.raises(ConfigError, match=r'set template = "chatml"'):
+        module.prepare(load_catalogue(path))
+    assert built == []

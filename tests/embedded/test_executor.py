@@ -372,6 +372,21 @@ def test_every_step_is_timed_and_idle_time_is_not(engine_dir: Path) -> None:
     assert 0 < sum(each.seconds for each in by_kind.values()) < wall_s - 0.4
 
 
+def test_an_engine_has_a_slot_for_each_of_its_adapters(
+    engine_dir: Path, op_engine: Executor
+) -> None:
+    engine = Executor(engine_dir, dataclasses.replace(OPTIONS, max_adapters=1))
+    try:
+        assert sorted(engine.task_ids) == sorted(engine.adapter_names.values())
+        for name in engine.adapter_names:
+            ours, theirs = (ask(each, (5, 6, 7), name) for each in (engine, op_engine))
+            assert (
+                generate(engine, [ours])[0].token_ids == generate(op_engine, [theirs])[0].token_ids
+            )
+    finally:
+        engine.close()
+
+
 def test_a_closed_engine_cancels_what_runs_and_refuses_more(engine_dir: Path) -> None:
     engine = Executor(engine_dir, OPTIONS)
     run = Run(engine, [dataclasses.replace(ask(engine, (5, 6), "", 450), is_streamed=True)])

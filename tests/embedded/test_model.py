@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines import generate, make_engine, random_prompts, reference
+from helpers import rewrite_json
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -73,8 +74,62 @@ def test_tensors_that_are_not_finite_are_refused(tiny_checkpoint: Path, tmp_path
     tensors = load_file(broken / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.inf
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ArtefactError, match=r"layers\.1\.mlp\.up_proj\.weight holds NaN"):
+    with pytest.raises(ArtefactError, match=r"layers\.1\.mlp\.up_proj\.weight .* holds NaN"):
         build_base(broken, tmp_path)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("fp16", 1e5), ("int8", 1e7)])
+def test_weights_beyond_half_precision_are_named(
+    tiny_checkpoint: Path, tmp_path: Path, dtype: str, value: float
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4:6] = value, -value
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    said = r"layers\.1\.mlp\.up_proj\.weight \(in model\.safetensors\) reaches [12]e\+0[57], beyond"
+    with pytest.raises(ArtefactError, match=said):
+        build_base(copy, tmp_path, dtype)
+
+
+def test_a_config_that_transformers_refuses_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+    rewrite_json(copy / "config.json", {"rope_parameters": {"rope_type": "su"}})
+    with pytest.raises(ArtefactError, match=r"transformers cannot use its config\.json"):
+        build_base(copy, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def llama_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with every bias, Llama 3's rope and no rms_norm_eps."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    rope = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "rope_theta": 10000.0,
+    }
+    tiny = json.loads((tiny_checkpoint / "config.json").read_text())
+    tiny |= {"attention_bias": True, "mlp_bias": True, "rope_parameters": rope}
+    directory = tmp_path_factory.mktemp("checkpoints") / "biased-llama"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**tiny))  # type: ignore[no-untyped-call]
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                torch.nn.init.normal_(parameter)
+    model.save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (directory / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tiny_checkpoint / name, directory / name)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +165,14 @@ def qwen_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("form", ["op", "mask"])
-def test_qwen2_greedy_tokens_are_those_of_transformers(
-    form: str, qwen_checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("family", ["qwen_checkpoint", "llama_checkpoint"])
+def test_greedy_tokens_are_those_of_transformers(
+    form: str, family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
+    checkpoint: Path = request.getfixturevalue(family)
     prompts = random_prompts(40000, 6, seed=3)
-    expected = reference(qwen_checkpoint, None, prompts, NUM_TOKENS)
-    engine_dir = make_engine(qwen_checkpoint, tmp_path / "e", "fp16", {})
+    expected = reference(checkpoint, None, prompts, NUM_TOKENS)
+    engine_dir = make_engine(checkpoint, tmp_path / "e", "fp16", {})
     engine = Executor(engine_dir, ExecutorOptions(kv_cache_tokens=4096, adapter_form=form))  # type: ignore[arg-type]
     try:
         results = generate(engine, [EngineRequest(prompt, NUM_TOKENS) for prompt in prompts])

@@ -70,7 +70,7 @@ def peft_delta(checkpoint: Path, directory: Path, layer: int, module: str) -> An
 
 def assert_same_delta(adapter: Adapter, layer: int, module: str, expected: Any) -> None:
     weights = adapter.modules[layer, module]
-    np.testing.assert_allclose(weights.b @ weights.a, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(weights.folded_b @ weights.a, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_reads_every_module_in_a_fixed_order(plain: Path, base: BaseShape) -> None:
@@ -82,11 +82,25 @@ def test_reads_every_module_in_a_fixed_order(plain: Path, base: BaseShape) -> No
     assert adapter.modules[1, "k_proj"].b.dtype == np.float32
 
 
-def test_alpha_over_rank_is_folded_into_b(
+def test_alpha_over_rank_scales_as_in_peft(
     plain: Path, tiny_checkpoint: Path, base: BaseShape
 ) -> None:
     expected = peft_delta(tiny_checkpoint, plain, 1, "up_proj")
     assert_same_delta(read_peft(plain, base), 1, "up_proj", expected)
+
+
+def test_scale_stays_apart_and_the_id_is_the_folded_one(
+    plain: Path, base: BaseShape, tmp_path: Path
+) -> None:
+    adapter = read_peft(plain, base)
+    assert {weights.scale for weights in adapter.modules.values()} == {3.0}  # 12 / 4
+    save_adapter_npz(tmp_path / "plain.npz", adapter)
+    loaded = load_adapter_npz(tmp_path / "plain.npz", base)
+    assert {weights.scale for weights in loaded.modules.values()} == {3.0}
+    folded = {
+        key: LoraWeights(weights.a, weights.folded_b) for key, weights in adapter.modules.items()
+    }
+    assert make_adapter("plain", folded).task_id == adapter.task_id
 
 
 def test_rank_and_alpha_patterns_scale_as_in_peft(
@@ -156,7 +170,14 @@ def test_task_id_follows_name_and_content(copy: Path, base: BaseShape) -> None:
         ({"r": 8}, "its rank is 4, the config says 8"),
         ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
         ({"rank_pattern": {"(": 2}}, "no regular expression"),
-        ({"base_model_name_or_path": "Qwen/Qwen2-0.5B"}, "made for base Qwen2-0.5B"),
+        ({"target_modules": "("}, "no regular expression"),
+        ({"target_modules": 3}, "target_modules is 3"),
+        ({"target_modules": ["q_proj"]}, "does not name it in target_modules"),
+        ({"layers_to_transform": [1]}, "does not name it in target_modules and layers_to"),
+        ({"layers_to_transform": ["one"]}, "layers_to_transform is"),
+        ({"monteclora_config": {"samples": 4}}, "MonteCLoRA is not served"),
+        ({"use_newest_lora": True}, "field use_newest_lora .True. .* is not known"),
+        ({"base_model_name_or_path": "Qwen/Qwen2-0.5B"}, "made for base Qwen2-0.5B.*--same-base"),
     ],
 )
 def test_config_that_cannot_be_served_is_refused(
@@ -178,7 +199,9 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
         (Q.format("A"), np.zeros((0, 64), np.float32), "layer 0 q_proj: rank 0"),
         (Q.format("A"), np.full((4, 64), np.nan, np.float32), "layer 0 q_proj: holds NaN"),
         (Q.format("B"), np.full((64, 4), np.inf, np.float16), "layer 0 q_proj: holds NaN"),
-        (Q.format("B"), np.full((64, 4), 3e38, np.float32), "layer 0 q_proj: holds NaN"),
+        (Q.format("B"), np.full((64, 4), 3e38, np.float32), "layer 0 q_proj: .* half precision"),
+        (Q.format("A"), np.full((4, 64), 7e4, np.float32), r"reaches 7e\+04: beyond half"),
+        (Q.format("B"), np.full((64, 4), 3e4, np.float32), r"reaches 9e\+04: beyond half"),
         (Q.format("B"), np.zeros((64, 4), np.int8), "type that is not served"),
         (Q.format("B"), None, "layer 0 q_proj: lora_B is missing"),
         ("base_model.model.lm_head.lora_A.weight", np.zeros((4, 64)), "lm_head"),
@@ -335,3 +358,62 @@ def test_hash_covers_shapes_and_places() -> None:
     one = make_adapter("x", {(0, "q_proj"): factor})
     two = make_adapter("x", {(1, "q_proj"): factor})
     assert one.sha256 != two.sha256
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        "_orig_mod.{}",
+        "module._orig_mod.{}",
+        "base_model.model._orig_mod.{rest}",
+        "base_model.model.module.{rest}",
+        "base_model.model.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.lora_A.weight",
+    ],
+)
+def test_wrappers_of_trainers_in_names_are_taken_off(
+    copy: Path, plain: Path, base: BaseShape, wrapped: str
+) -> None:
+    name = Q.format("A")
+
+    def wrap(tensors: dict[str, Any]) -> None:
+        rest = name.removeprefix("base_model.model.")
+        tensors[wrapped.format(name, rest=rest)] = tensors.pop(name)
+
+    change_tensors(copy, wrap)
+    assert read_peft(copy, base).sha256 == read_peft(plain, base).sha256
+
+
+def test_names_with_the_adapters_own_name_in_them_are_read(
+    copy: Path, plain: Path, base: BaseShape
+) -> None:
+    def name_all(tensors: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace(".weight", ".default.weight")] = tensors.pop(name)
+
+    change_tensors(copy, name_all)
+    assert read_peft(copy, base).sha256 == read_peft(plain, base).sha256
+
+
+def test_a_caller_may_vouch_for_the_base(copy: Path, base: BaseShape) -> None:
+    repack = {"base_model_name_or_path": "unsloth/tiny-llama-bnb-4bit"}
+    rewrite_json(copy / "adapter_config.json", repack)
+    assert read_peft(copy, base, is_same_base=True).rank == 4
+
+
+@pytest.mark.parametrize("targets", [r".*\.(self_attn|mlp)\.\w+", "all-linear", None])
+def test_other_ways_to_name_targets_are_read(copy: Path, base: BaseShape, targets: object) -> None:
+    rewrite_json(copy / "adapter_config.json", {"target_modules": targets})
+    assert len(read_peft(copy, base).modules) == 14
+
+
+def test_first_form_of_converted_files_is_still_read(
+    plain: Path, base: BaseShape, tmp_path: Path
+) -> None:
+    adapter = read_peft(plain, base)
+    about = {"format": "compllm-adapter/1", "name": "plain", "sha256": adapter.sha256}
+    arrays: dict[str, Any] = {"about": np.array(json.dumps(about))}
+    for (layer, module), weights in adapter.modules.items():
+        arrays[f"{layer}.{module}.a"] = weights.a
+        arrays[f"{layer}.{module}.b"] = weights.folded_b
+    np.savez(tmp_path / "old.npz", **arrays)
+    assert load_adapter_npz(tmp_path / "old.npz", base).task_id == adapter.task_id

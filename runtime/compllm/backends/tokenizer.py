@@ -6,6 +6,7 @@ The one trust boundary of prompts is here: special tokens are recognised in temp
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -18,6 +19,7 @@ from compllm.backend import Prompt
 from compllm.errors import ConfigError
 
 _MAX_TEMPLATES = 1024  # parts whose ids are kept
+_SPECIAL = re.compile(r"<\|[^|<>]+\|>")  # as every known chat template spells its tokens
 _UNFINISHED = "\ufffd"  # what a decoder makes of bytes that are not (yet) a character
 _MAX_TOKENS = 4  # of one character: a token holds a byte of it at least
 _MAX_UNSURE = 3  # of its bytes while it lacks one; some decoders show each as _UNFINISHED
@@ -42,7 +44,7 @@ class Tokenizer:
         self.special = special
         self._template = tokenizers.Tokenizer.from_str(serialized)
         # A template's parts come again with every prompt.
-        self._template_ids = lru_cache(_MAX_TEMPLATES)(partial(_ids, self._template))
+        self._template_ids = lru_cache(_MAX_TEMPLATES)(partial(_template_ids, self._template))
         self._data = tokenizers.Tokenizer.from_str(_all_added_special(serialized))
         self._data.encode_special_tokens = True
         added = self._data.get_added_tokens_decoder().values()
@@ -124,6 +126,17 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return str(self._template.decode(ids, skip_special_tokens=True))
+
+
+def _template_ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Raises ConfigError for a special token that the tokenizer would spell out as text."""
+    for token in _SPECIAL.findall(text):
+        if tokenizer.token_to_id(token) is None:
+            raise ConfigError(
+                f"the chat template writes {token}, which is no token of the model's tokenizer: "
+                "set the catalogue's template (under [base]) to the model's own"
+            )
+    return _ids(tokenizer, text)
 
 
 def _ids(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:

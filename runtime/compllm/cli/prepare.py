@@ -27,6 +27,7 @@ from compllm.build_scripts.staging import run_script, say
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.manifest import Manifest
+from compllm.formats.tokenizer_files import check_template
 from compllm.storage import require_writable
 
 
@@ -37,6 +38,7 @@ def prepare(catalogue: Catalogue | None = None) -> None:
     require_writable(paths.home_dir())
     ensure_ir(ensure_encoder())
     base = ensure_base()
+    check_template(base, catalogue.template)
     manifest = ensure_engine(base, paths.engine_dir(), adapter_sources(catalogue, base))
     check_ids(catalogue, manifest)
 
@@ -47,7 +49,7 @@ def adapter_sources(catalogue: Catalogue, base: Path) -> tuple[AdapterSource, ..
     sources = {source.name: source for source in default_adapters(base)}
     for each in catalogue.adapters:
         if each.path is not None and each.path.resolve().parent != shipped_folder().resolve():
-            sources[each.name] = AdapterSource(each.path, each.name)
+            sources[each.name] = AdapterSource(each.path, each.name, each.is_same_base)
     return tuple(sources[name] for name in sorted(sources))
 
 

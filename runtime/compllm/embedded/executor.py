@@ -78,19 +78,20 @@ class Executor:
         self._num_blocks = num_blocks = max(1, options.kv_cache_tokens // TOKENS_PER_BLOCK)
         # Of whole blocks: a request that needs more than there are would wait for ever.
         self.max_seq_len = min(weights.max_seq_len, num_blocks * TOKENS_PER_BLOCK)
+        adapters = manifest.load_adapters(engine_dir, weights.shape)
+        if options.is_lora_cache:
+            adapters = ()
+        num_slots = max(options.max_adapters, len(adapters))
         self.runner = Runner(
             weights,
             num_blocks=num_blocks,
             kv_precision=options.kv_precision or ("f16" if is_int8 else "f32"),
-            num_slots=options.max_adapters,
+            num_slots=num_slots,
             form=options.adapter_form,
             num_threads=options.num_threads,
         )
         self._pool, self._scheduler = self._new_cache()
-        self._slots = AdapterSlots(options.max_adapters)
-        adapters = manifest.load_adapters(engine_dir, weights.shape)
-        if options.is_lora_cache:
-            adapters = ()
+        self._slots = AdapterSlots(num_slots)
         self.runner.set_adapters(
             {self._slots.assign(each.task_id, is_kept=True).index: each for each in adapters}
         )

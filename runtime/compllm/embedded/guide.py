@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from compllm.errors import ArtefactError, RequestInvalid
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json
 from compllm.plan import plan_guide
 
 GUIDE_TYPES = ("regex", "json", "json_schema", "ebnf_grammar")

@@ -39,7 +39,7 @@ def masked_adapters(shape: BaseShape, adapters: Mapping[int, Adapter]) -> Masked
             column = 0
             for slot, place, module in found:
                 rank = module.a.shape[0]
-                b[rows_of[place] : rows_of[place + 1], column : column + rank] = module.b
+                b[rows_of[place] : rows_of[place + 1], column : column + rank] = module.folded_b
                 mask[slot, column : column + rank] = 1.0
                 column += rank
             result[layer, group] = MaskedGroup(a, b, mask)

@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compllm.errors import ArtefactError
+from compllm.formats.checkpoint import read_tensor, tensor_files
+from compllm.formats.model_config import rms_norm_eps
 from compllm.formats.shape import BaseShape
 
 WEIGHTS_FILE = "weights.safetensors"
 DTYPES = ("int8", "fp16")
+_MAX_HALF = 65504.0  # the largest number in half precision
 
 # name of a stored matrix -> the checkpoint's modules it holds, top to bottom
 FUSED = {
@@ -69,7 +72,7 @@ class Weights:
         return cls(
             shape=BaseShape.from_config(config),
             arrays=arrays,
-            rms_eps=float(config["rms_norm_eps"]),
+            rms_eps=rms_norm_eps(config),
             rope_scaling=float(arrays["rope.scaling"][0]),
             max_seq_len=int(config["max_position_embeddings"]),
         )
@@ -88,7 +91,8 @@ def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None
         raise ArtefactError(f"dtype {dtype!r} is not known; known are {', '.join(DTYPES)}")
     config = json.loads((checkpoint_dir / "config.json").read_text())
     shape = BaseShape.from_config(config)
-    read = _reader(checkpoint_dir)
+    inv_freq, scaling = _rope(checkpoint_dir)
+    read = _reader(checkpoint_dir, dtype)
     arrays: dict[str, Array] = {}
 
     def put(name: str, weight: NDArray[np.float32]) -> None:
@@ -121,7 +125,6 @@ def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None
     arrays["norm"] = read("model.norm.weight")
     if not config.get("tie_word_embeddings", False):
         put("lm_head", read("lm_head.weight"))
-    inv_freq, scaling = _rope(checkpoint_dir)
     arrays["rope.inv_freq"] = inv_freq
     arrays["rope.scaling"] = np.array([scaling], np.float32)
     save_file(arrays, out_dir / WEIGHTS_FILE, metadata={"dtype": dtype})
@@ -151,39 +154,38 @@ def _rope(checkpoint_dir: Path) -> tuple[NDArray[np.float32], float]:
     from transformers import AutoConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = AutoConfig.from_pretrained(checkpoint_dir)
-    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind in ("dynamic", "longrope"):
+    try:
+        config = AutoConfig.from_pretrained(checkpoint_dir)
+        rotary = LlamaRotaryEmbedding(config)
+    except Exception as error:  # transformers checks types with exceptions of many kinds
         raise ArtefactError(
-            f"checkpoint {checkpoint_dir} uses {kind!r} rope, whose frequencies change with "
-            "the length: the embedded engine computes fixed ones (default, linear, yarn, llama3)"
-        )
-    rotary = LlamaRotaryEmbedding(config)
+            f"checkpoint {checkpoint_dir}: transformers cannot use its config.json: {error}"
+        ) from error
     return rotary.inv_freq.numpy().astype(np.float32), float(rotary.attention_scaling)
 
 
-def _reader(checkpoint_dir: Path) -> Callable[..., NDArray[np.float32]]:
-    """Reads one tensor as float32 from a single or sharded safetensors checkpoint; bfloat16 too."""
-    from safetensors import safe_open
-
-    index = checkpoint_dir / "model.safetensors.index.json"
-    if index.exists():
-        files = json.loads(index.read_text())["weight_map"]
-    else:
-        with safe_open(checkpoint_dir / "model.safetensors", "np") as single:
-            files = dict.fromkeys(single.keys(), "model.safetensors")
+def _reader(checkpoint_dir: Path, dtype: str) -> Callable[..., NDArray[np.float32]]:
+    """Reads one tensor as float32 from a single or sharded safetensors checkpoint."""
+    files = tensor_files(checkpoint_dir)
 
     def read(name: str, *, is_optional: bool = False) -> NDArray[np.float32]:
         if name not in files:
             if is_optional:
                 return np.zeros(0, np.float32)
             raise ArtefactError(f"checkpoint {checkpoint_dir} has no tensor {name}")
-        # numpy has no bfloat16: torch reads every type, and is there with the sentence encoder
-        # anyway.
-        with safe_open(checkpoint_dir / files[name], "pt") as shard:
-            array: NDArray[np.float32] = shard.get_tensor(name).float().numpy()
+        array = read_tensor(files[name], name)
+        where = f"checkpoint {checkpoint_dir}: tensor {name} (in {files[name].name})"
         if not np.isfinite(array).all():
-            raise ArtefactError(f"checkpoint {checkpoint_dir}: tensor {name} holds NaN or infinity")
+            raise ArtefactError(f"{where} holds NaN or infinity")
+        # Eight bits have a scale in half precision for each row.
+        largest, limit = float(np.abs(array).max(initial=0)), _MAX_HALF
+        if dtype == "int8" and array.ndim == 2:
+            largest = float((np.maximum(array.max(1), 0) - np.minimum(array.min(1), 0)).max())
+            limit = 255 * _MAX_HALF
+        if array.ndim == 2 and largest > limit:
+            raise ArtefactError(
+                f"{where} reaches {largest:.3g}, beyond what {dtype} weights hold ({limit:.3g})"
+            )
         return array
 
     return read

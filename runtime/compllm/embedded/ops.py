@@ -178,6 +178,7 @@ class DecoderTable:
             _ints([m.a.shape[0] for m in modules]),
             _ints([m.b.shape[0] for m in modules]),
             _ints(offsets),
+            (ctypes.c_float * len(modules))(*(m.scale for m in modules)),
         )
         if code:
             raise EngineError(f"adapter slot {slot}, layer {layer} does not exist")
@@ -244,6 +245,7 @@ def load_library(path: Path) -> Any:
         *([pointer] * 2),
         number,
         *([ints] * 3),
+        ctypes.POINTER(ctypes.c_float),
     ]
     library.compllm_isa.restype = ctypes.c_char_p
     library.compllm_group.restype = number

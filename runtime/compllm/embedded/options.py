@@ -37,7 +37,7 @@ class ExecutorOptions:
     # u8 | f16 | f32; empty: f16 for an int8 engine (u8 halves the cache, and a decoding step
     # takes 11 to 45 % longer: benchmarks/engine/bench_decode.py), f32 for an fp16 one
     kv_precision: str = ""
-    max_adapters: int = 32  # slots
+    max_adapters: int = 32  # slots; at least as many as the engine has adapters
     # Adapters as in TensorRT-LLM's LoRA cache: none is there at the start, each comes with a
     # request that brings its weights, and weights for an id that is there are not looked at.
     is_lora_cache: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from compllm.config import Config
 from compllm.embedded.request import EngineRequest
 from compllm.errors import RequestInvalid
+from compllm.formats.json_files import read_json
+from compllm.formats.tokenizer_files import end_ids
 from compllm.plan import plan_guide
 
 if TYPE_CHECKING:
@@ -103,8 +104,7 @@ class TextTools:
             return self._compiler
 
     def _eos_ids(self) -> list[int]:
-        eos = json.loads((self._engine_dir / "config.json").read_text()).get("eos_token_id")
-        return eos if isinstance(eos, list) else [] if eos is None else [eos]
+        return sorted(end_ids(self._engine_dir, self._vocab_size))
 
     def _special_ids(self) -> frozenset[int]:
         with self._lock:
@@ -112,7 +112,7 @@ class TextTools:
                 special = set(self._eos_ids())
                 path = self._engine_dir / _TOKENIZER
                 if path.is_file():
-                    added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or ()
+                    added = read_json(path).get("added_tokens") or ()
                     special |= {each["id"] for each in added if each.get("special")}
                 self._special = frozenset(special)
             return self._special

@@ -20,16 +20,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compllm.errors import ArtefactError
+from compllm.formats.checkpoint import FLOATS
 from compllm.formats.peft_config import LoraScales, read_lora_config
 from compllm.formats.shape import ATTENTION_MODULES, BaseShape
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-_FORMAT = "compllm-adapter/1"
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FORMAT = "compllm-adapter/2"
+_FORMATS = ("compllm-adapter/1", _FORMAT)  # in the first the scale is folded into b
+_MAX_HALF = 65504.0  # engines hold factors in half precision
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TENSOR = re.compile(
     r"(?:base_model\.model\.)?model\.layers\.(?P<layer>\d{1,4})\.(?P<block>self_attn|mlp)"
     r"\.(?P<module>\w+)\.lora_(?P<factor>[AB])(?:\.default)?\.weight"
+)
+# What trainers leave in names: torch.compile and data-parallel wrappers.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 
 Factor = NDArray[np.float32]
@@ -37,14 +43,25 @@ Factor = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoraWeights:
-    """The two factors on one linear layer: y += (x a^T) b^T."""
+    """The two factors on one linear layer: y += scale (x a^T) b^T."""
 
     a: Factor  # [rank, inputs]
-    b: Factor  # [outputs, rank], alpha / rank folded in
+    b: Factor  # [outputs, rank]
+    # alpha / rank. Kept apart, because engines hold b in half precision, where a product with it
+    # would be rounded once more.
+    scale: float = 1.0
 
     @property
     def rank(self) -> int:
         return int(self.a.shape[0])
+
+    @property
+    def folded_b(self) -> Factor:
+        """[outputs, rank], the scale in it."""
+        # Infinities are reported by name (check_fits).
+        with np.errstate(over="ignore", invalid="ignore"):
+            product: Factor = self.b * np.float32(self.scale)
+        return product
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,21 +93,29 @@ def check_adapter_name(name: str) -> str:
     return name
 
 
-def read_peft(directory: Path, base: BaseShape, name: str | None = None) -> Adapter:
+def read_peft(
+    directory: Path, base: BaseShape, name: str | None = None, *, is_same_base: bool = False
+) -> Adapter:
     """Read and validate a PEFT LoRA directory for `base`. The name defaults to the directory's.
 
-    Raises ArtefactError that names the adapter and what does not fit.
+    is_same_base: take it as made for `base`, whatever name it records. Raises ArtefactError that
+    names the adapter and what does not fit.
     """
     name = check_adapter_name(directory.resolve().name if name is None else name)
     if not directory.is_dir():
         raise ArtefactError(f"adapter {name}: {directory} is not a directory")
     try:
-        scales = read_lora_config(directory, base)
-        modules = _fold(_read_tensors(directory / WEIGHTS_FILE), scales)
+        scales = read_lora_config(directory, base, is_same_base=is_same_base)
+        modules = _paired(_read_tensors(directory / WEIGHTS_FILE), scales)
         check_fits(modules, base)
     except ArtefactError as error:
         raise ArtefactError(f"adapter {name}: {error}") from error
     return make_adapter(name, modules)
+
+
+def unwrapped(tensor: str) -> str:
+    """A tensor's name without the wrappers of trainers."""
+    return _WRAPPERS.sub("", tensor)
 
 
 def make_adapter(name: str, modules: Mapping[tuple[int, str], LoraWeights]) -> Adapter:
@@ -124,8 +149,14 @@ def check_fits(modules: Mapping[tuple[int, str], LoraWeights], base: BaseShape) 
                 f"{where}: A {list(weights.a.shape)} and B {list(weights.b.shape)} do not fit "
                 f"the base, which takes A [r, {num_in}] and B [{num_out}, r]"
             )
-        if not (np.isfinite(weights.a).all() and np.isfinite(weights.b).all()):
-            raise ArtefactError(f"{where}: holds NaN or infinity")
+        for factor in (weights.a, weights.b, weights.folded_b):
+            if not np.isfinite(factor).all():
+                raise ArtefactError(f"{where}: holds NaN or infinity")
+            if (largest := np.abs(factor).max()) > _MAX_HALF:
+                raise ArtefactError(
+                    f"{where}: a factor, or B times alpha / rank, reaches {largest:.3g}: beyond "
+                    f"half precision ({_MAX_HALF:.0f}), in which engines hold adapters"
+                )
 
 
 def save_adapter_npz(path: Path, adapter: Adapter) -> None:
@@ -138,6 +169,7 @@ def save_adapter_npz(path: Path, adapter: Adapter) -> None:
     for (layer, module), weights in adapter.modules.items():
         arrays[f"{layer}.{module}.a"] = weights.a
         arrays[f"{layer}.{module}.b"] = weights.b
+        arrays[f"{layer}.{module}.scale"] = np.array(weights.scale)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "wb") as handle:
@@ -158,7 +190,10 @@ def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
                 if key != "about":
                     layer, module, factor = key.split(".")
                     pairs.setdefault((int(layer), module), {})[factor] = archive[key]
-        modules = {key: LoraWeights(a=pair["a"], b=pair["b"]) for key, pair in pairs.items()}
+        modules = {
+            key: LoraWeights(pair["a"], pair["b"], float(pair.get("scale", 1.0)))
+            for key, pair in pairs.items()
+        }
         name, sha256, form = about["name"], about["sha256"], about["format"]
     # RuntimeError: zipfile's word for an encrypted or unknown kind of entry.
     except (
@@ -171,7 +206,7 @@ def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
         zipfile.BadZipFile,
     ) as error:
         raise ArtefactError(f"{path} is damaged ({error}): build the engine again") from error
-    if form != _FORMAT:
+    if form not in _FORMATS:
         raise ArtefactError(
             f"{path} has format {form!r}, known is {_FORMAT!r}: build the engine again"
         )
@@ -186,22 +221,23 @@ def load_adapter_npz(path: Path, base: BaseShape) -> Adapter:
 
 
 def _content_hash(modules: Mapping[tuple[int, str], LoraWeights]) -> str:
+    """Of what is computed: the same whether the scale is apart or folded in."""
     digest = hashlib.sha256()
     for (layer, module), weights in modules.items():
-        for factor in (weights.a, weights.b):
+        for factor in (weights.a, weights.folded_b):
             digest.update(f"{layer}.{module}{factor.shape}".encode())
             digest.update(np.ascontiguousarray(factor, np.float32).tobytes())
     return digest.hexdigest()
 
 
-def _fold(
+def _paired(
     tensors: Iterator[tuple[str, Factor]], scales: LoraScales
 ) -> dict[tuple[int, str], LoraWeights]:
-    """Pair A with B by their tensor names and multiply B by the layer's alpha / rank."""
+    """A with B by their tensor names, and the layer's alpha / rank."""
     pairs: dict[tuple[int, str], dict[str, Factor]] = {}
     blocks: dict[tuple[int, str], str] = {}
     for name, value in tensors:
-        match = _TENSOR.fullmatch(name)
+        match = _TENSOR.fullmatch(unwrapped(name))
         if match is None:
             raise ArtefactError(
                 f"tensor {name} is not a LoRA factor of an attention or MLP layer; "
@@ -213,7 +249,7 @@ def _fold(
             raise ArtefactError(f"tensor {name} is there twice or in the wrong block")
         pairs[key][match["factor"]] = value
         blocks[key] = block
-    folded = {}
+    paired = {}
     for (layer, module), pair in pairs.items():
         if len(pair) != 2:
             raise ArtefactError(
@@ -225,10 +261,8 @@ def _fold(
                 f"layer {layer} {module}: rank 0 or no matrix, A is {list(a.shape)}"
             )
         path = f"model.layers.{layer}.{blocks[layer, module]}.{module}"
-        scale = scales.scale(path, int(a.shape[0]))
-        with np.errstate(over="ignore", invalid="ignore"):  # check_fits reports infinities by name
-            folded[layer, module] = LoraWeights(a=a, b=b * np.float32(scale))
-    return folded
+        paired[layer, module] = LoraWeights(a, b, scales.scale(path, layer, int(a.shape[0])))
+    return paired
 
 
 def _read_tensors(path: Path) -> Iterator[tuple[str, Factor]]:
@@ -238,7 +272,7 @@ def _read_tensors(path: Path) -> Iterator[tuple[str, Factor]]:
     try:
         with safe_open(path, framework="numpy") as handle:
             dtypes = {name: handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
-        odd = {name: dtype for name, dtype in dtypes.items() if dtype not in _FLOATS}
+        odd = {name: dtype for name, dtype in dtypes.items() if dtype not in FLOATS}
         if odd:
             raise ArtefactError(f"tensors of a type that is not served: {odd}")
         # numpy knows no bfloat16.

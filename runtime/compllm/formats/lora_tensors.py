@@ -41,7 +41,7 @@ _MODULES = {number: name for name, number in MODULE_IDS.items()}
 def to_tensors(adapter: Adapter) -> tuple[NDArray[np.float16], NDArray[np.int32]]:
     """float16 [rows, width] and int32 [rows, 4] of module id, layer, rank, is_dora."""
     rows = [
-        np.concatenate([weights.a.reshape(-1), weights.b.reshape(-1)])
+        np.concatenate([weights.a.reshape(-1), weights.folded_b.reshape(-1)])
         for weights in adapter.modules.values()
     ]
     packed = np.zeros((len(rows), max(map(len, rows))), np.float16)

@@ -15,7 +15,7 @@ from typing import Any
 
 from compllm.errors import ArtefactError
 from compllm.formats.adapters import Adapter, load_adapter_npz
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json
 from compllm.formats.shape import BaseShape
 
 FORMAT = "compllm-engine/1"  # rises when older engines can no longer be read

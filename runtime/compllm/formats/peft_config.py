@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from compllm.errors import ArtefactError
-from compllm.formats.checkpoint import read_json
+from compllm.formats.json_files import read_json, words
 from compllm.formats.shape import BaseShape, model_name
 
 _Number = TypeVar("_Number", int, float)
@@ -32,7 +32,19 @@ _REFUSED = {
     "alora_invocation_tokens": "activation by tokens (aLoRA)",
     "arrow_config": "Arrow routing",
     "kasa_config": "KaSA",
+    "monteclora_config": "MonteCLoRA",
+    "velora_config": "VeLoRA",
 }
+_USED = words(
+    "peft_type base_model_name_or_path r lora_alpha rank_pattern alpha_pattern use_rslora bias "
+    "init_lora_weights target_modules layers_to_transform"
+)
+# Of training, of loading, or said by the names of the tensors.
+_WITHOUT_EFFECT = words(
+    "task_type auto_mapping peft_version revision inference_mode lora_dropout exclude_modules "
+    "layers_pattern megatron_config megatron_core loftq_config eva_config corda_config "
+    "lora_ga_config qalora_group_size runtime_config ensure_weight_tying"
+)
 # Starts that also change the base's own weights: such an adapter needs its own base.
 _BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -46,18 +58,36 @@ class LoraScales:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     is_rslora: bool  # alpha / sqrt(rank) in place of alpha / rank
+    targets: str | tuple[str, ...]  # regular expression of whole paths, or ends of them; (): any
+    layers: frozenset[int]  # empty: any
 
-    def scale(self, path: str, rank: int) -> float:
+    def scale(self, path: str, layer: int, rank: int) -> float:
         """Factor of B A at the module `path`, whose tensors have `rank`. Raises ArtefactError."""
+        if not self._is_target(path) or (self.layers and layer not in self.layers):
+            raise ArtefactError(
+                f"{path}: it has tensors, but adapter_config.json does not name it in "
+                "target_modules and layers_to_transform: PEFT would leave it out"
+            )
         expected = _resolve(self.rank_pattern, path, self.rank)
         if expected != rank:
             raise ArtefactError(f"{path}: its rank is {rank}, the config says {expected}")
         alpha = _resolve(self.alpha_pattern, path, self.alpha)
         return alpha / (math.sqrt(rank) if self.is_rslora else rank)
 
+    def _is_target(self, path: str) -> bool:
+        """As peft.tuners.tuners_utils.check_target_module_exists finds it."""
+        if self.targets in ("all-linear", ()):
+            return True
+        if isinstance(self.targets, str):
+            return re.fullmatch(self.targets, path) is not None
+        return any(path == each or path.endswith(f".{each}") for each in self.targets)
 
-def read_lora_config(directory: Path, base: BaseShape) -> LoraScales:
-    """Validate adapter_config.json and the files beside it. Raises ArtefactError."""
+
+def read_lora_config(directory: Path, base: BaseShape, *, is_same_base: bool = False) -> LoraScales:
+    """Validate adapter_config.json and the files beside it. Raises ArtefactError.
+
+    is_same_base: the caller vouches for the base's weights, whatever name the adapter records.
+    """
     config = read_json(directory / "adapter_config.json")
     if not (directory / "adapter_model.safetensors").is_file():
         if (directory / "adapter_model.bin").is_file():
@@ -67,7 +97,8 @@ def read_lora_config(directory: Path, base: BaseShape) -> LoraScales:
             )
         raise ArtefactError(f"{directory / 'adapter_model.safetensors'} is missing")
     _check_kind(config)
-    _check_base(config, directory, base)
+    if not is_same_base:
+        _check_base(config, directory, base)
     rank = config.get("r")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
         raise ArtefactError(f"rank (r) is {rank!r}, not a positive integer")
@@ -77,6 +108,8 @@ def read_lora_config(directory: Path, base: BaseShape) -> LoraScales:
         rank_pattern={k: int(v) for k, v in _pattern(config, "rank_pattern").items()},
         alpha_pattern=_pattern(config, "alpha_pattern"),
         is_rslora=bool(config.get("use_rslora")),
+        targets=_targets(config.get("target_modules") or ()),
+        layers=_layers(config.get("layers_to_transform")),
     )
 
 
@@ -84,13 +117,19 @@ def _check_kind(config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise ArtefactError(f"peft_type is {kind!r}; only LORA is served")
-    for field, words in _REFUSED.items():
+    for field, refused in _REFUSED.items():
         if config.get(field):
-            raise ArtefactError(f"{words} is not served ({field} is {config[field]!r})")
+            raise ArtefactError(f"{refused} is not served ({field} is {config[field]!r})")
     if config.get("bias", "none") != "none":
         raise ArtefactError(
             f"trained biases are not served (bias is {config['bias']!r}, not 'none')"
         )
+    for field in sorted(config.keys() - _REFUSED.keys() - _USED - _WITHOUT_EFFECT):
+        if config[field]:
+            raise ArtefactError(
+                f"the field {field} ({config[field]!r}) of adapter_config.json is not known. If it "
+                "changes nothing of what the adapter computes, remove it"
+            )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_BASE_CHANGING_STARTS):
         raise ArtefactError(
@@ -113,8 +152,9 @@ def _check_base(config: Mapping[str, Any], directory: Path, base: BaseShape) -> 
     name = _base_name(config)
     if name and base.name and name.lower() != base.name.lower():
         raise ArtefactError(
-            f"made for base {name}, this one is {base.name}. If they are the same weights, set "
-            f"base_model_name_or_path to {base.name} in {directory / 'adapter_config.json'}"
+            f"made for base {name}, this one is {base.name}. If they are the same weights (a "
+            "4-bit repack of it, for instance), say so: --same-base of build_openvino.py, or "
+            "same_base = true in the adapter's table of the catalogue"
         )
 
 
@@ -128,15 +168,35 @@ def _base_name(config: Mapping[str, Any]) -> str:
     return model_name(str(config.get("base_model_name_or_path") or ""))
 
 
+def _targets(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str):
+        _check_expression(value, "target_modules")
+        return value
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise ArtefactError(f"target_modules is {value!r}: neither a text nor a list of texts")
+    return tuple(value)
+
+
+def _layers(value: object) -> frozenset[int]:
+    layers = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(each) is int for each in layers):
+        raise ArtefactError(f"layers_to_transform is {value!r}: not numbers of layers")
+    return frozenset(layers)
+
+
+def _check_expression(text: str, where: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ArtefactError(f"{where}: {text!r} is no regular expression: {error}") from error
+
+
 def _pattern(config: Mapping[str, Any], field: str) -> dict[str, float]:
     value = config.get(field) or {}
     if not isinstance(value, dict):
         raise ArtefactError(f"{field} is {value!r}, not an object")
     for key in value:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise ArtefactError(f"{field}: {key!r} is no regular expression: {error}") from error
+        _check_expression(key, field)
     return {key: _number(number, f"{field} of {key}") for key, number in value.items()}
 
 
