@@ -34,7 +34,6 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "cli/test_view": ("printable",),
     "embedded/test_executor": (
         *("embedded.counters", "embedded.lora", "embedded.orders", "embedded.request"),
-        "embedded.texttools",
     ),
     "embedded/test_executor_faults": ("embedded.masking",),
     "embedded/test_network": ("embedded.runner",),

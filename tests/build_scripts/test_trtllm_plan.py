@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers import MakeAdapter, rewrite_json
+from safetensors.numpy import load_file, save_file
 from trtllm_plans import A100, H100, LLAMA_8B, SMOL
 from trtllm_tools import write_catalogue
 
@@ -109,6 +112,12 @@ def test_qwen3_is_planned_though_the_embedded_engine_does_not_take_it(
     shutil.copytree(tiny_checkpoint, qwen)
     changes = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     rewrite_json(qwen / "config.json", changes)
+    weights = load_file(qwen / "model.safetensors")
+    config = json.loads((qwen / "config.json").read_text(encoding="utf-8"))
+    norm = np.ones(config["hidden_size"] // config["num_attention_heads"], np.float32)
+    for layer, name in itertools.product(range(config["num_hidden_layers"]), ("q_norm", "k_norm")):
+        weights[f"model.layers.{layer}.self_attn.{name}.weight"] = norm
+    save_file(weights, qwen / "model.safetensors")
     made = plan(checkpoint=qwen)
     assert made.base.is_qwen
     with pytest.raises(ArtefactError, match=r"supported are LlamaForCausalLM, Qwen2ForCausalLM$"):
@@ -139,9 +148,9 @@ def test_fine_tune_with_other_tokens_is_refused(
 ) -> None:
     folder = Path(shutil.copytree(tiny_checkpoint, tmp_path / "tuned"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    rewrite_json(
-        folder / "tokenizer.json", {"added_tokens": [*tokenizer["added_tokens"], {"id": 1}]}
-    )
+    added = tokenizer["added_tokens"]
+    added[-1] = {**added[-1], "lstrip": not added[-1]["lstrip"]}
+    rewrite_json(folder / "tokenizer.json", {"added_tokens": added})
     with pytest.raises(
         ArtefactError, match=r"expert bio: the tokenizer of .*tuned is not the base"
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,20 @@ from compllm.embedded.request import EngineRequest
 from compllm.embedded.texttools import TextTools
 
 VOCAB = 49152
-CONFIG_END, TURN_END, OTHER, LETTER = 0, 2, 7, 49
+CONFIG_END, TURN_END, LETTER, OTHER = 0, 2, 49, 50
 
 
 @pytest.fixture
-def tools(tiny_checkpoint: Path, tmp_path: Path) -> TextTools:
+def tools(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[TextTools]:
     """The engine of a chat model whose config.json names the base model's end of text alone."""
     copy = Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
     rewrite_json(copy / "config.json", {"eos_token_id": CONFIG_END})
     rewrite_json(copy / "tokenizer_config.json", {"eos_token": None})
     ends = {"eos_token_id": [TURN_END, CONFIG_END]}
     (copy / "generation_config.json").write_text(json.dumps(ends))
-    return TextTools(copy, VOCAB)
+    made = TextTools(copy, VOCAB)
+    yield made
+    made.close()
 
 
 def allowed_at_the_end(tools: TextTools, request: EngineRequest) -> set[int]:
