@@ -63,7 +63,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     ),
     "build_scripts/test_lines": (*(f"{BUILD}.datasets.{name}" for name in ("forms", "rows")),),
     "build_scripts/test_make_datasets": (
-        *(f"{BUILD}.datasets.{name}" for name in ("aggregators", "experts", "tokens")),
+        *(f"{BUILD}.datasets.{name}" for name in ("aggregators", "experts", "sets", "tokens")),
     ),
     "build_scripts/test_make_triton_repo": (
         *(f"{BUILD}.repository.{name}" for name in ("launch", "models", "settings_files")),
@@ -80,7 +80,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     ),
     "build_scripts/test_train_gate": (f"{BUILD}.gating.fit", f"{BUILD}.gating.questions"),
     "build_scripts/test_train_lora": (
-        *(f"{BUILD}.training.{name}" for name in ("agreement", "checkpoint", "sweep")),
+        *(f"{BUILD}.training.{name}" for name in ("agreement", "checkpoint", "options", "sweep")),
         f"{BUILD}.verify_lora",
     ),
     "build_scripts/test_train_router": (

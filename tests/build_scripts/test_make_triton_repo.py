@@ -16,7 +16,6 @@ import pytest
 import repositories
 from repositories import engine_entry, write_catalogue, write_engines, write_shipped_engines
 
-from compllm.build_scripts import make_triton_repo
 from compllm.build_scripts.make_triton_repo import Inputs, main, make_repository
 from compllm.build_scripts.repository import core, launch
 from compllm.build_scripts.repository.contract import differences
@@ -443,7 +442,7 @@ def test_full_disk_leaves_what_was_there(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(out))
 
-    monkeypatch.setattr(make_triton_repo, "_write_core", full)
+    monkeypatch.setattr(core, "render", full)
     with pytest.raises(OSError, match="No space left"):
         make_repository(inputs, out)
     assert sorted(out.rglob("*")) == before
