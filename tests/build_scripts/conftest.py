@@ -1,4 +1,4 @@
-"""Engines of TensorRT-LLM for make_triton_repo.py: of a shared base, or of each expert."""
+"""Engines of TensorRT-LLM for make_triton_repo.py, and an adapter that was trained for a moment."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from repositories import (
     write_catalogue,
     write_engines,
 )
+from training_data import SETTINGS, write_dataset
 
 from compllm.build_scripts.make_triton_repo import Inputs
+from compllm.build_scripts.train_lora import train_adapter
 from compllm.build_scripts.trtllm.record import TrtManifest
 from compllm.formats.checkpoint import validate_checkpoint
 
@@ -47,3 +49,19 @@ def spread(engines: Path, tiny_checkpoint: Path) -> TrtManifest:
     """An engine per expert, on GPUs of their own."""
     entries = expert_entries(tiny_checkpoint, (0,), (1,), (2,))
     return write_engines(engines, tiny_checkpoint, entries)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "chemistry")
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that was trained for a moment."""
+    folder = tmp_path_factory.mktemp("trained")
+    manifest = train_adapter(
+        [dataset], folder / "chem", SETTINGS, checkpoint=tiny_checkpoint, work=folder / "work"
+    )
+    assert manifest is not None
+    return folder / "chem"

@@ -11,37 +11,16 @@ import pytest
 import torch
 from engines import make_engine
 from helpers import MakeAdapter
-from training_data import WORDINGS, facts, write_dataset
+from training_data import SETTINGS, WORDINGS, facts, write_dataset
 
 from compllm.backends.tokenizer import Tokenizer
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.build_scripts.train_lora import main, parse_times, train_adapter
 from compllm.build_scripts.training.examples import load_examples
-from compllm.build_scripts.training.settings import TrainSettings
 from compllm.build_scripts.verify_lora import main as verify_main
 from compllm.errors import ConfigError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
-
-SETTINGS = TrainSettings(
-    learning_rate=2e-2, rank=4, batch_size=8, epochs=3, num_evaluations=2, warmup_steps=2
-)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "chemistry")
-
-
-@pytest.fixture(scope="module")
-def trained(dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that was trained for a moment."""
-    folder = tmp_path_factory.mktemp("trained")
-    manifest = train_adapter(
-        [dataset], folder / "chem", SETTINGS, checkpoint=tiny_checkpoint, work=folder / "work"
-    )
-    assert manifest is not None
-    return folder / "chem"
 
 
 def test_training_lowers_the_loss(trained: Path) -> None:

@@ -10,22 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training_data import write_dataset
+from training_data import SETTINGS
 
 from compllm.build_scripts.train_lora import main, train_adapter, unfinished_dir
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.errors import ConfigError
 from compllm.formats.adapters import read_peft
 from compllm.formats.checkpoint import validate_checkpoint
-
-SETTINGS = TrainSettings(
-    learning_rate=2e-2, rank=4, batch_size=8, epochs=3, num_evaluations=2, warmup_steps=2
-)
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "chemistry")
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
