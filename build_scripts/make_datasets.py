@@ -18,16 +18,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from compllm.build_scripts.datasets.chemistry import MAX_ELEMENTS
+from compllm.build_scripts.datasets.sets import Rows, Settings, Sizes, make_sets
 from compllm.build_scripts.staging import exclusive, run_script, say, staged_directory
 from compllm.errors import ConfigError
 from compllm.paths import base_dir, home_dir
@@ -39,138 +39,6 @@ STATEMENT = (
 )
 PACKAGES = ("mendeleev", "biopython", "sympy")
 _MIN_ELEMENTS = 18
-
-Rows = list[dict[str, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """How many examples of what. Experts' training sets follow from the kinds' exposures."""
-
-    composites: tuple[int, int, int] = (3000, 300, 400)  # -P, and as many -All
-    # Of -P and -All in the generator's training: wordings of made-up composites are worth more.
-    generator: tuple[int, int] = (700, 1500)
-    invented: int = 1700  # made-up -P, thrice as many made-up -All: for the generator alone
-    singles: tuple[int, int, int] = (1300, 120, 200)
-    aggregator: tuple[int, int, int] = (2000, 200, 400)
-    aggregator_more: tuple[int, int, int] = (1300, 70, 120)
-    per_kind: tuple[int, int] = (10, 40)  # expert examples of a kind in validation and test
-    everyday: tuple[int, int, int] = (12000, 250, 400)  # the generator's questions as people ask
-    ordinary: tuple[int, int, int] = (1300, 120, 120)  # questions for no expert
-    break_train: int = 3100  # of the file's 3,863, about all that validation and test leave
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    seed: int = 0
-    num_elements: int = 36
-    sizes: Sizes = Sizes()
-    strategyqa: Path | None = None
-    break_qdmr: Path | None = None
-    subjects: Path | None = None  # questions with their subjects: what an expert does not know
-
-
-def make_sets(settings: Settings) -> tuple[dict[str, Rows], dict[str, Any]]:
-    """File name -> its rows, and what the manifest says of the human decompositions."""
-    from compllm.build_scripts.datasets.aggregators import aggregator_set, more_aggregations
-    from compllm.build_scripts.datasets.bank import DOMAINS, read_bank
-    from compllm.build_scripts.datasets.composites import Composer
-    from compllm.build_scripts.datasets.everyday import more_plans
-    from compllm.build_scripts.datasets.experts import ExpertSets
-    from compllm.build_scripts.datasets.generators import (
-        from_composites,
-        invented_composites,
-        singles,
-    )
-    from compllm.build_scripts.datasets.human import read_human
-    from compllm.build_scripts.datasets.kinds import SPLITS
-    from compllm.build_scripts.datasets.leaves import Leaves
-    from compllm.build_scripts.datasets.ordinary import (
-        Ordinary,
-        ordinary_rows,
-        ordinary_texts,
-        read_strange,
-    )
-    from compllm.build_scripts.datasets.refresh import refreshed
-
-    strange = read_strange(settings.subjects)
-    people = ordinary_texts(settings.subjects)
-    bank = read_bank(settings.num_elements)
-    sizes = settings.sizes
-    human = {
-        source: read_human(path, source, max_train)
-        for source, path, max_train in (
-            ("strategyqa", settings.strategyqa, None),
-            ("break", settings.break_qdmr, sizes.break_train),
-        )
-        if path is not None
-    }
-    files: dict[str, Rows] = {}
-    taken: set[str] = set()  # compositions of the splits before
-    asked: set[str] = set()  # ordinary texts of the splits before
-    for place, split in enumerate(SPLITS):
-
-        def rng(part: str, split: str = split) -> random.Random:
-            # One stream a part: a larger set of one leaves the others as they are.
-            return random.Random(f"{settings.seed} {split} {part}")
-
-        for domain in DOMAINS:
-            per_kind = None if split == "train" else sizes.per_kind[place - 1]
-            drawn = ExpertSets(bank, split, rng(domain)).domain(domain, per_kind)
-            files[f"{domain}/{split}.jsonl"] = drawn
-            files[f"{domain}-more/{split}.jsonl"] = refreshed(
-                bank, domain, split, rng(f"{domain} more"), drawn, strange(domain, split)
-            )
-        count = sizes.composites[place]
-        parallel = Composer(bank, split, rng("p"), taken=taken).parallel(count)
-        is_hard = split == "train"  # a plan of five sub-queries is not learned from one of three
-        composer = Composer(bank, split, rng("all"), is_hard=is_hard, taken=taken)
-        dependent = composer.dependent(count)
-        taken |= {each.unordered for each in [*parallel, *dependent]}
-        p = [each.record("p", split, index) for index, each in enumerate(parallel)]
-        everything = [each.record("all", split, index) for index, each in enumerate(dependent)]
-        files[f"p/{split}.jsonl"], files[f"all/{split}.jsonl"] = p, everything
-        plans = [*from_composites(p, "p"), *from_composites(everything, "all")]
-        if split == "train":
-            shares = zip(("p", "all"), (p, everything), sizes.generator, strict=True)
-            plans = [
-                row for name, rows, size in shares for row in from_composites(rows[:size], name)
-            ]
-            made = invented_composites(bank, rng("invented"), sizes.invented)
-            plans += [row for rows in made.values() for row in rows]
-        plans += singles(bank, split, rng("singles"), sizes.singles[place])
-        plans += [row for each in human.values() for row in each.splits[split]]
-        rng("order").shuffle(plans)
-        files[f"generator/{split}.jsonl"] = plans
-        files[f"generator-more/{split}.jsonl"] = more_plans(
-            bank, split, rng("everyday"), sizes.everyday[place], plans, people[split]
-        )
-        plain_rng = rng("ordinary")
-        plain = Ordinary(Leaves(bank, split, plain_rng), people[split])
-        files[f"ordinary/{split}.jsonl"] = ordinary_rows(
-            plain, plain_rng, sizes.ordinary[place], asked
-        )
-        aggregations = aggregator_set(
-            bank, split, rng("aggregator"), sizes.aggregator[place], [*p, *everything]
-        )
-        files[f"aggregator/{split}.jsonl"] = aggregations
-        files[f"aggregator-more/{split}.jsonl"] = more_aggregations(
-            bank,
-            split,
-            rng("aggregator more"),
-            sizes.aggregator_more[place],
-            aggregations,
-            people[split],
-        )
-    notes = {
-        source: {
-            "dropped": each.num_dropped,
-            "repeated": each.num_repeated,
-            "over_cap": each.num_over_cap,
-        }
-        for source, each in human.items()
-    }
-    return files, notes
 
 
 def write_sets(
@@ -237,8 +105,24 @@ def _summary(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# Option -> its numbers' names, what they count. The defaults are those of `Sizes`.
+_EACH_SPLIT = ("TRAIN", "VALIDATION", "TEST")
+_SIZES: dict[str, tuple[tuple[str, ...], str]] = {
+    "composites": (_EACH_SPLIT, "questions of -P, and as many of -All"),
+    "generator": (("P", "ALL"), "at most, examples of -P and -All in the generator's training"),
+    "singles": (_EACH_SPLIT, "one-line plans of the generator"),
+    "aggregator": (_EACH_SPLIT, "the aggregator's examples"),
+    "aggregator-more": (_EACH_SPLIT, "the aggregator's everyday questions of several leaves"),
+    "per-kind": (
+        ("VALIDATION", "TEST"),
+        "expert questions of each kind, fewer where a kind has no more",
+    ),
+    "everyday": (_EACH_SPLIT, "the generator's questions as people ask them"),
+    "ordinary": (_EACH_SPLIT, "questions, tasks and other texts for no expert"),
+}
+
+
 def _parser() -> argparse.ArgumentParser:
-    sizes = Sizes()
     parser = argparse.ArgumentParser(
         description="Make the training and test sets of experts, generator, aggregator and router. "
         "No network; a minute. The same arguments give the same bytes."
@@ -250,48 +134,30 @@ def _parser() -> argparse.ArgumentParser:
         help=f"the first N elements, {_MIN_ELEMENTS} to {MAX_ELEMENTS}; training time grows with N "
         "(default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--composites", type=int, nargs=3, default=sizes.composites,
-        metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="questions of -P, and as many of -All (default: %(default)s)",
-    )  # fmt: skip
+    _add_sizes(parser, Sizes())
+    _add_files(parser)
+    return parser
+
+
+def _add_sizes(parser: argparse.ArgumentParser, sizes: Sizes) -> None:
+    for option, (numbers, counts) in _SIZES.items():
+        parser.add_argument(
+            f"--{option}", type=int, nargs=len(numbers), metavar=numbers,
+            default=getattr(sizes, option.replace("-", "_")),
+            help=f"{counts} (default: %(default)s)",
+        )  # fmt: skip
     parser.add_argument(
         "--invented", type=int, default=sizes.invented, metavar="N",
         help="composites of made-up things in the generator's training: N like -P, 3 N like -All "
         "(default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--generator", type=int, nargs=2, default=sizes.generator, metavar=("P", "ALL"),
-        help="of -P and -All at most so many in the generator's training (default: %(default)s)",
+        "--break-train", type=int, default=sizes.break_train, metavar="N",
+        help="at most N of Break's in training (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--singles", type=int, nargs=3, default=sizes.singles,
-        metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="one-line plans of the generator (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--aggregator", type=int, nargs=3, default=sizes.aggregator,
-        metavar=("TRAIN", "VALIDATION", "TEST"), help="(default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--aggregator-more", type=int, nargs=3, default=sizes.aggregator_more,
-        metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="the aggregator's everyday questions of several leaves (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--per-kind", type=int, nargs=2, default=sizes.per_kind, metavar=("VALIDATION", "TEST"),
-        help="expert questions of each kind, fewer where a kind has no more (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--everyday", type=int, nargs=3, default=sizes.everyday,
-        metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="the generator's questions as people ask them (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ordinary", type=int, nargs=3, default=sizes.ordinary,
-        metavar=("TRAIN", "VALIDATION", "TEST"),
-        help="questions, tasks and other texts for no expert (default: %(default)s)",
-    )  # fmt: skip
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategyqa", type=Path, metavar="FILE",
         help="human decompositions of StrategyQA, JSON Lines of id, question, steps, parents",
@@ -301,15 +167,10 @@ def _parser() -> argparse.ArgumentParser:
         help="human decompositions of Break (QDMR), in the same shape",
     )  # fmt: skip
     parser.add_argument(
-        "--break-train", type=int, default=sizes.break_train, metavar="N",
-        help="at most N of Break's in training (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
         "--subjects", type=Path, metavar="FILE",
         help="people's questions with their subjects, JSON Lines of question, subject: those of an "
         "expert's subjects are what it does not know, the others are ordinary questions",
     )  # fmt: skip
-    return parser
 
 
 def _settings(options: argparse.Namespace) -> Settings:

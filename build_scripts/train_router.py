@@ -136,6 +136,13 @@ def input_hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[
 def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
     """The options of the command; `prog` is its name in the help."""
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").partition("\n")[0])
+    _add_questions(parser)
+    _add_fit(parser)
+    return parser
+
+
+def _add_questions(parser: argparse.ArgumentParser) -> None:
+    """What the routers are fitted on."""
     add = parser.add_argument
     add(
         "--subjects",
@@ -171,6 +178,18 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         "default: 400",
     )
     add(
+        "--catalogue",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="experts.toml of the experts; default: the one shipped",
+    )
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    """Which routers, how, and where they go."""
+    add = parser.add_argument
+    add(
         "--routers",
         nargs="*",
         choices=list(FITS),
@@ -186,13 +205,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="wanted share of wrong routes among those to an expert, 0 to 1; default: 0.1",
     )
     add(
-        "--catalogue",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="experts.toml of the experts; default: the one shipped",
-    )
-    add(
         "--out",
         type=Path,
         default=None,
@@ -200,7 +212,6 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="where the routers go, NAME.npz; default: engines/routers",
     )
     add("--seed", type=int, default=0, metavar="N", help="of the split and the fit; default: 0")
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int:

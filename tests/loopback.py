@@ -68,9 +68,6 @@ class Loopback(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelReady(self, request: Any, context: Any) -> Any:
         return service_pb2.ModelReadyResponse(ready=True)
 
-    async def ServerLive(self, request: Any, context: Any) -> Any:
-        return service_pb2.ServerLiveResponse(live=True)
-
     async def ModelConfig(self, request: Any, context: Any) -> Any:
         self.configs_asked.append(request.name)
         if request.name not in self.batch_sizes:

@@ -56,3 +56,17 @@ def node_reply(question: str, response: str = "", **more: object) -> Reply:
     """The reply to the node with this question, whatever its parents said."""
     head = f"user\n{question}"
     return Reply(response, contains=head, is_guided=False, **more)  # type: ignore[arg-type]
+
+
+# The questions of DIAMOND, and the replies to its nodes.
+IRON, NEON, SUM = (
+    "What is the atomic number of iron?",
+    "What is the atomic number of neon?",
+    "#1 plus",
+)
+NODES = (
+    node_reply(IRON, "26"),
+    node_reply(NEON, "10"),
+    Reply("36", contains="user\nWhat is 26 plus"),
+)
+TWO_LEAVES = (f"1 | {IRON}\n", f"2 | {NEON}\n")

@@ -24,6 +24,7 @@ from compllm.build_scripts.trtllm.settings import (
     load_settings,
 )
 from compllm.catalogue import load_catalogue
+from compllm.formats.checkpoint import validate_checkpoint
 from compllm.formats.shape import BaseShape
 
 VERSION = "1.2.1"
@@ -174,3 +175,17 @@ def _write_engine(folder: Path, entry: EngineEntry) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     for rank in range(world_size):
         (folder / f"rank{rank}.engine").write_bytes(b"not an engine")
+
+
+ADAPTERS = (AdapterEntry("chemistry", 11, 8, "a"), AdapterEntry("biology", 12, 16, "b"))
+
+
+def expert_entries(checkpoint: Path, *devices: tuple[int, ...]) -> list[Any]:
+    """Engines of the base, of chemistry and of biology on these GPUs."""
+    shape = validate_checkpoint(checkpoint)
+    names = (("tensorrt_llm", "base"), ("tensorrt_llm_chemistry", "chemistry"))
+    names = (*names, ("tensorrt_llm_biology", "biology"))
+    return [
+        engine_entry(shape, name, expert, gpus)
+        for (name, expert), gpus in zip(names, devices, strict=True)
+    ]

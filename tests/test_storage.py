@@ -57,15 +57,25 @@ def test_folder_without_the_right_to_write_is_refused(
         lambda: fetch_base.download(fetch_base.BASE),
         lambda: fetch_base.select_checkpoint(None),
         lambda: exclusive(storage.paths.engine_dir()).__enter__(),
-        lambda: triton_server.running(Path(__file__).parent).__enter__(),
     ],
 )
 def test_home_that_cannot_be_written_is_named_with_the_remedy(
-    writes: Callable[[], object], home: Path, monkeypatch: pytest.MonkeyPatch
+    writes: Callable[[], object], home: Path
 ) -> None:
-    monkeypatch.setattr(triton_server, "_checked_engine", lambda engine: engine)
     with pytest.raises(ConfigError, match="set COMPLLM_HOME to a directory") as caught:
         writes()
+    assert str(home) in str(caught.value)
+
+
+def test_a_server_of_ones_own_names_the_home_too(home: Path, tmp_path: Path) -> None:
+    engine = tmp_path / "engine"
+    engine.mkdir()
+    (engine / "manifest.json").touch()
+    with (
+        pytest.raises(ConfigError, match="set COMPLLM_HOME to a directory") as caught,
+        triton_server.running(engine),
+    ):
+        pass
     assert str(home) in str(caught.value)
 
 

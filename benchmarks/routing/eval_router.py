@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.report import Report
@@ -91,8 +91,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     report.finish()
 
 
-def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    from compllm.build_scripts.staging import run_script
+def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
+    """The options of the command; `prog` is its name in the help."""
     from compllm.paths import home_dir
 
     parser = argparse.ArgumentParser(prog=prog, description=(__doc__ or "").partition("\n")[0])
@@ -121,6 +121,19 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         metavar="PART",
         help=f"tables to make, of {', '.join(PARTS)}; default: {' '.join(WHOLE)}",
     )
+    _add_part_options(add)
+    add(
+        "--catalogue",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="experts.toml whose routers are measured; default: the one shipped",
+    )
+    return parser
+
+
+def _add_part_options(add: Callable[..., object]) -> None:
+    """Options of single parts."""
     add(
         "--draws",
         type=int,
@@ -144,14 +157,12 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
         metavar="DIR",
         help="embedded engine of the part asked; default: the one in use",
     )
-    add(
-        "--catalogue",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="experts.toml whose routers are measured; default: the one shipped",
-    )
-    arguments = parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    from compllm.build_scripts.staging import run_script
+
+    arguments = make_parser(prog).parse_args(argv)
     return run_script(lambda: _evaluate(arguments))
 
 

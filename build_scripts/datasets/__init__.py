@@ -9,5 +9,5 @@ generators aggregators human    training sets of the sub-query generator and of 
 everyday                        further training of the generator: questions as people ask them
 leaves chains several ordinary  its parts: leaves, step after step, several things, no expert's
 spoken forms                    everyday wordings; the tables of forms, facts and ordinary things
-tokens writing                  counting and writing them
+sets tokens                     all of them, split by split; counting their tokens
 """

@@ -22,7 +22,6 @@ from compllm.errors import ConfigError
 MAX_QUESTION_CHARS = 400
 MAX_TEXT_CHARS = 150  # of a sub-query; the runtime's guide allows 160
 _MAX_DRAWS = 1500  # of one shape with one last operation; most need some dozen
-_MAX_FAILED = 100  # shapes in a row that did not fit
 _ENTITIES = ("element", "amino", "codon")
 
 
@@ -70,13 +69,15 @@ class Composer:
         *,
         is_hard: bool = False,
         taken: Container[str] = (),
+        max_failed: int = 100,
     ) -> None:
         """is_hard: the shapes of four and five sub-queries more often. taken: unordered
-        compositions that this split may not have."""
+        compositions that this split may not have. max_failed: shapes in a row that do not fit,
+        after which no more are drawn."""
         self._bank = bank
         self._split: Split = split
         self._rng = rng
-        self._taken = taken
+        self._taken, self._max_failed = taken, max_failed
         self._joiners = read_joiners(split)
         # Each with its weight and with how many numbers the last operation takes, if it has one.
         self._shapes: list[tuple[Callable[[Kind], _Drawn], float, int]] = [
@@ -132,7 +133,7 @@ class Composer:
     def _many(self, count: int, next_shape: Callable[[], _Shape]) -> list[Composite]:
         """Different questions, mostly of the shapes asked for: a misfit is drawn again.
 
-        Raises ConfigError when there are not so many.
+        Raises ConfigError when there are fewer.
         """
         found: dict[str, Composite] = {}
         num_failed = 0
@@ -143,7 +144,7 @@ class Composer:
                 num_failed = 0
                 continue
             num_failed += 1
-            if num_failed == _MAX_FAILED:
+            if num_failed == self._max_failed:
                 raise ConfigError(
                     f"only {len(found)} different composite questions could be drawn for "
                     f"{self._split}, not {count}: ask for fewer"

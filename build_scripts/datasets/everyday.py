@@ -41,7 +41,7 @@ class Everyday:
             written.drawn: 130,
             chains.single: 10, chains.command: 9, chains.sequence: 14, chains.its: 10,
             chains.its_after: 5, several.listed: 12, several.of_several: 6, several.compared: 5,
-            several.total: 5, several.short: 5, several.joined: 9, self._pair: 6,
+            several.total: 5, several.short: 5, several.joined: 9, self.pair: 6,
             plain.ordinary: 12, plain.two: 7, plain.half: 8, plain.after: 2, plain.foreign: 5,
             plain.other: 2,
         }  # fmt: skip
@@ -62,7 +62,7 @@ class Everyday:
                 found.setdefault(asked.text, asked)
         return list(found.values())
 
-    def _pair(self) -> Asked:
+    def pair(self) -> Asked:
         """Two of the forms in one question."""
         rng = self._rng
         first, second = (rng.choice(self._paired)() for _ in range(2))

@@ -77,24 +77,11 @@ class PackedModel:
         self._norm: Tensor = inner.norm.weight
         self._layers = [_layer(layer) for layer in inner.layers]
         self._eps: float = self._layers[0].eps
-        self._factors = {n: f for n, f in model.named_parameters() if f.requires_grad}
 
     def parameters(self) -> list[nn.Parameter]:
         """Every factor, in a fixed order."""
         sites = [s for each in self._layers for s in (each.qkv, each.out, each.gate_up, each.down)]
         return [factor for site in sites if site.a is not None for factor in (site.a, *site.b)]
-
-    def gradients(self) -> dict[str, Tensor]:
-        """The gradient of each of PEFT's factors, by its name there."""
-        by_storage = {factor.untyped_storage().data_ptr(): factor for factor in self.parameters()}
-        found = {}
-        for name, factor in self._factors.items():
-            owner = by_storage[factor.untyped_storage().data_ptr()]
-            if owner.grad is not None:
-                found[name] = torch.as_strided(
-                    owner.grad, factor.shape, factor.stride(), factor.storage_offset()
-                )
-        return found
 
     def hidden(self, batch: Packed) -> Tensor:
         """Normed hidden states of the tokens that predict a response token, [R, hidden]."""

@@ -216,9 +216,8 @@ async def test_who_waits_and_is_cancelled_holds_up_nobody() -> None:
     assert cache.order[-1] == 3
 
 
-async def test_an_adapter_in_constant_use_lets_others_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compllm.backends.lora_client._PATIENCE_S", 0.0)
-    client, cache = LoraClient(tensors), Cache(1)
+async def test_an_adapter_in_constant_use_lets_others_in() -> None:
+    client, cache = LoraClient(tensors, patience_s=0.0), Cache(1)
     stop = asyncio.Event()
 
     async def keep_asking() -> None:

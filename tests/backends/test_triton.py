@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,43 +12,19 @@ import numpy as np
 import pytest
 from loopback import HELLO, MISSING, Loopback, Respond, answer_hello, inputs, never
 from path_parts import CATALOGUE
-from tritonclient.grpc import service_pb2_grpc
 
 from compllm.backend import GenerateRequest, Guide, Segment, collect
 from compllm.backends import wire
 from compllm.backends.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from compllm.backends.client_stats import RequestStats
-from compllm.backends.connection import ClientOptions
 from compllm.backends.select import connect, connect_as_set
 from compllm.backends.tokenizer import SpecialIds, Tokenizer
 from compllm.backends.triton import TritonBackend
 from compllm.config import ServerConfig
-from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
+from compllm.errors import BackendRejected, ConfigError
 from compllm.types import SamplingParams
 
 END, PAD = 2, 2
-
-
-@pytest.fixture
-async def loopback() -> AsyncIterator[Loopback]:
-    loopback = Loopback()
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(loopback, loopback.server)
-    loopback.url = f"127.0.0.1:{loopback.server.add_insecure_port('127.0.0.1:0')}"
-    await loopback.server.start()
-    yield loopback
-    await loopback.server.stop(None)
-
-
-@pytest.fixture(scope="session")
-def tokenizer(base_dir: Path) -> Tokenizer:
-    return Tokenizer.from_dir(base_dir)
-
-
-@pytest.fixture
-async def backend(loopback: Loopback, tokenizer: Tokenizer) -> AsyncIterator[TritonBackend]:
-    backend = TritonBackend(loopback.url, tokenizer)
-    yield backend
-    await backend.aclose()
 
 
 def _request(name: str = "a", **more: Any) -> GenerateRequest:
@@ -338,103 +313,6 @@ async def test_adapter_that_stays_missing_is_refused(
     assert len(loopback.messages) == 1
 
 
-async def test_error_ends_only_its_own_request(loopback: Loopback, backend: TritonBackend) -> None:
-    async def handler(message: Any, respond: Respond) -> None:
-        if message.id.startswith("bad"):
-            await respond(error="unexpected inference input")
-        else:
-            await answer_hello(message, respond)
-
-    loopback.handler = handler
-    results = await asyncio.gather(
-        collect(backend, _request("bad")), collect(backend, _request()), return_exceptions=True
-    )
-    assert isinstance(results[0], BackendRejected)
-    assert not isinstance(results[1], BaseException)
-
-
-async def test_lost_server_fails_every_request_in_flight(
-    loopback: Loopback, backend: TritonBackend
-) -> None:
-    loopback.handler = never
-    streams = [backend.generate(_request(str(k), is_streamed=True)) for k in range(3)]
-    for each in streams:
-        await anext(each)
-    await loopback.server.stop(None)
-    for each in streams:
-        with pytest.raises(BackendUnavailable) as caught:
-            await anext(each)
-        assert isinstance(caught.value.__cause__, Exception)
-
-
-async def test_nobody_at_the_address(tokenizer: Tokenizer) -> None:
-    backend = TritonBackend("127.0.0.1:1", tokenizer)
-    with pytest.raises(BackendUnavailable, match="no answer from the server"):
-        await collect(backend, _request())
-    assert not await backend.server_live()
-    with pytest.raises(BackendUnavailable, match=r"no ready server at 127\.0\.0\.1:1 within"):
-        await backend.wait_ready(0.01)
-    await backend.aclose()
-
-
-async def test_lost_connection_is_tried_again_before_any_output(
-    loopback: Loopback, tokenizer: Tokenizer
-) -> None:
-    seen: list[RequestStats] = []
-    options = ClientOptions(backoff_s=0.001, max_backoff_s=0.002)
-    backend = TritonBackend(loopback.url, tokenizer, options=options, on_request=seen.append)
-    num_lost = 0
-
-    async def handler(message: Any, respond: Respond) -> None:
-        nonlocal num_lost
-        num_lost += 1
-        if num_lost < 3:
-            await respond(error="the engine is shut down", is_final=True)
-        else:
-            await answer_hello(message, respond)
-
-    loopback.handler = handler
-    assert (await collect(backend, _request()))[0] == "hello world"
-    await backend.aclose()
-    assert (seen[0].num_retries, seen[0].num_attempts, seen[0].outcome) == (2, 3, "done")
-    assert backend.stats.num_retries == 2
-
-
-async def test_what_a_refused_request_asked_for_is_not_tried_again(
-    loopback: Loopback, backend: TritonBackend
-) -> None:
-    async def handler(message: Any, respond: Respond) -> None:
-        await respond(error="unexpected inference input", is_final=True)
-
-    loopback.handler = handler
-    with pytest.raises(BackendRejected):
-        await collect(backend, _request())
-    assert len(loopback.messages) == 1
-    assert (backend.stats.num_failed, backend.stats.num_requests) == (1, 1)
-
-
-async def test_silent_server_is_given_up_and_told_so(
-    loopback: Loopback, tokenizer: Tokenizer
-) -> None:
-    loopback.handler = never
-    options = ClientOptions(response_timeout_s=0.05, max_attempts=1)
-    backend = TritonBackend(loopback.url, tokenizer, options=options)
-    with pytest.raises(BackendUnavailable, match=r"silent for 0\.05 s"):
-        await collect(backend, _request())
-    assert await loopback.stopped.get() == loopback.messages[0].id
-    await backend.aclose()
-
-
-async def test_statistics_tell_of_a_cancelled_request(
-    loopback: Loopback, backend: TritonBackend
-) -> None:
-    loopback.handler = never
-    async with aclosing(backend.generate(_request(is_streamed=True))) as chunks:
-        await anext(chunks)
-    assert backend.stats.num_cancelled == backend.stats.num_requests == 1
-    assert backend.stats.num_output_tokens == 1
-
-
 async def test_warm_up_brings_every_adapter_and_names_those_that_do_not_fit(
     loopback: Loopback, tokenizer: Tokenizer
 ) -> None:
@@ -455,31 +333,6 @@ async def test_warm_up_brings_every_adapter_and_names_those_that_do_not_fit(
     assert list(errors) == [7, 8]
     assert errors[7] is None
     assert "low_rank" in (errors[8] or "")
-
-
-async def test_broken_stream_is_replaced(loopback: Loopback, backend: TritonBackend) -> None:
-    async def handler(message: Any, respond: Respond) -> None:
-        raise RuntimeError("the whole stream ends")
-
-    loopback.handler = handler
-    with pytest.raises(BackendError):
-        await collect(backend, _request())
-    loopback.handler = answer_hello
-    assert (await collect(backend, _request()))[0] == "hello world"
-
-
-async def test_closed_backend_fails_what_is_under_way_and_refuses_more(
-    loopback: Loopback, backend: TritonBackend
-) -> None:
-    loopback.handler = never
-    chunks = backend.generate(_request(is_streamed=True))
-    await anext(chunks)
-    await backend.aclose()
-    with pytest.raises(BackendUnavailable, match="closed while"):
-        await anext(chunks)
-    with pytest.raises(BackendUnavailable, match="is closed"):
-        await collect(backend, _request())
-    await backend.aclose()
 
 
 async def test_connect_reads_the_tokenizer_that_the_model_names(

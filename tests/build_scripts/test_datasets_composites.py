@@ -114,13 +114,17 @@ def test_each_split_has_all_the_shapes(drawn: dict[Split, list[Composite]]) -> N
         assert {len(composite.nodes) for composite in composites} >= {2, 3, 4, 5}
 
 
-def test_asking_for_too_many_is_an_error_not_a_hang(
-    bank: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("compllm.build_scripts.datasets.composites._MAX_FAILED", 1)
-    monkeypatch.setattr("compllm.build_scripts.datasets.composites._MAX_DRAWS", 1)
-    with pytest.raises(ConfigError, match="ask for fewer"):
-        Composer(bank, "test", random.Random(0)).dependent(50)
+class Everything:
+    """Contains every composition."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def test_asking_for_too_many_is_an_error_not_a_hang(bank: Bank) -> None:
+    composer = Composer(bank, "test", random.Random(0), taken=Everything(), max_failed=1)
+    with pytest.raises(ConfigError, match=r"only 0 different .* ask for fewer"):
+        composer.dependent(50)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_a_held_out_wording_is_in_no_training_question(bank: Bank, name: str) ->
 
 
 def test_a_pair_keeps_both_plans_and_their_order(bank: Bank) -> None:
-    drawn = many(Everyday(bank, "train", random.Random(0))._pair, 100)
+    drawn = many(Everyday(bank, "train", random.Random(0)).pair, 100)
     for asked in drawn:
         references = [[int(found) for found in re.findall(r"#(\d+)", step)] for step in asked.steps]
         assert all(max(each, default=0) <= place for place, each in enumerate(references))

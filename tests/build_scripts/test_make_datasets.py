@@ -11,7 +11,8 @@ import pytest
 from compllm.build_scripts.datasets.bank import DOMAINS
 from compllm.build_scripts.datasets.expressions import leaves
 from compllm.build_scripts.datasets.kinds import SPLITS
-from compllm.build_scripts.make_datasets import Settings, Sizes, make_sets, write_sets
+from compllm.build_scripts.datasets.sets import Settings, Sizes, make_sets
+from compllm.build_scripts.make_datasets import write_sets
 
 PAIRS = list(combinations(SPLITS, 2))
 SIZES = Sizes(

@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compllm.build_scripts.training.settings import TrainSettings
+
+SETTINGS = TrainSettings(
+    learning_rate=2e-2, rank=4, batch_size=8, epochs=3, num_evaluations=2, warmup_steps=2
+)
 ELEMENTS = ("hydrogen", "helium", "lithium", "carbon", "oxygen", "neon", "iron", "gold")
 WORDINGS = ("What is the number of {}?", "Which number has {}?", "Give the number of {}.")
 

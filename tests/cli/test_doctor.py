@@ -1,10 +1,10 @@
+import importlib.metadata
 import sys
 from pathlib import Path
 
 import pytest
 
 from compllm import extras
-from compllm.cli import doctor
 from compllm.cli.doctor import Check, examine, is_healthy
 from compllm.server import triton_files
 
@@ -74,7 +74,7 @@ def test_part_that_is_not_installed_is_a_finding(monkeypatch: pytest.MonkeyPatch
 def test_openvino_of_another_release_than_the_operation_is_a_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(doctor, "_installed", lambda name: "2020.1")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2020.1")
     check = found("openvino")
     assert check.status == "missing"
     assert check.remedy.startswith("pip install openvino==")

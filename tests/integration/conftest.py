@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from comp_llm_client import MAX_TOKENS
+from helpers import bare_catalogue, own_home
 
 from compllm.build_scripts.build_openvino import AdapterSource, build_engine
 from compllm.formats.manifest import Manifest
@@ -44,3 +46,17 @@ def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         with triton_server.running(engine_dir, is_shared=False) as info:
             patch.undo()
             yield info
+
+
+@pytest.fixture(scope="module")
+def home(
+    engine_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A user of their own, with the fetched encoder. After `engine_dir`, which reads the real one's
+    cache."""
+    home = tmp_path_factory.mktemp("home")
+    with own_home(home, encoder_dir) as patch:
+        patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
+        patch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "16")
+        patch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", str(MAX_TOKENS))
+        yield home

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from benchmarks.path import bench_replay
+from benchmarks.path import bench_replay, replay_tables
 
 from compllm.server.triton_state import ServerInfo
 
@@ -35,10 +35,10 @@ def test_a_smoke_run_has_every_policy_and_the_bound(
     assert json.loads((out / "bench_replay.json").read_text()) == data
     assert (out / "bench_replay.png").stat().st_size > 10_000
     assert data["summary"]["num_failed"] == 0
-    assert len(data["summary"]["records"]) == 2 * 2 * len(bench_replay.POLICIES)
+    assert len(data["summary"]["records"]) == 2 * 2 * len(replay_tables.POLICIES)
     for table in data["tables"].values():
-        assert len(table) == 2 * len(bench_replay.POLICIES)
-    sequential = data["tables"][bench_replay.SPEEDUPS][0]
+        assert len(table) == 2 * len(replay_tables.POLICIES)
+    sequential = data["tables"][replay_tables.SPEEDUPS][0]
     assert (sequential["policy"], sequential["speedup"]) == ("sequential", 1.0)
     tokens = [record["num_answer_tokens"] for record in data["summary"]["records"]]
     assert tokens == ([0] * 4 + [4] * 4) * 2
@@ -47,7 +47,7 @@ def test_a_smoke_run_has_every_policy_and_the_bound(
 def test_a_salt_is_of_one_run_alone() -> None:
     salts = {
         bench_replay.salt_of(part, policy)
-        for part in bench_replay.PARTS
-        for policy in bench_replay.POLICIES
+        for part in replay_tables.PARTS
+        for policy in replay_tables.POLICIES
     }
-    assert len(salts) == len(bench_replay.PARTS) * len(bench_replay.POLICIES)
+    assert len(salts) == len(replay_tables.PARTS) * len(replay_tables.POLICIES)

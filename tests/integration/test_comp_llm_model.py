@@ -26,42 +26,25 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from benchmarks.path import bench_face
-from helpers import bare_catalogue, own_home
+from comp_llm_client import (
+    CORE,
+    MAX_TOKENS,
+    MODEL,
+    QUESTION,
+    WAIT_S,
+    generate,
+    generate_stream,
+    inputs,
+    num_active,
+    stream,
+    texts,
+)
 from tritonclient.utils import InferenceServerException
 
-from compllm.errors import ServerError
-from compllm.server import triton_process, triton_server, triton_state
+from compllm.server import triton_server, triton_state
 from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
-
-MODEL, CORE = "comp_llm", "tensorrt_llm"
-QUESTION = "What is the atomic number of iron, and how many chromosomes does a human cell have?"
-MAX_TOKENS = 24  # the tiny engine holds few, and the plan's examples are among them
-WAIT_S = 60.0
-TYPES = {
-    "text_input": ("BYTES", np.object_),
-    "max_tokens": ("INT32", np.int32),
-    "temperature": ("FP32", np.float32),
-    "top_p": ("FP32", np.float32),
-    "seed": ("UINT64", np.uint64),
-    "stream": ("BOOL", np.bool_),
-    "deadline_ms": ("INT32", np.int32),
-}
-
-
-@pytest.fixture(scope="module")
-def home(
-    engine_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    """A user of their own, with the fetched encoder. After `engine_dir`, which reads the real one's
-    cache."""
-    home = tmp_path_factory.mktemp("home")
-    with own_home(home, encoder_dir) as patch:
-        patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
-        patch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "16")
-        patch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", str(MAX_TOKENS))
-        yield home
 
 
 @pytest.fixture(scope="module")
@@ -85,47 +68,8 @@ def _stubs(server: ServerInfo) -> list[int]:
 
 async def _until_idle(server: ServerInfo) -> None:
     async with asyncio.timeout(WAIT_S):
-        while await asyncio.to_thread(_num_active, server):
+        while await asyncio.to_thread(num_active, server):
             pass
-
-
-def _num_active(server: ServerInfo) -> float:
-    with urllib.request.urlopen(server.metrics_url) as answer:
-        text = answer.read().decode()
-    (value,) = re.findall(r'^nv_trt_llm_request_metrics{.*"active".*} (\S+)$', text, re.MULTILINE)
-    return float(value)
-
-
-def _inputs(text: str = QUESTION, **more: Any) -> list[triton.InferInput]:
-    given = {"text_input": text.encode(), "max_tokens": MAX_TOKENS} | more
-    made = []
-    for name, value in given.items():
-        triton_type, numpy_type = TYPES[name]
-        tensor = triton.InferInput(name, [1, 1], triton_type)
-        tensor.set_data_from_numpy(np.array([[value]], numpy_type))
-        made.append(tensor)
-    return made
-
-
-def _texts(result: Any) -> dict[str, str]:
-    names = (each.name for each in result.get_response().outputs)
-    return {name: result.as_numpy(name)[0, 0].decode() for name in names}
-
-
-async def _stream(client: Any, **more: Any) -> list[dict[str, str]]:
-    """All responses to one question on a stream of its own."""
-
-    async def requests() -> AsyncIterator[dict[str, Any]]:
-        yield {"model_name": MODEL, "inputs": _inputs(stream=True, **more)}
-
-    responses = []
-    async for result, error in client.stream_infer(requests()):
-        if error is not None:
-            raise error
-        responses.append(_texts(result))
-        if "finish_reason" in responses[-1]:
-            break
-    return responses
 
 
 @pytest.fixture
@@ -134,30 +78,13 @@ async def client(face: ServerInfo) -> AsyncIterator[Any]:
         yield client
 
 
-def _post(server: ServerInfo, endpoint: str, **body: Any) -> bytes:
-    url = f"{server.http_url}/v2/models/{MODEL}/{endpoint}"
-    request = urllib.request.Request(url, json.dumps(body).encode())
-    with urllib.request.urlopen(request, timeout=WAIT_S) as answer:
-        return bytes(answer.read())
-
-
-def _generate(server: ServerInfo, **body: Any) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(_post(server, "generate", **body))
-    return value
-
-
-def _generate_stream(server: ServerInfo, **body: Any) -> list[dict[str, Any]]:
-    lines = _post(server, "generate_stream", **body).decode().splitlines()
-    return [json.loads(line.removeprefix("data: ")) for line in lines if line]
-
-
 async def test_every_kind_of_client_gets_the_same_answer(face: ServerInfo, client: Any) -> None:
-    whole = await asyncio.to_thread(_generate, face, text_input=QUESTION)
+    whole = await asyncio.to_thread(generate, face, text_input=QUESTION)
     assert whole["text_output"]
     assert json.loads(whole["plan_json"])["num_nodes"] >= 1
     assert json.loads(whole["stats_json"])["usage"]["num_output_tokens"] > 0
-    events = await asyncio.to_thread(_generate_stream, face, text_input=QUESTION, stream=True)
-    streamed = await _stream(client)
+    events = await asyncio.to_thread(generate_stream, face, text_input=QUESTION, stream=True)
+    streamed = await stream(client)
     for responses in (events, streamed):
         assert len(responses) > 2
         assert "".join(each["text_output"] for each in responses) == whole["text_output"]
@@ -174,22 +101,22 @@ def test_callback_client_of_tritonclient_streams(face: ServerInfo) -> None:
         for name in ("a", "b"):
             client.async_stream_infer(
                 MODEL,
-                _inputs(stream=True),
+                inputs(stream=True),
                 request_id=name,
                 outputs=[triton.InferRequestedOutput("text_output")],
                 enable_empty_final_response=True,
             )
-        texts = {"a": "", "b": ""}
+        found = {"a": "", "b": ""}
         num_ended = 0
-        while num_ended < len(texts):
+        while num_ended < len(found):
             result, error = answers.get(timeout=WAIT_S)
             assert error is None
             response = result.get_response()
             assert {each.name for each in response.outputs} == {"text_output"}
-            texts[response.id] += _texts(result)["text_output"]
+            found[response.id] += texts(result)["text_output"]
             num_ended += response.parameters["triton_final_response"].bool_param
-    assert texts["a"]
-    assert texts["a"] == texts["b"]
+    assert found["a"]
+    assert found["a"] == found["b"]
 
 
 def _examples(start: str) -> list[str]:
@@ -234,14 +161,14 @@ def test_readmes_python_client_runs(face: ServerInfo) -> None:
 def test_settings_may_stand_under_parameters_as_the_generate_extension_has_them(
     face: ServerInfo,
 ) -> None:
-    flat = _generate(face, text_input=QUESTION, max_tokens=3)
-    nested = _generate(face, text_input=QUESTION, parameters={"max_tokens": 3, "temperature": 0})
+    flat = generate(face, text_input=QUESTION, max_tokens=3)
+    nested = generate(face, text_input=QUESTION, parameters={"max_tokens": 3, "temperature": 0})
     assert flat["text_output"] == nested["text_output"]
 
 
 def test_seed_decides_a_drawn_answer(face: ServerInfo) -> None:
     drawn = [
-        _generate(face, text_input=QUESTION, temperature=1.5, top_p=0.9, seed=seed)["text_output"]
+        generate(face, text_input=QUESTION, temperature=1.5, top_p=0.9, seed=seed)["text_output"]
         for seed in (1, 1, 2)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -249,14 +176,14 @@ def test_seed_decides_a_drawn_answer(face: ServerInfo) -> None:
 
 async def test_64_streams_run_at_once(client: Any) -> None:
     answers = await asyncio.gather(
-        *(_stream(client, text=f"{QUESTION} ({number})") for number in range(64))
+        *(stream(client, text=f"{QUESTION} ({number})") for number in range(64))
     )
     assert all(responses[-1]["finish_reason"] in ("stop", "length") for responses in answers)
     assert all("".join(each["text_output"] for each in responses) for responses in answers)
 
 
 async def test_models_and_the_load_of_their_queue_are_told(face: ServerInfo) -> None:
-    await asyncio.to_thread(_generate, face, text_input=QUESTION)
+    await asyncio.to_thread(generate, face, text_input=QUESTION)
     models = triton_state.models(face)
     assert {each["name"]: each["is_ready"] for each in models} == {MODEL: True, CORE: True}
 
@@ -296,12 +223,12 @@ async def test_cancelled_streams_leave_the_engine_idle(face: ServerInfo, client:
         # Anywhere from before the plan to after the end.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(draw.uniform(0.01, 3.0)):
-                await _stream(client)
+                await stream(client)
 
     for _ in range(4):
         await asyncio.gather(*(leave() for _ in range(16)))
         await _until_idle(face)
-    assert (await _stream(client))[-1]["finish_reason"] in ("stop", "length")
+    assert (await stream(client))[-1]["finish_reason"] in ("stop", "length")
 
 
 async def test_http_client_who_leaves_a_stream_is_noticed(face: ServerInfo) -> None:
@@ -311,12 +238,12 @@ async def test_http_client_who_leaves_a_stream_is_noticed(face: ServerInfo) -> N
         connection.request("POST", f"/v2/models/{MODEL}/generate_stream", body)
         connection.close()
     await _until_idle(face)
-    assert _num_active(face) == 0
+    assert num_active(face) == 0
 
 
 async def test_deadline_ends_a_question(face: ServerInfo, client: Any) -> None:
     with pytest.raises(InferenceServerException, match=r"the deadline of 0\.001 s is over"):
-        await _stream(client, deadline_ms=1)
+        await stream(client, deadline_ms=1)
     await _until_idle(face)
 
 
@@ -378,14 +305,14 @@ def test_log_has_a_line_for_each_query_and_no_question(face: ServerInfo) -> None
 )
 async def test_bad_input_is_one_clear_error(client: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(InferenceServerException, match=said):
-        await _stream(client, **more)
+        await stream(client, **more)
 
 
 async def test_unknown_tensor_is_refused(client: Any) -> None:
     async def requests() -> AsyncIterator[dict[str, Any]]:
         tensor = triton.InferInput("beam_width", [1, 1], "INT32")
         tensor.set_data_from_numpy(np.ones((1, 1), np.int32))
-        yield {"model_name": MODEL, "inputs": [*_inputs(), tensor]}
+        yield {"model_name": MODEL, "inputs": [*inputs(), tensor]}
 
     async for _, error in client.stream_infer(requests()):
         assert "unexpected inference input 'beam_width' for model 'comp_llm'" in str(error)
@@ -405,52 +332,6 @@ async def test_unknown_tensor_is_refused(client: Any) -> None:
 )
 def test_bad_json_is_one_clear_error(face: ServerInfo, body: dict[str, Any], said: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        _generate(face, **body)
+        generate(face, **body)
     with caught.value as answer:
         assert said in json.loads(answer.read())["error"]
-
-
-def test_up_serves_it_and_a_server_without_it_is_not_taken_for_one(
-    engine_dir: Path, home: Path
-) -> None:
-    try:
-        triton_server.up(engine_dir)
-        with pytest.raises(ServerError, match=r"already running with no model comp_llm"):
-            triton_server.up(engine_dir, has_face=True)
-        triton_server.down()
-        settings = home / "mine.toml"
-        settings.write_text("[limits]\nmax_query_chars = 40\n")
-        info = triton_server.up(engine_dir, has_face=True, config=settings)
-        assert triton_server.up(engine_dir) == triton_server.status() == info
-        assert _generate(info, text_input=QUESTION[:40])["text_output"]
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            _generate(info, text_input=QUESTION)
-        refused.value.close()
-        with pytest.raises(ServerError, match="already running with the settings"):
-            triton_server.up(engine_dir, has_face=True, config=home / "other.toml")
-    finally:
-        triton_server.down()
-
-
-def test_missing_encoder_is_named_when_it_starts(
-    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
-    with pytest.raises(ServerError, match=r"did not start: .*no sentence encoder in"):
-        triton_server.up(engine_dir, has_face=True)
-
-
-async def test_server_stops_under_load(engine_dir: Path, home: Path) -> None:
-    with triton_server.running(engine_dir, has_face=True, is_shared=False) as info:
-        async with triton_aio.InferenceServerClient(info.grpc_url) as client:
-            answers = [asyncio.create_task(_stream(client)) for _ in range(8)]
-            await asyncio.to_thread(_wait_active, info)
-            await asyncio.to_thread(triton_process.stop, info)
-            async with asyncio.timeout(WAIT_S):  # no task waits for ever
-                await asyncio.gather(*answers, return_exceptions=True)
-    assert not psutil.pid_exists(info.server_pid)
-
-
-def _wait_active(server: ServerInfo) -> None:
-    while not _num_active(server):
-        pass

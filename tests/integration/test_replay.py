@@ -112,10 +112,9 @@ async def test_a_session_measures_runs_and_counts(
     graphs: list[ReplayGraph],
     settings: ReplaySettings,
     server: ServerInfo,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("compllm.lab.replay.session._WINDOW_S", 0.02)
-    session = ReplaySession(graphs, replace(settings, rate_qps=100.0), server.metrics_url)
+    settings = replace(settings, rate_qps=100.0)
+    session = ReplaySession(graphs, settings, server.metrics_url, window_s=0.02)
     await session.run(llm)
     *records, last = (json.loads(line) for line in session.lines())
     summary: dict[str, Any] = last["summary"]

@@ -143,14 +143,15 @@ def test_slack_is_zero_exactly_on_critical_paths(record: dict[str, Any]) -> None
 
 def _tight_nodes(run: Run) -> set[int]:
     """Oracle: the nodes from which edges without any spare time lead to the answer."""
-    steps = Schedule(run)._steps
+    gates_ms = Schedule(run).gates_ms
+    ends_ms = {node.id: node.end_ms for node in run.nodes}
     graph: nx.DiGraph[int | str] = nx.DiGraph()
     graph.add_node("answer")
     for node in run.nodes:
         if node.end_ms == max(run.plan_ms, *(other.end_ms for other in run.nodes)):
             graph.add_edge(node.id, "answer")
         for parent in node.parents:
-            if steps[parent].node.end_ms == steps[node.id].gate_ms:
+            if ends_ms[parent] == gates_ms[node.id]:
                 graph.add_edge(parent, node.id)
     return {id for id in nx.ancestors(graph, "answer") if isinstance(id, int)}
 

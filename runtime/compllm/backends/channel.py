@@ -89,12 +89,3 @@ async def model_configs(
 async def _config_of(stub: Any, model: str, timeout_s: float) -> Any:
     question = service_pb2.ModelConfigRequest(name=model)
     return (await stub.ModelConfig(question, timeout=timeout_s)).config
-
-
-async def is_live(stub: Any) -> bool:
-    """Whether a server answers there."""
-    try:
-        answer = await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=2.0)
-    except grpc.RpcError:
-        return False
-    return bool(answer.live)

@@ -16,7 +16,7 @@ import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from compllm.backend import GenerateRequest
-from compllm.backends.channel import is_live, open_channel, stub_of, wait_ready
+from compllm.backends.channel import open_channel, stub_of, wait_ready
 from compllm.backends.client_stats import ClientStats, RequestStats
 from compllm.backends.stream import CacheFull, Exchange, Stream
 from compllm.errors import BackendUnavailable, CompllmError
@@ -106,10 +106,6 @@ class Connection:
             return await retrying(again)
         finally:
             stats.num_retries = retrying.statistics["attempt_number"] - 1
-
-    async def server_live(self) -> bool:
-        """Whether a server answers there."""
-        return await is_live(self.stub())
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when the model can be asked. Raises BackendUnavailable when time is up."""

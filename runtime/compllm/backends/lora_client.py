@@ -23,7 +23,6 @@ from compllm.errors import BackendRejected, ConfigError
 
 AdapterWeights = Callable[[int], wire.AdapterTensors | None]  # by task id; None: not known here
 
-_PATIENCE_S = 0.5  # that an adapter waits before those in the cache take no more requests
 _PROBE_S, _MAX_PROBE_S = 1.0, 60.0  # after a refusal, until one adapter more is tried
 _BACKOFF_S, _MAX_BACKOFF_S = 0.05, 2.0
 
@@ -75,7 +74,8 @@ class LoraClient:
 
     weights: gives an adapter's tensors, called on a thread. is_prefetched: the engine says that it
     has loaded its adapters itself, so ids are tried first. max_wait_s: that a request waits for a
-    place before it fails with CacheFull.
+    place before it fails with CacheFull. patience_s: that an adapter waits before those in the
+    cache take no more requests.
     """
 
     def __init__(
@@ -84,10 +84,11 @@ class LoraClient:
         *,
         is_prefetched: bool = False,
         max_wait_s: float = 60.0,
+        patience_s: float = 0.5,
     ) -> None:
         self._weights = weights
         self._is_prefetched = is_prefetched
-        self._max_wait_s = max_wait_s
+        self._max_wait_s, self._patience_s = max_wait_s, patience_s
         self._adapters: dict[int, _Adapter] = {}
         self._leases: dict[int, CacheLease] = {}  # of adapters in use
         self._waiting: list[_Waiter] = []  # in the order they came
@@ -148,7 +149,7 @@ class LoraClient:
         loop = asyncio.get_running_loop()
         now = loop.time()
         lease = self._leases.get(task_id)
-        is_urgent = bool(self._waiting) and now - self._waiting[0].since > _PATIENCE_S
+        is_urgent = bool(self._waiting) and now - self._waiting[0].since > self._patience_s
         if lease is not None and not is_urgent:
             lease.num_users += 1
             return lease

@@ -197,10 +197,6 @@ class TritonBackend:
         """Requests that the engine computes in one step; None where that is not known."""
         return self._batch_sizes.get(model)
 
-    async def server_live(self) -> bool:
-        """Whether a server answers there."""
-        return await self.connection.server_live()
-
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when the core model can be asked. Raises BackendUnavailable when time is up."""
         await self.connection.wait_ready(timeout_s)

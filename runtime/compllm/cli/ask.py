@@ -30,53 +30,61 @@ if TYPE_CHECKING:
     from compllm.types import Answer, Plan, Query
 
 
+NoPlanOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-plan", help="Write no plan: send the whole question to one expert or the base."
+    ),
+]
+ComposeOption = Annotated[
+    Compose | None,
+    typer.Option(
+        help="When a model writes the answer out of the sub-queries' responses; auto: where "
+        "there are several. Default: compose.policy."
+    ),
+]
+MaxTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Tokens of the answer at most; default: limits.max_answer_tokens (192).",
+    ),
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        metavar="T",
+        help="How freely the answer's tokens are drawn; 0 always takes the likeliest.",
+    ),
+]
+DrawSeedOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Of the random draws, where the temperature is not 0. Default: another each time.",
+    ),
+]
+ExplainOption = Annotated[
+    bool,
+    typer.Option("--explain", help="Report where the time went, on stderr or in the JSON."),
+]
+
+
 def ask(
     query: QueryArgument = None,
     plan: PlanOption = None,
     url: UrlOption = None,
-    is_whole: Annotated[
-        bool,
-        typer.Option(
-            "--no-plan", help="Write no plan: send the whole question to one expert or the base."
-        ),
-    ] = False,
+    is_whole: NoPlanOption = False,
     gate: GateOption = None,
-    compose: Annotated[
-        Compose | None,
-        typer.Option(
-            help="When a model writes the answer out of the sub-queries' responses; auto: where "
-            "there are several. Default: compose.policy."
-        ),
-    ] = None,
+    compose: ComposeOption = None,
     deadline: DeadlineOption = None,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Tokens of the answer at most; default: limits.max_answer_tokens (192).",
-        ),
-    ] = None,
-    temperature: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            metavar="T",
-            help="How freely the answer's tokens are drawn; 0 always takes the likeliest.",
-        ),
-    ] = 0.0,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Of the random draws, where the temperature is not 0. Default: another each time.",
-        ),
-    ] = None,
-    is_explained: Annotated[
-        bool,
-        typer.Option("--explain", help="Report where the time went, on stderr or in the JSON."),
-    ] = False,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = 0.0,
+    seed: DrawSeedOption = None,
+    is_explained: ExplainOption = False,
     config: ConfigOption = None,
     is_json: JsonOption = False,
 ) -> None:

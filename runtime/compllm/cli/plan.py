@@ -12,8 +12,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from compllm.cli.console import STDIN, as_json, say, write
+from compllm.cli.console import STDIN, as_json, progress, say, write
 from compllm.cli.question_file import Question, Record, appended, check_questions, unanswered
 from compllm.cli.shared import (
     ConfigOption,
@@ -57,46 +55,54 @@ class PlanFormat(StrEnum):
     png = "png"
 
 
+CheckedPlanOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--plan",
+        metavar="FILE",
+        help="Check and draw this plan instead of making one; '-' reads standard input.",
+    ),
+]
+FormatOption = Annotated[
+    PlanFormat, typer.Option("--format", "-f", help="How the plan is printed or drawn.")
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Where the plan goes; default: standard output."
+    ),
+]
+QuestionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Plan each line of a file, {'question': ...}; '-' reads standard input.",
+    ),
+]
+LinesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="OUT",
+        help="With --questions: where the lines go; a file is continued after its last line. "
+        "Default: standard output.",
+    ),
+]
+ConcurrencyOption = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="With --questions: how many are planned at a time."),
+]
+
+
 def make_plan(
     query: QueryArgument = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            "--plan",
-            metavar="FILE",
-            help="Check and draw this plan instead of making one; '-' reads standard input.",
-        ),
-    ] = None,
+    plan: CheckedPlanOption = None,
     gate: GateOption = None,
-    format: Annotated[
-        PlanFormat, typer.Option("--format", "-f", help="How the plan is printed or drawn.")
-    ] = PlanFormat.text,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Where the plan goes; default: standard output."
-        ),
-    ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Plan each line of a file, {'question': ...}; '-' reads standard input.",
-        ),
-    ] = None,
-    json_output: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            metavar="OUT",
-            help="With --questions: where the lines go; a file is continued after its last line. "
-            "Default: standard output.",
-        ),
-    ] = None,
-    concurrency: Annotated[
-        int,
-        typer.Option(min=1, metavar="N", help="With --questions: how many are planned at a time."),
-    ] = 32,
+    format: FormatOption = PlanFormat.text,
+    output: OutputOption = None,
+    questions: QuestionsOption = None,
+    json_output: LinesOption = None,
+    concurrency: ConcurrencyOption = 32,
     url: UrlOption = None,
     deadline: DeadlineOption = None,
     config: ConfigOption = None,
@@ -210,7 +216,7 @@ async def plan_questions(
     lines, num_there, _ = unanswered(questions, out, _KEYS)
     num_planned = num_fallbacks = 0
     pending: deque[asyncio.Task[Record]] = deque()
-    with appended(out) as write, _progress(total) as advance:
+    with appended(out) as write, progress(total) as advance:
         advance(num_there)
 
         async def write_first() -> None:
@@ -277,16 +283,3 @@ async def _is_gone(url: str) -> bool:
         return True
     writer.close()
     return False
-
-
-@contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

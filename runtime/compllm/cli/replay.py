@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compllm.cli.console import STDIN, say, write
+from compllm.cli.console import STDIN, progress, say, write
 from compllm.cli.shared import (
+    ConfigOption,
     ExampleOption,
     ScenarioArgument,
     SeedOption,
+    UrlOption,
     read_scenario,
     with_server,
 )
@@ -42,37 +44,27 @@ class PolicyChoice(StrEnum):
     polling = "polling"
 
 
+RecordsOption = Annotated[
+    Path,
+    typer.Option("--json", metavar="OUT", help="Where the records go; default: standard output."),
+]
+PolicyOption = Annotated[
+    PolicyChoice | None,
+    typer.Option(help="When a node starts, in place of the scenario's policy."),
+]
+SaltOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="In place of the scenario's salt.")
+]
+
+
 def replay(
     scenario: ScenarioArgument = None,
-    json_output: Annotated[
-        Path,
-        typer.Option(
-            "--json", metavar="OUT", help="Where the records go; default: standard output."
-        ),
-    ] = STDIN,
-    policy: Annotated[
-        PolicyChoice | None,
-        typer.Option(help="When a node starts, in place of the scenario's policy."),
-    ] = None,
+    json_output: RecordsOption = STDIN,
+    policy: PolicyOption = None,
     seed: SeedOption = None,
-    salt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="In place of the scenario's salt.")
-    ] = None,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HOST:PORT",
-            help="The gRPC address of a Triton server; default: the server of `compllm up`.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="A TOML file of settings; default: the settings of the running server.",
-        ),
-    ] = None,
+    salt: SaltOption = None,
+    url: UrlOption = None,
+    config: ConfigOption = None,
     is_example: ExampleOption = False,
 ) -> None:
     """Replay known query graphs and report what was reached of the bound.
@@ -119,7 +111,7 @@ async def _run(session: ReplaySession, settings: Config, admission: AdmissionPol
         freeze_startup_objects()
         if admission is not None:
             llm.use_admission(admission)
-        with _progress(len(session.graphs)) as advance:
+        with progress(len(session.graphs)) as advance:
             await session.run(llm, lambda _: advance(1))
 
 
@@ -154,16 +146,3 @@ def _staged(out: Path) -> Iterator[Callable[[Iterable[str]], None]]:
         yield save
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

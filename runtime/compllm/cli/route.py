@@ -8,15 +8,15 @@ stopped goes on behind the last line of its output. Needs no server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from compllm.cli.console import STDIN, print_table, say
+from compllm.cli.console import STDIN, print_table, progress, say
+from compllm.cli.shared import ConfigOption
 from compllm.errors import ConfigError
 from compllm.plural import counted
 
@@ -33,52 +33,52 @@ _BATCH = 64  # questions between two writes
 _TOLERANCE = 1e-3  # of a similarity that another processor computed
 
 
+QuestionArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="QUESTION", help="One question; its route is printed as a table."),
+]
+QuestionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Route each line of a file, {'question': ...}; '-' reads standard input.",
+    ),
+]
+RouterOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="'default': the catalogue's; 'examples': similarity with the catalogue's example "
+        "questions; or a router that `compllm train router` wrote, by name or folder.",
+    ),
+]
+LinesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="OUT",
+        help="Where the lines go; with --questions a file is continued after its last line. "
+        "Default: standard output.",
+    ),
+]
+FloorOption = Annotated[
+    float | None,
+    typer.Option(
+        min=-1.0,
+        max=1.0,
+        metavar="SCORE",
+        help="The score below which the base answers; -1: never. Default: the router's own.",
+    ),
+]
+
+
 def route(
-    question: Annotated[
-        str | None,
-        typer.Argument(metavar="QUESTION", help="One question; its route is printed as a table."),
-    ] = None,
-    questions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Route each line of a file, {'question': ...}; '-' reads standard input.",
-        ),
-    ] = None,
-    router: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="'default': the catalogue's; 'examples': similarity with the catalogue's example "
-            "questions; or a router that `compllm train router` wrote, by name or folder.",
-        ),
-    ] = DEFAULT,
-    json_output: Annotated[
-        Path | None,
-        typer.Option(
-            "--json",
-            metavar="OUT",
-            help="Where the lines go; with --questions a file is continued after its last line. "
-            "Default: standard output.",
-        ),
-    ] = None,
-    floor: Annotated[
-        float | None,
-        typer.Option(
-            min=-1.0,
-            max=1.0,
-            metavar="SCORE",
-            help="The score below which the base answers; -1: never. Default: the router's own.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            help="A TOML file of settings; default: the settings of the running server.",
-        ),
-    ] = None,
+    question: QuestionArgument = None,
+    questions: QuestionsOption = None,
+    router: RouterOption = DEFAULT,
+    json_output: LinesOption = None,
+    floor: FloorOption = None,
+    config: ConfigOption = None,
 ) -> None:
     """Report which expert would answer a question, or each of a file.
 
@@ -171,7 +171,7 @@ def route_questions(
     if last is not None:
         _check_same_router(chooser, last, out)
     num_routed = num_fallbacks = 0
-    with appended(out) as write, _progress(total) as advance:
+    with appended(out) as write, progress(total) as advance:
         advance(num_there)
         for batch in batches(lines, _BATCH):
             records = chooser.answer([question.record for question in batch])
@@ -197,16 +197,3 @@ def _check_same_router(chooser: Chooser, last: Record, out: Path | None) -> None
             f"{chooser.name!r} finds {ours['expert']!r} at {ours['similarity']}: it is another "
             "router's, name another file"
         )
-
-
-@contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -75,6 +75,8 @@ class Schedule:
         self.run = run
         self._route_ms = _route_share(run)
         self._steps = {step.node.id: step for step in _steps(run)}
+        # When the last thing that a node waited for was there.
+        self.gates_ms = {id: step.gate_ms for id, step in self._steps.items()}
         self.answer_gate_ms = max(run.nodes_end_ms, run.plan_ms)
         self.slack_ms = self._slack()
         self.critical = self._critical()
@@ -143,12 +145,12 @@ class Schedule:
 
     def _segments(self) -> tuple[Segment, ...]:
         """The critical path as stretches that cover the whole time, one after another."""
-        first_ms = self._steps[self.critical[0]].gate_ms if self.critical else self.run.plan_ms
+        first_ms = self.gates_ms[self.critical[0]] if self.critical else self.run.plan_ms
         found = [Segment(PLAN, PLAN, 0.0, first_ms)]
         if self.critical:
             found = [Segment(kind, PLAN, *ends) for kind, *ends in self._arrival(first_ms)]
         for id in self.critical:
-            since_ms = self._steps[id].gate_ms
+            since_ms = self.gates_ms[id]
             for category, end_ms in self._steps[id].spans:
                 found.append(Segment(category, id, since_ms, end_ms))
                 since_ms = end_ms

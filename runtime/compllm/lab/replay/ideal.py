@@ -87,11 +87,6 @@ def ideal(loads: Mapping[int, Load], profile: EngineProfile) -> Ideal:
     return Ideal(total_ms, total_ms if first_token_ms is None else first_token_ms)
 
 
-def ideal_ms(loads: Mapping[int, Load], profile: EngineProfile) -> float:
-    """The whole time of `ideal`."""
-    return ideal(loads, profile).total_ms
-
-
 def _is_ready(load: Load, ended: set[int], num_planned: int) -> bool:
     return num_planned >= load.num_plan_tokens and ended.issuperset(load.parents)
 

@@ -31,13 +31,14 @@ from compllm.lab.replay.step_times import BATCH_SIZES, mean_profile, measure
 
 
 class ReplaySession:
-    """Graphs to be replayed once."""
+    """Graphs to be replayed once. window_s: between two readings of the engine's counters."""
 
     def __init__(
         self,
         graphs: Sequence[ReplayGraph],
         settings: ReplaySettings,
         metrics_url: str | None = None,
+        window_s: float = 3.0,
     ) -> None:
         self.graphs = graphs
         self.settings = settings
@@ -45,7 +46,7 @@ class ReplaySession:
         self.profile: EngineProfile | None = None
         self.steps: tuple[TimedSteps, ...] = ()  # of the engine, while the graphs ran
         self.windows: tuple[Window, ...] = ()  # the same every few seconds, where there is a rate
-        self._metrics_url = metrics_url
+        self._metrics_url, self._window_s = metrics_url, window_s
         self._counters: dict[str, Any] = {"engine": None, "client": None}
         self._start_s = self._wall_s = 0.0
 
@@ -107,7 +108,7 @@ class ReplaySession:
     async def _watch(self, readings: list[tuple[float, Samples]]) -> None:
         """Adds to the readings until it is cancelled; nothing where there is no first."""
         while readings:
-            await asyncio.sleep(_WINDOW_S)
+            await asyncio.sleep(self._window_s)
             if (samples := await self._samples()) is not None:
                 readings.append((self._elapsed_ms(), samples))
 
@@ -130,4 +131,3 @@ class ReplaySession:
 
 
 _SETTLE_S = 0.5
-_WINDOW_S = 3.0
