@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.engine.bench_engine import make_factors
+from benchmarks.engine.contestants import make_factors
 from benchmarks.report import Report, add_arguments
 
 NUM_SEQUENCES = (1, 2, 4, 8, 16, 32)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from benchmarks.engine.bench_engine import Ours, prompts_of
+from benchmarks.engine.contestants import Ours, prompts_of
 from benchmarks.report import Report, add_arguments, percentiles
 
 if TYPE_CHECKING:
