@@ -9,7 +9,6 @@ import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import psutil
 import pytest
 from path_parts import CATALOGUE
 
@@ -19,6 +18,7 @@ from compllm.config import Config, GateConfig, load_config
 from compllm.connect import load_client_config
 from compllm.errors import ConfigWarning
 from compllm.served import difference_from, settings_of, summary_of
+from compllm.server.triton_process import start_ticks
 from compllm.server.triton_state import ServerInfo
 from compllm.types import Expert
 
@@ -27,9 +27,16 @@ PORT = 4321
 
 def pretend_server(settings: str) -> None:
     """The state file of `up`, of this process."""
-    me = psutil.Process()
     info = ServerInfo(
-        os.getpid(), me.create_time(), os.getpid(), "an-id", PORT, 1, 2, "a.log", settings=settings
+        os.getpid(),
+        start_ticks(os.getpid()),
+        os.getpid(),
+        "an-id",
+        PORT,
+        1,
+        2,
+        "a.log",
+        settings=settings,
     )
     paths.run_dir().mkdir(parents=True, exist_ok=True)
     (paths.run_dir() / "server.json").write_text(json.dumps(asdict(info)))

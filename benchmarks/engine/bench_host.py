@@ -25,6 +25,7 @@ from benchmarks.report import Report, add_arguments, percentiles
 
 if TYPE_CHECKING:
     from compllm.embedded.executor import Executor
+    from compllm.embedded.scheduler import StepPlan
 
 NUM_REQUESTS = (1, 4, 8, 16, 32)
 NUM_ADAPTERS = 4
@@ -56,8 +57,9 @@ class _Timed:
 
 
 @contextlib.contextmanager
-def timed(engines: Sequence[Executor], clock: Clock) -> Iterator[None]:
-    """While open, every step of the engines is written down."""
+def timed(clock: Clock) -> Iterator[None]:
+    """While open, every step of an engine in this process is written down."""
+    from compllm.embedded.counters import StepCounters
     from compllm.embedded.runner import _Graph
 
     run = _Graph.run
@@ -70,19 +72,19 @@ def timed(engines: Sequence[Executor], clock: Clock) -> Iterator[None]:
         finally:
             graph._request = request
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(_Graph, "run", clocked))
-        for engine in engines:
-            told = engine._clock
+    count_step = StepCounters.count_step
 
-            def tell(counts: list[int], engine: Executor = engine, told: Any = told) -> None:
-                taken_ns = time.monotonic_ns() - engine._since_ns
-                is_decode = all(count == 1 for count in counts)
-                clock.steps.append((len(counts), is_decode, taken_ns, clock.infer_ns))
-                clock.infer_ns = 0
-                told(counts)
+    def counted(counters: StepCounters, plan: StepPlan) -> None:
+        taken_ns = time.monotonic_ns() - counters.since_ns
+        is_decode = all(count == 1 for _, count in plan)
+        clock.steps.append((len(plan), is_decode, taken_ns, clock.infer_ns))
+        clock.infer_ns = 0
+        count_step(counters, plan)
 
-            stack.enter_context(mock.patch.object(engine, "_clock", tell))
+    with (
+        mock.patch.object(_Graph, "run", clocked),
+        mock.patch.object(StepCounters, "count_step", counted),
+    ):
         yield
 
 
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for turn in range(rounds):
         for count in counts:
             clock = Clock()
-            with timed(ours.engines, clock):
+            with timed(clock):
                 decode(engine, prompts_of(count, PROMPT, turn), num_new)
             times[count] += [
                 (taken_ns, infer_ns)

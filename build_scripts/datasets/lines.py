@@ -49,7 +49,7 @@ def line_rows(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
         rows += [writer.row(operation) for _ in range(count)]
     count = 1700 if split == "train" else 3 * _HELD_ROWS
     rows += [writer.compared() for _ in range(count)]
-    return [*rows, *_stories(split, rng), *_sums(split, rng)]
+    return [*rows, *_stories(split, rng), *_sums(split, rng), *_quotients(split, rng)]
 
 
 def operations() -> tuple[Operation, ...]:
@@ -176,6 +176,19 @@ def _sums(split: Split, rng: random.Random) -> Iterator[Row]:
         if split == "train" and rng.random() < 0.5:
             text = rng.choice(tables_of("lines")["addition"])
             yield expert_row("mathematics", "line_addition", text.format(x=x, y=y), str(x + y))
+
+
+def _quotients(split: Split, rng: random.Random) -> Iterator[Row]:
+    """All divisions of the times table, and the remainders of small numbers by 3, 4 and 5, three
+    times each, for training."""
+    tables = (
+        ("division", [(x * y, y) for x in range(1, 13) for y in range(1, 13)], _over),
+        ("remainder", list(itertools.product(range(3, 51), (3, 4, 5))), lambda x, y: str(x % y)),
+    )
+    for name, pairs, solve in tables:
+        for x, y in pairs * 3 if split == "train" else ():
+            text = rng.choice(tables_of("lines")[name])
+            yield expert_row("mathematics", f"line_{name}", text.format(x=x, y=y), solve(x, y))
 
 
 def _upto(top: int) -> Callable[[random.Random], _Numbers]:

@@ -20,7 +20,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
 
 @pytest.mark.parametrize(
     ("gpu", "capability", "batch", "quantisation"),
-    [("h100", "9.0", 256, "none"), ("a100", "8.0", 128, "none"), ("l4", "8.9", 64, "int8")],
+    [("h100", "9.0", 128, "none"), ("a100", "8.0", 128, "none"), ("l4", "8.9", 64, "int8")],
 )
 def test_each_gpu_has_its_defaults(
     gpu: str, capability: str, batch: int, quantisation: str

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,3 +77,27 @@ def test_cuda_error_of_a_server_without_a_gpu_is_not_logged(tmp_path: Path) -> N
     assert done.stderr == ""
     assert (tmp_path / "server.log").read_text() == "I1 s] fine\nE1 s] bad\n"
     assert done.stdout.strip().isdigit()
+
+
+def test_a_server_whose_engine_is_dead_is_started_again(tmp_path: Path) -> None:
+    """It answered each request with an error until a person came."""
+    server = (
+        "import time\nprint('the engine is dead: three steps failed', flush=True)\ntime.sleep(60)\n"
+    )
+    command = [sys.executable, "-S", "-E", supervisor.__file__, str(os.getpid()), "no-such-prefix"]
+    with subprocess.Popen([*command, str(tmp_path), sys.executable, "-c", server]) as process:
+        log = tmp_path / "server.log"
+        _until(lambda: "three steps failed" in server_log.read_log(log))
+        process.send_signal(signal.SIGUSR1)  # released: from here on it is started again
+        _until(
+            lambda: "the engine is dead; the server is started again (2 of 5)" in log.read_text()
+        )
+        process.terminate()
+        process.wait(30)
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -23,11 +23,11 @@ class StepCounters:
         self._histogram: Counter[int] = Counter()
         # By decodes, and whether there was prefill beside: steps, nanoseconds, tokens of prefill.
         self._step_times: dict[tuple[int, bool], tuple[int, int, int]] = {}
-        self._since_ns = 0  # what the next step takes counts from here
+        self.since_ns = 0  # what the next step takes counts from here
 
     def restart_clock(self) -> None:
         """The time up to now belongs to no step."""
-        self._since_ns = time.monotonic_ns()
+        self.since_ns = time.monotonic_ns()
 
     def count_step(self, plan: StepPlan) -> None:
         """Count a step that has ended."""
@@ -43,10 +43,10 @@ class StepCounters:
         num_steps, taken_ns, num_tokens = self._step_times.get(kind, (0, 0, 0))
         self._step_times[kind] = (
             num_steps + 1,
-            taken_ns + now - self._since_ns,
+            taken_ns + now - self.since_ns,
             num_tokens + sum(counts) - num_decodes,
         )
-        self._since_ns = now
+        self.since_ns = now
 
     def count_cancel(self, asked_at_step: int) -> None:
         """A request ends that was cancelled after this number of steps."""

@@ -37,6 +37,7 @@ from typing import BinaryIO
 # What a tritonserver without a GPU logs as an error at each start, whatever its options: its CUDA
 # helper finds no driver, which a server on the CPU does not need.
 STARTUP_NOISE = b"CudaDriverHelper has not been initialized"
+DEAD_ENGINE = b"the engine is dead"  # how a line begins that an engine says when it gives up
 PID_FILE = "server.pid"
 MAX_RESTARTS = 5  # within RESTARTS_S; one more death ends the server
 RESTARTS_S = 600.0
@@ -62,6 +63,7 @@ class _Log:
 
     def __init__(self, directory: Path) -> None:
         logging.raiseExceptions = False
+        self.dead_engine, self._is_dead = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handler = logging.handlers.RotatingFileHandler(
             directory / _LOG_FILE, maxBytes=_LOG_BYTES, backupCount=_LOG_KEPT, errors="replace"
         )
@@ -79,6 +81,8 @@ class _Log:
     def copy(self, source: BinaryIO) -> None:
         """The server's output, line by line, without the noise."""
         for line in source:
+            if line.startswith(DEAD_ENGINE):
+                os.write(self._is_dead, b"x")
             if STARTUP_NOISE not in line:
                 self.line(line.decode(errors="replace").rstrip("\n"))
 
@@ -97,6 +101,7 @@ class _Watch:
 
     wake: int
     owner: int | None
+    dead_engine: int  # readable when an engine has given up
     stubs: dict[int, int] = field(default_factory=dict)  # pidfd -> process id
 
     def until_end(self, server: subprocess.Popen[bytes]) -> _End:
@@ -106,6 +111,9 @@ class _Watch:
         server_fd = os.pidfd_open(server.pid)
         for fd in (server_fd, self.wake, *([] if self.owner is None else [self.owner])):
             poll.register(fd, select.POLLIN)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.dead_engine, 64)  # of the server before this one
+        poll.register(self.dead_engine, select.POLLIN)
         last_look = time.monotonic() + _LOOKS_S
         try:
             while True:
@@ -117,12 +125,17 @@ class _Watch:
                     if self.owner is not None:
                         poll.unregister(self.owner)
                         self.owner, last_look = None, time.monotonic() + _LOOKS_S
+                        poll.register(self.dead_engine, select.POLLIN)
                 elif self.owner in ready:
                     return _End(is_orphan=True)
                 elif server_fd in ready:
                     return _End(f"tritonserver (process {server.pid}) {_how(server.wait())}")
                 elif dead := [pid for fd, pid in self.stubs.items() if fd in ready]:
                     return _End(f"a model's Python process ({dead[0]}) ended")
+                elif self.dead_engine in ready:
+                    if self.owner is None:
+                        return _End("the engine is dead")
+                    poll.unregister(self.dead_engine)  # its owner's to report
                 if self.owner is None:
                     self._look(server.pid, poll.register)
         finally:
@@ -216,10 +229,11 @@ def main(argv: list[str]) -> int:
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda *_: None)
-    watch = _Watch(wake, os.pidfd_open(owner_pid))
+    owner = os.pidfd_open(owner_pid)
     if os.getppid() != owner_pid:
         return 1  # the owner died before it could be watched
     log = _Log(directory)
+    watch = _Watch(wake, owner, log.dead_engine)
     server, copier = _start(command, directory, log)
     print(server.pid, flush=True)
     os.close(1)  # a reader of the number sees the end of the output
