@@ -198,10 +198,12 @@ def test_shared_memory_and_models_are_for_the_owner_alone(engine_dir: Path, home
     for path in ("/v2/systemsharedmemory/status", "/v2/logging", "/v2/trace/setting"):
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(info.http_url + path)
-        assert caught.value.code == 403
+        with caught.value as refused:
+            assert refused.code == 403
     assert [each["is_ready"] for each in models(info)] == [True]
     assert stat.S_IMODE((paths.run_dir() / "server.json").stat().st_mode) == 0o600
-    assert info.shm_prefix not in urllib.request.urlopen(info.http_url + "/v2").read().decode()
+    with urllib.request.urlopen(info.http_url + "/v2") as told:
+        assert info.shm_prefix not in told.read().decode()
 
 
 def test_killed_owner_takes_its_server_along(engine_dir: Path, home: Path) -> None:

@@ -269,9 +269,10 @@ def is_starting(info: ServerInfo) -> bool:
     """Whether the supervisor starts the server, for the first time or again."""
     if not _is_supervised(info):
         return False
-    ticks = start_ticks(info.server_pid)
-    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-    return ticks == 0 or age_s < STARTING_S
+    if not _is_running(info.server_pid):
+        return True
+    since_s = start_ticks(info.server_pid) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - since_s < STARTING_S
 
 
 def _is_supervised(info: ServerInfo) -> bool:

@@ -31,6 +31,7 @@ from compllm.server.triton_state import (
     ServerInfo,
     check_answers,
     forget_state,
+    is_foreign,
     is_ready,
     read_state,
     write_state,
@@ -70,7 +71,7 @@ def up(
         if found is not None and is_alive(found):
             _check_same(found, engine, ports, options, has_face, settings)
             settings = settings or (Path(found.config_file) if found.config_file else None)
-            if is_starting(found):
+            if is_starting(found) and not is_foreign(found):
                 triton_process.wait_ready(found, time.monotonic() + timeout_s, timeout_s)
                 found = read_state() or found  # another process of the server
             if answers(found) and _is_current(found, engine):
@@ -128,10 +129,10 @@ def status(*, wait_s: float = 0.0) -> ServerInfo | None:
     if info is None:
         return None
     deadline = time.monotonic() + wait_s
-    while is_starting(info) and not is_ready(info) and time.monotonic() < deadline:
+    while is_alive(info) and not is_ready(info) and time.monotonic() < deadline:
         time.sleep(WAIT_STEP_S)
         info = read_state() or info
-    if is_starting(info) and not is_ready(info):
+    if is_starting(info) and not is_ready(info) and not is_foreign(info):
         raise ServerError(
             f"the server starts again{reason_in(Path(info.log))}; log: {info.log}. Wait some "
             "seconds"

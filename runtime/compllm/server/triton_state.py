@@ -127,6 +127,14 @@ def _is_engine_dead(info: ServerInfo) -> bool:
     )
 
 
+def is_foreign(info: ServerInfo) -> bool:
+    """Whether another program answers at the server's port."""
+    try:
+        return _name(info) != info.id
+    except (OSError, http.client.HTTPException):
+        return False
+
+
 def _name(info: ServerInfo) -> str | None:
     try:
         return str(json.loads(_ask(info, "/v2")[1])["name"])
