@@ -13,7 +13,7 @@ BIOLOGY = load_catalogue().expert("biology")
 PLAIN = Expert("plain", "anything", "")
 
 
-@pytest.mark.parametrize("codon", ["AUG", "A-U-G", "A U G", "aug"])
+@pytest.mark.parametrize("codon", ["AUG", "A-U-G", "A U G", "aug", "a-u-g"])
 def test_a_codon_is_read_alike_however_it_is_written(codon: str) -> None:
     text = spelled(BIOLOGY, f"Which amino acid does the codon {codon} encode?").text
     assert text == "Which amino acid does the codon A U G encode?"
