@@ -39,8 +39,7 @@ from typing import BinaryIO
 STARTUP_NOISE = b"CudaDriverHelper has not been initialized"
 DEAD_ENGINE = b"the engine is dead"  # how a line begins that an engine says when it gives up
 PID_FILE = "server.pid"
-MAX_RESTARTS = 5  # within RESTARTS_S; one more death ends the server
-RESTARTS_S = 600.0
+RESTARTS_S = 600.0  # deaths within this time make the pauses longer
 _LOG_FILE = "server.log"
 _LOG_BYTES = 16_000_000  # of one file of the log; a server that runs for months fills no disk
 _LOG_KEPT = 4
@@ -49,7 +48,7 @@ _LOG_S = 1.0
 _GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
 _LOOK_S = 1.0  # between two looks for new stubs
 _LOOKS_S = 60.0  # after a start: all stubs are there when the server is ready
-_PAUSES_S = (0.0, 0.0, 1.0, 4.0, 8.0)  # before the first restart within RESTARTS_S, the second...
+_PAUSES_S = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # before the first restart, the second...
 
 
 def _die_with_parent() -> None:
@@ -215,11 +214,11 @@ def _clear_shared_memory(prefix: str) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def _does_restart(died_at: list[float]) -> bool:
-    """Note a death; whether the server is to be started again after it."""
+def _num_deaths(died_at: list[float]) -> int:
+    """Note a death; how many there were within RESTARTS_S."""
     now = time.monotonic()
     died_at[:] = [each for each in died_at if now - each < RESTARTS_S] + [now]
-    return len(died_at) <= MAX_RESTARTS
+    return len(died_at)
 
 
 def main(argv: list[str]) -> int:
@@ -245,11 +244,11 @@ def main(argv: list[str]) -> int:
         _clear_shared_memory(shm_prefix)
         if not end.fault or watch.owner is not None:
             break  # one that was never ready is its owner's to report
-        if not _does_restart(died_at):
-            log.error(f"{end.fault}: not started again after {MAX_RESTARTS} restarts")
-            break
-        log.error(f"{end.fault}; the server is started again ({len(died_at)} of {MAX_RESTARTS})")
-        if not watch.pause(_PAUSES_S[len(died_at) - 1]):
+        deaths = _num_deaths(died_at)
+        log.error(
+            f"{end.fault}; the server is started again (death {deaths} of the last 10 minutes)"
+        )
+        if not watch.pause(_PAUSES_S[min(deaths, len(_PAUSES_S)) - 1]):
             break
         server, copier = _start(command, directory, log)
     if end.is_orphan:
