@@ -102,7 +102,7 @@ def through_triton(client: Any) -> Ask:
     return ask
 
 
-def question_inputs(question: str, max_tokens: int) -> list[Any]:
+def question_inputs(question: str, max_tokens: int, deadline_s: float = 120.0) -> list[Any]:
     """The tensors of a streamed question to `comp_llm`."""
     import numpy as np
     import tritonclient.grpc as triton
@@ -112,6 +112,7 @@ def question_inputs(question: str, max_tokens: int) -> list[Any]:
         ("text_input", "BYTES", np.array([[question.encode()]], np.object_)),
         ("max_tokens", "INT32", np.array([[max_tokens]], np.int32)),
         ("stream", "BOOL", np.array([[True]])),
+        ("deadline_ms", "INT32", np.array([[1e3 * deadline_s]], np.int32)),
     ):
         tensor = triton.InferInput(name, [1, 1], kind)
         tensor.set_data_from_numpy(value)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CATALOGUE
 
 from compllm.catalogue import load_catalogue
 from compllm.cli.app import run
@@ -20,18 +21,6 @@ from compllm.errors import BackendUnavailable, ConfigError, ServerError
 from compllm.pipeline import CompLLM
 from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 
-CATALOGUE = """
-[base]
-system = "Answer."
-[router]
-threshold = 0.3
-encoder = "hashing-64"
-[[experts]]
-name = "chemistry"
-domain = "elements"
-system = "You know elements."
-examples = ["What is the atomic number of iron?"]
-"""
 JOIN = "1 | How many legs?\n2 | How many arms?\n3 <1,2> | What is #1 plus #2?\n"
 ONE = "1 | Who wrote it?\n"
 REPLIES = (Reply(JOIN, contains="sum"), Reply(ONE, contains="book"), Reply("nonsense"))

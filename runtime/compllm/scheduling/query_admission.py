@@ -138,9 +138,13 @@ class QueryAdmission:
             if waiting.turn.done():  # cancelled, and its task has not run since
                 continue
             waited_s = now - waiting.since_s
-            is_late = waited_s > 2 * self._max_wait_s or now + (self._mean_s or 0.0) > waiting.end_s
-            if is_late:
+            if waited_s > 2 * self._max_wait_s:
+                why = f"it waited {waited_s:.3g} s, twice as long as any may"
+            elif now + (self._mean_s or 0.0) > waiting.end_s:
                 why = f"it waited {waited_s:.3g} s, and would end after its deadline"
+            else:
+                why = ""
+            if why:
                 waiting.turn.set_exception(self._refusal(waiting.query_id, why))
             else:
                 self._num_running += 1

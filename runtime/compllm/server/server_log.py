@@ -11,19 +11,18 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-NAME = "server.log"
-_NUM_KEPT = 4  # of earlier starts: server.log.1 is the latest of them
+from compllm.server.supervisor import LOG_FILE, LOG_KEPT
 
 
 def is_log(path: Path) -> bool:
     """Whether it is the log of this start or of an earlier one."""
-    return re.fullmatch(rf"{re.escape(NAME)}(\.\d+)?", path.name) is not None
+    return re.fullmatch(rf"{re.escape(LOG_FILE)}(\.\d+)?", path.name) is not None
 
 
 def rotate(directory: Path) -> Path:
     """The file for the next start's log, which is not there: earlier ones move up by a number."""
-    log = directory / NAME
-    kept = [log, *(directory / f"{NAME}.{number}" for number in range(1, _NUM_KEPT + 1))]
+    log = directory / LOG_FILE
+    kept = [log, *(directory / f"{LOG_FILE}.{number}" for number in range(1, LOG_KEPT + 1))]
     for older, newer in reversed(list(zip(kept[1:], kept, strict=False))):
         if newer.exists():
             newer.replace(older)

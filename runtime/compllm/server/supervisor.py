@@ -40,9 +40,9 @@ STARTUP_NOISE = b"CudaDriverHelper has not been initialized"
 DEAD_ENGINE = b"the engine is dead"  # how a line begins that an engine says when it gives up
 PID_FILE = "server.pid"
 RESTARTS_S = 600.0  # deaths within this time make the pauses longer
-_LOG_FILE = "server.log"
+LOG_FILE = "server.log"
 _LOG_BYTES = 16_000_000  # of one file of the log; a server that runs for months fills no disk
-_LOG_KEPT = 4
+LOG_KEPT = 4  # earlier ones: server.log.1 is the latest of them
 _PR_SET_PDEATHSIG = 1
 _LOG_S = 1.0
 _GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
@@ -64,7 +64,7 @@ class _Log:
         logging.raiseExceptions = False
         self.dead_engine, self._is_dead = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._handler = logging.handlers.RotatingFileHandler(
-            directory / _LOG_FILE, maxBytes=_LOG_BYTES, backupCount=_LOG_KEPT, errors="replace"
+            directory / LOG_FILE, maxBytes=_LOG_BYTES, backupCount=LOG_KEPT, errors="replace"
         )
 
     def line(self, text: str) -> None:

@@ -125,7 +125,7 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
     Its log and state lie in the repository's parent directory. Raises ServerError.
     """
     directory = models.parent
-    log = directory / server_log.NAME
+    log = directory / supervisor.LOG_FILE
     name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
     # The name is public. A client that knew the prefix could register the server's own memory.
     prefix, key = f"compllm-{secrets.token_hex(16)}-", secrets.token_hex(16)

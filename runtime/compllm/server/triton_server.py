@@ -129,20 +129,24 @@ def status(*, wait_s: float = 0.0) -> ServerInfo | None:
     if info is None:
         return None
     deadline = time.monotonic() + wait_s
-    while is_alive(info) and not is_ready(info) and time.monotonic() < deadline:
+    while is_alive(info):
+        if is_ready(info):
+            return info
+        if time.monotonic() >= deadline:
+            break
         time.sleep(WAIT_STEP_S)
         info = read_state() or info
-    if is_starting(info) and not is_ready(info) and not is_foreign(info):
+    if is_starting(info) and not is_foreign(info):
         raise ServerError(
             f"the server starts again{reason_in(Path(info.log))}; log: {info.log}. Wait some "
             "seconds"
         )
-    if not is_alive(info) or not answers(info):
-        raise ServerError(
-            f"the server (process {info.server_pid}) died{reason_in(Path(info.log))}; log: "
-            f"{info.log}. `compllm up` starts it again"
-        )
-    return info
+    if is_alive(info) and answers(info):
+        return info
+    raise ServerError(
+        f"the server (process {info.server_pid}) died{reason_in(Path(info.log))}; log: "
+        f"{info.log}. `compllm up` starts it again"
+    )
 
 
 def last_started() -> ServerInfo | None:

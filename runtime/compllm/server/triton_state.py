@@ -93,13 +93,9 @@ def models(info: ServerInfo) -> list[dict[str, Any]]:
 
 
 def _ask(
-    info: ServerInfo,
-    path: str,
-    method: str = "GET",
-    headers: Mapping[str, str] | None = None,
-    port: int | None = None,
+    info: ServerInfo, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(HOST, port or info.http_port, timeout=_HEALTH_S)
+    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=_HEALTH_S)
     try:
         connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
@@ -112,19 +108,9 @@ def is_ready(info: ServerInfo) -> bool:
     """Ready, and the very process that was started: its name is in the answer."""
     try:
         code, _ = _ask(info, "/v2/health/ready")
-        return code == 200 and _name(info) == info.id and not _is_engine_dead(info)
+        return code == 200 and _name(info) == info.id
     except (OSError, http.client.HTTPException):
         return False
-
-
-def _is_engine_dead(info: ServerInfo) -> bool:
-    """Whether the embedded engine has failed for good, which Triton itself does not see."""
-    _, text = _ask(info, "/metrics", port=info.metrics_port)
-    lines = text.decode("utf-8", "replace").splitlines()
-    return any(
-        line.startswith("compllm_engine_ready{") and float(line.rpartition(" ")[2]) == 0
-        for line in lines
-    )
 
 
 def is_foreign(info: ServerInfo) -> bool:
@@ -147,7 +133,6 @@ def check_answers(info: ServerInfo) -> None:
     try:
         name = _name(info)
         status_code = _ask(info, "/v2/health/ready")[0]
-        is_dead = _is_engine_dead(info)
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(
             f"the server (process {info.server_pid}) does not answer at {info.http_url} "
@@ -156,11 +141,6 @@ def check_answers(info: ServerInfo) -> None:
     if name != info.id:
         raise ServerError(
             f"another program answers at {info.http_url}: `compllm down`, then `compllm up`"
-        )
-    if is_dead:
-        raise ServerError(
-            f"the engine of the server (process {info.server_pid}) is dead: {info.log} says why. "
-            "`compllm down`, then `compllm up`"
         )
     if status_code != 200:
         raise ServerError(
