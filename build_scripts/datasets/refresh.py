@@ -80,7 +80,7 @@ def refreshed(
     unknown = [*_unknown(bank, domain, split, rng), *strange]
     rows += [expert_row(domain, UNKNOWN_KIND, each, UNKNOWN) for each in unknown]
     rows += rng.sample(list(known), round(SHARE_KEPT * len(known)))
-    (expert,) = (each for each in load_catalogue().experts if each.name == domain)
+    expert = load_catalogue().expert(domain)
     rows = [_as_read(expert, row) for row in rows]
     rng.shuffle(rows)
     return [{**row, "id": f"{domain}-more-{split}-{index:05d}"} for index, row in enumerate(rows)]
