@@ -76,6 +76,8 @@ async def closed_loop(client: Client, seconds: float) -> float:
     async def user() -> None:
         while time.monotonic() - client.start_s < seconds:
             done.append(await client.ask(time.monotonic() - client.start_s))
+            if done[-1].error:  # a user who was refused does not ask again at once
+                await asyncio.sleep(1.0)
 
     await asyncio.gather(*(user() for _ in range(USERS)))
     whole = [each for each in done if not each.error]
