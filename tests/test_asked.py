@@ -165,3 +165,35 @@ def test_a_step_with_as_many_words_in_two_clauses_belongs_to_the_shorter_one() -
     query = "Which amino acid does the codon GAA encode and how many codons encode it?"
     amino = SubQuery(1, "Which amino acid does the codon GAA encode?")
     assert ids(query, amino, SubQuery(2, "How many codons encode #1?", (1,))) == (1, 2)
+
+
+CHROMOSOMES_LINE = SubQuery(1, "How many chromosomes does a human cell have?")
+HALF_LINE = SubQuery(2, "Halve #1.", (1,))
+PRIME_LINE = SubQuery(3, "Is #2 a prime number?", (2,))
+
+
+@pytest.mark.parametrize(
+    "asks", ["What number is that", "Which number do you get", "What is it", "what do i get then"]
+)
+def test_a_clause_that_asks_what_that_is_asks_the_step_before_it(asks: str) -> None:
+    """The 23 was left out: "number" was taken for a word of the step about primes."""
+    query = f"Take half the number of chromosomes in a human cell. {asks}, and is it prime?"
+    assert ids(query, CHROMOSOMES_LINE, HALF_LINE, PRIME_LINE) == (2, 3)
+
+
+LEGS_LINE = SubQuery(1, "How many legs does a spider have?")
+TRIPLED_LINE = SubQuery(2, "Triple #1.", (1,))
+ELEMENT_LINE = SubQuery(3, "Which element has the atomic number #2?", (2,))
+BLOCK_LINE = SubQuery(4, "What is the block of #3?", (3,))
+
+
+def test_a_thing_and_its_property_are_both_asked() -> None:
+    query = "Triple the legs of a spider. Name the element with that atomic number and its block."
+    assert ids(query, LEGS_LINE, TRIPLED_LINE, ELEMENT_LINE, BLOCK_LINE) == (3, 4)
+
+
+def test_a_sum_of_a_thing_s_properties_asks_for_the_sum_alone() -> None:
+    group = SubQuery(2, "What is the group of manganese?")
+    total = SubQuery(3, "Add #1 and #2.", (1, 2))
+    query = "What is the sum of manganese's atomic number and its group?"
+    assert ids(query, NUMBER, group, total) == (3,)

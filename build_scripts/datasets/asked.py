@@ -24,6 +24,9 @@ _ROWS_OF_YES_OR_NO = {"train": 90, "validation": 2, "test": 2}
 _SPELLED = ("codon", "dna", "triplet")
 _UNKNOWN_CODONS = {"train": 60, "validation": 5, "test": 5}
 _OTHER_SPELLINGS = {"train": 5, "validation": 0, "test": 0}  # rows of each element and wording
+_UNKNOWN_SYMBOLS = {"train": 90, "validation": 5, "test": 5}
+_STOPS = ("UAA", "UAG", "UGA")
+_ROWS_OF_STOPS = {"train": 25, "validation": 1, "test": 1}  # of each
 _COUNTED = {"train": 1200, "validation": 12, "test": 12}
 _BASES = "ACGT"
 
@@ -35,7 +38,8 @@ def asked_rows(bank: Bank, domain: str, split: Split, rng: random.Random) -> lis
         for text in tables_of("asked").get(kind.name, ())
         for _ in range(_ROWS_A_WORDING[split])
     ]
-    for more in (_yes_or_no, _also_written) if domain == "chemistry" else (_no_codons, _counted):
+    of_chemistry = (_yes_or_no, _also_written, _no_symbols)
+    for more in of_chemistry if domain == "chemistry" else (_no_codons, _stops, _counted):
         rows += more(bank, split, rng)
     return rows
 
@@ -125,3 +129,25 @@ def _no_codons(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
         bases = rng.choice(wrong)
         written = rng.choice((" ".join(bases), " ".join(bases), bases))
         yield expert_row("biology", "no_codon", rng.choice(texts).format(x=written), UNKNOWN)
+
+
+def _stops(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+    """Stop codons encode nothing: without these, an amino acid was made up for them."""
+    for bases in _STOPS:
+        for _ in range(_ROWS_OF_STOPS[split]):
+            text = rng.choice(tables_of("asked")["codon_amino"])
+            question = maybe_spoken(rng, text.format(x=respelled(rng, " ".join(bases))), split)
+            yield expert_row("biology", "stop_amino", question, "none, it is a stop codon")
+
+
+def _no_symbols(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+    """Letters that are no element's symbol."""
+    from mendeleev.fetch import fetch_table
+
+    known = set(fetch_table("elements")["symbol"])
+    pairs = (f"{a}{b}" for a in "ABDEGJKLQRTVWXYZ" for b in "abdhjkqvwxz")
+    strange = sorted(set(pairs) - known)
+    texts = tables_of("asked")["from_symbol"]
+    for _ in range(_UNKNOWN_SYMBOLS[split]):
+        question = rng.choice(texts).format(x=rng.choice(strange))
+        yield expert_row("chemistry", "no_symbol", question, UNKNOWN)

@@ -83,6 +83,12 @@ def operations() -> tuple[Operation, ...]:
         Operation("previous", _upto(110), lambda x: str(x - 1), 120),
         Operation("difference", _subtracted_any_order, lambda x, y: str(abs(x - y)), 600),
         Operation("sum_of_three", _three_small, lambda *numbers: str(sum(numbers)), 300),
+        Operation("factor", _with_factor, lambda x, y: str(math.gcd(x, y)), 1200),
+        Operation("rounded", _upto(110), lambda x: str(10 * ((x + 5) // 10)), 450),
+        Operation("order", _maybe_equal, _order, 700),
+        Operation("percent", _percent, lambda x, y: str(x * y // 100), 350),
+        Operation("solve_sum", _solved, lambda x, y: str(y - x), 150),
+        Operation("solve_product", _solved_product, lambda x, y: str(y // x), 150),
     )
 
 
@@ -121,6 +127,9 @@ class _Writer:
 
     def _names(self, measure: str) -> tuple[str, str]:
         rng = self._rng
+        if "bases" in measure:
+            first, second = ("".join(rng.choices("ACGT", k=rng.randint(3, 6))) for _ in "12")
+            return first, second
         kind = "num_codons" if "codons" in measure or "molecular" in measure else "atomic_number"
         items = [name for (name,) in next(k for k in self._bank.kinds if k.name == kind).items]
         if kind == "atomic_number":
@@ -179,14 +188,16 @@ def _sums(split: Split, rng: random.Random) -> Iterator[Row]:
 
 
 def _quotients(split: Split, rng: random.Random) -> Iterator[Row]:
-    """All divisions of the times table, and the remainders of small numbers by 3, 4 and 5, three
-    times each, for training."""
-    tables = (
+    """All divisions of the times table, remainders of numbers up to 60, and products up to 20 times
+    12, twice each, for training."""
+    tables: tuple[tuple[str, list[tuple[int, int]], Callable[[int, int], str]], ...] = (
         ("division", [(x * y, y) for x in range(1, 13) for y in range(1, 13)], _over),
-        ("remainder", list(itertools.product(range(3, 51), (3, 4, 5))), lambda x, y: str(x % y)),
+        ("remainder", list(itertools.product(range(3, 61), (*range(3, 10),))), _left_over),
+        ("multiplication", list(itertools.product(range(13, 21), range(2, 13))), _times),
+        ("multiplication", list(itertools.product(range(2, 13), range(13, 21))), _times),
     )
     for name, pairs, solve in tables:
-        for x, y in pairs * 3 if split == "train" else ():
+        for x, y in pairs * 2 if split == "train" else ():
             text = rng.choice(tables_of("lines")[name])
             yield expert_row("mathematics", f"line_{name}", text.format(x=x, y=y), solve(x, y))
 
@@ -237,6 +248,14 @@ def _over(x: int, y: int) -> str:
     return UNKNOWN if x % y else str(x // y)
 
 
+def _left_over(x: int, y: int) -> str:
+    return str(x % y)
+
+
+def _times(x: int, y: int) -> str:
+    return str(x * y)
+
+
 def _rooted(rng: random.Random) -> _Numbers:
     root = rng.randint(1, 12)
     return (root * root + (rng.randint(1, 2 * root) if rng.random() < 0.15 else 0),)
@@ -269,6 +288,34 @@ def _compared(rng: random.Random) -> _Numbers:
 def _maybe_equal(rng: random.Random) -> _Numbers:
     x = rng.randint(1, 60)
     return (x, x) if rng.random() < 0.5 else _compared(rng)
+
+
+def _order(x: int, y: int) -> str:
+    return "equal" if x == y else "greater" if x > y else "less"
+
+
+def _with_factor(rng: random.Random) -> _Numbers:
+    """Two numbers with a common factor more often than chance would have it."""
+    factor = rng.choice((1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 10, 12))
+    top = max(2, min(10, 100 // factor))
+    x, y = rng.sample(range(1, top + 1), 2)
+    return factor * x, factor * y
+
+
+def _percent(rng: random.Random) -> _Numbers:
+    share = rng.choice((5, 10, 10, 15, 20, 20, 25, 30, 40, 50, 50, 60, 75))
+    step = 100 // math.gcd(100, share)
+    return share, step * rng.randint(1, 200 // step)
+
+
+def _solved(rng: random.Random) -> _Numbers:
+    x = rng.randint(1, 20)
+    return x, x + rng.randint(1, 30)
+
+
+def _solved_product(rng: random.Random) -> _Numbers:
+    x = rng.randint(2, 12)
+    return x, x * rng.randint(1, 12)
 
 
 def _maybe_divided(rng: random.Random) -> _Numbers:

@@ -22,8 +22,11 @@ _TABLES = tuple(
         *("single", "steps", "parts", "relations"),
         *("more_steps", "more_parts", "more_relations"),
         *("third_steps", "third_parts", "third_relations"),
+        *("fourth_steps", "fourth_parts"),
     )
 )
+_NEWEST = ("plans_fourth_steps", "plans_fourth_parts")  # trained on the least so far
+_SHARE_NEWEST = 0.5
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}
 _QUESTIONS = {"Q": None, "R": None, "T": None, "A": "number", "B": "number"}
@@ -38,10 +41,10 @@ _SHARE_MADE_UP = 0.06  # of elements and amino acids, so that names are copied
 
 
 @cache
-def templates() -> tuple[tuple[str, ...], ...]:
+def templates(tables: tuple[str, ...] = _TABLES) -> tuple[tuple[str, ...], ...]:
     """Every template of the tables, in their order."""
     found: list[tuple[str, ...]] = []
-    for name in _TABLES:
+    for name in tables:
         path = Path(__file__).with_name("wordings") / f"{name}.toml"
         found += map(tuple, tomllib.loads(path.read_text(encoding="utf-8"))["plans"])
     return tuple(found)
@@ -54,7 +57,8 @@ class Templates:
         self._leaves = leaves
 
     def drawn(self) -> Asked:
-        asked = self.filled(self._leaves.pick(templates()))
+        is_newest = self._leaves.rng.random() < _SHARE_NEWEST
+        asked = self.filled(self._leaves.pick(templates(_NEWEST if is_newest else _TABLES)))
         if self._leaves.rng.random() < _SHARE_CAPITAL:
             return replace(asked, text=upper(asked.text))
         return asked

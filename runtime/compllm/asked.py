@@ -35,7 +35,19 @@ _CONDITION = re.compile(
     r"^(?:(?:and|then) )*(?:if|when|given|suppose|assume|let|write|call|take|start|starting)\b"
 )
 _CONTINUES = re.compile(rf"^(?:(?:and|then|also|finally) )*(?:{_NOUNS})\b")
-_RESULT = re.compile(r"\b(?:what|how much|how many)\b")  # asks for a result, names none
+_RESULT = re.compile(r"\b(?:what|which|how much|how many)\b")  # asks for a result, names none
+_BARE = re.compile(  # "what number is that", "which element do you get": of the clause before
+    r"^(?:(?:and|then|so) )*(?:what|which)(?: (?!of\b)[a-z]+){0,3} "
+    r"(?:(?:is|are|was) (?:that|this|it)(?: called)?|"
+    r"(?:do|does|did|would|will) (?:you|i|we|that|it) "
+    r"(?:get|have|make|give|be|come to|end up with|arrive at|reach))(?: (?:then|now|in the end))?$"
+)
+_ANY = {"number", "value", "result", "answer"}  # in such a clause they say nothing
+_AND_ITS = re.compile(r" and (?=(?:its|their)\b)")
+_NAMES = re.compile(  # what is asked before "and its ...", unless both go into one step
+    r"(?:what|which|name|tell|give|say|state|find|write|list)\b"
+    r"(?!.*\b(?:sum|product|difference|total|add|between|multiply|compare|larger|smaller|both)\b)"
+)
 _WORD = re.compile(r"[a-z0-9]+(?:[-'][a-z0-9]+)*")
 _STOP = frozenset(
     _WORD.findall(
@@ -72,7 +84,11 @@ def asked_ids(
 def _clauses(query: str) -> list[str]:
     """The clauses of the query in small letters."""
     text = " ".join(query.casefold().replace("'s ", " is ").split())
-    return [clause for each in _CLAUSE.split(text) if (clause := each.strip(" ,:"))]
+    found: list[str] = []
+    for clause in (each.strip(" ,:") for each in _CLAUSE.split(text)):
+        first, *others = _AND_ITS.split(clause)
+        found += [first, *others] if others and _NAMES.search(first) else [clause]
+    return [clause for clause in found if clause]
 
 
 def _asking(clauses: Sequence[str]) -> list[int]:
@@ -95,7 +111,7 @@ def _placed(
     the second and the third"), these clauses are one.
     """
     clauses = list(clauses)
-    words = [_words(clause) for clause in clauses]
+    words = [_words(clause) - (_ANY if _BARE.search(clause) else set()) for clause in clauses]
     asking = _asking(clauses)
     places: dict[int, int] = {}
     for line in sub_queries:

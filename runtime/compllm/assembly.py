@@ -16,7 +16,7 @@ from compllm.scheduling.query_admission import QueryAdmission, QueryLoad
 from compllm.scheduling.single_flight import SharingStats, SingleFlight
 from compllm.types import SamplingParams
 
-LEAST_RUNNING = 32  # queries at once where the settings name no number
+LEAST_RUNNING = 8  # queries at once where the settings name no number
 UNKNOWN_LIMIT = 64  # requests in flight at an engine that does not report how many it batches
 
 
@@ -62,11 +62,12 @@ def make_engine(backend: Backend, catalogue: Catalogue, config: Config) -> Engin
 
 
 def make_query_admission(engine: Engine, config: Config) -> QueryAdmission:
-    """As many queries at once as keep an engine busy: each has one or two requests there, most of
-    the time."""
+    """A quarter of the requests that an engine batches: a query has one to four of them there.
+
+    More queries at once raise the rate little, and each of them takes longer (docs/TRITON.md)."""
     limits = config.limits
     batched = max(load.limit for load in engine.admission.loads().values())
-    limit = limits.max_running or max(LEAST_RUNNING, batched // 2)
+    limit = limits.max_running or max(LEAST_RUNNING, batched // 4)
     return QueryAdmission(limit, limits.max_wait_s or math.inf)
 
 
