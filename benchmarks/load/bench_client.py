@@ -78,7 +78,7 @@ def _nearest(text: str, alone: Mapping[int, str], own: int) -> int:
 async def storm(
     info: ServerInfo, tokenizer: Tokenizer, weights: AdapterWeights, report: Report, rounds: int
 ) -> None:
-    from compllm.backends.connection import ClientOptions
+    from compllm.backends.attempts import ClientOptions
     from compllm.backends.triton import TritonBackend
 
     patient = ClientOptions(adapter_wait_s=600.0)  # a slow machine is no failure of the client

@@ -40,11 +40,15 @@ def _number(default: float, low: float, high: float) -> Any:
 class ServerConfig:
     """Where the engine is."""
 
-    # host:port of Triton's gRPC; empty: the running embedded server's, else 127.0.0.1:8001
+    # host:port of Triton's gRPC, or http://host:port of an OpenAI-compatible server; empty: the
+    # running embedded server's, else 127.0.0.1:8001
     url: str = ""
+    model: str = ""  # the base's name at an OpenAI-compatible server; empty: its only model
+    api_key_env: str = ""  # the environment variable that holds such a server's key
     tokenizer: str = ""  # directory of its tokenizer.json; empty: the one that the server names
     # What to send where the engine's LoRA cache lacks it: an engine's folder, or one that
-    # hf_lora_convert.py filled. For llmapi: where the server has the PEFT folders, by name.
+    # hf_lora_convert.py filled. For llmapi and OpenAI-compatible servers: where the server has the
+    # PEFT folders, by name.
     # Empty: what the server names.
     adapters_dir: str = ""
     ready_timeout_s: float = _number(10.0, 0.1, 3600)  # to find the server ready when connecting

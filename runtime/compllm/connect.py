@@ -73,7 +73,11 @@ def load_client_config(
 
 
 async def warn_of_another(url: str, catalogue: Catalogue) -> None:
-    """Warn (ConfigWarning) when the server at `url` works with another catalogue than this one."""
+    """Warn (ConfigWarning) when the server at `url` works with another catalogue than this one.
+
+    An OpenAI-compatible server has none; its adapters were looked for when connecting."""
+    if "://" in url:
+        return
     served = await _summary_at(url)
     difference = difference_from(served, catalogue) if served is not None else None
     if difference is not None:

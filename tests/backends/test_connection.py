@@ -10,8 +10,8 @@ import pytest
 from loopback import Loopback, Respond, answer_hello, never
 
 from compllm.backend import GenerateRequest, Segment, collect
+from compllm.backends.attempts import ClientOptions
 from compllm.backends.client_stats import RequestStats
-from compllm.backends.connection import ClientOptions
 from compllm.backends.tokenizer import Tokenizer
 from compllm.backends.triton import TritonBackend
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable

@@ -15,9 +15,10 @@ from typing import Any
 
 from compllm.backend import Chunk, GenerateRequest
 from compllm.backends import llmapi_wire, wire
+from compllm.backends.attempts import ClientOptions, OnRequest
 from compllm.backends.channel import model_config
 from compllm.backends.client_stats import ClientStats, RequestStats
-from compllm.backends.connection import ClientOptions, Connection, OnRequest
+from compllm.backends.connection import Connection
 from compllm.backends.llmapi_wire import LORA_INPUTS, ServerAdapter
 from compllm.backends.stream import Exchange
 from compllm.backends.tokenizer import StopStrings, Tokenizer

@@ -1,15 +1,17 @@
-"""Which backend a Triton needs: that of the core model, or that of the llmapi repository.
+"""Which backend a server needs: by its URL, and of a Triton by the model's own configuration.
 
-Stands before `triton.py` and `llmapi.py`: the model's own configuration tells them apart.
+Stands before `openai.py`, `triton.py` and `llmapi.py`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from compllm.backends.attempts import ClientOptions
 from compllm.backends.channel import CORE_MODEL, model_configs
-from compllm.backends.connection import ClientOptions
 from compllm.backends.llmapi import LlmApiBackend, is_llmapi, server_adapters
 from compllm.backends.llmapi_wire import ServerAdapter
 from compllm.backends.model_limits import batch_size_of
@@ -18,12 +20,50 @@ from compllm.catalogue import Catalogue
 from compllm.config import ServerConfig
 from compllm.errors import ConfigError
 
+if TYPE_CHECKING:
+    from compllm.backends.openai import OpenAIBackend
+
+_SCHEMES = ("http://", "https://")
+
+
+def is_http(url: str) -> bool:
+    """Whether `server.url` is that of an OpenAI-compatible server; Triton's has no scheme."""
+    return url.startswith(_SCHEMES)
+
+
+def key_of(variable: str) -> str:
+    """The key in this environment variable; empty without a variable. Raises ConfigError where it
+    is not set."""
+    key = os.environ.get(variable, "") if variable else ""
+    if variable and not key:
+        raise ConfigError(
+            f"server.api_key_env names the environment variable {variable}, which is not set"
+        )
+    return key
+
 
 async def connect_as_set(
     url: str, server: ServerConfig, catalogue: Catalogue
-) -> TritonBackend | LlmApiBackend:
+) -> TritonBackend | LlmApiBackend | OpenAIBackend:
     """`connect` by the settings: what the path does. Raises BackendUnavailable, ConfigError."""
     root = server.adapters_dir
+    if is_http(url):
+        if not server.tokenizer:
+            raise ConfigError(
+                f"server.url is {url}, an OpenAI-compatible server, which names no tokenizer: set "
+                "server.tokenizer to the directory of the base's tokenizer.json"
+            )
+        from compllm.backends.openai import OpenAIBackend  # httpx is for such servers alone
+
+        return await OpenAIBackend.connect(
+            url,
+            server.tokenizer,
+            {each.id: each.name for each in catalogue.adapters},
+            base=server.model,
+            adapters_dir=root,
+            key=key_of(server.api_key_env),
+            timeout_s=server.ready_timeout_s,
+        )
     return await connect(
         url,
         server.tokenizer or None,

@@ -19,9 +19,10 @@ from typing import Any
 from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
 from compllm.backends import wire
 from compllm.backends.adapter_files import converted_beside, is_embedded_engine, weights_in
+from compllm.backends.attempts import ClientOptions, OnRequest
 from compllm.backends.channel import CORE_MODEL, model_config
 from compllm.backends.client_stats import ClientStats, RequestStats
-from compllm.backends.connection import ClientOptions, Connection, OnRequest
+from compllm.backends.connection import Connection
 from compllm.backends.lora_client import AdapterUse, AdapterWeights, LoraClient
 from compllm.backends.model_limits import batch_size_of
 from compllm.backends.stream import AdapterMissing, CacheFull, Exchange

@@ -1,0 +1,165 @@
+"""What an OpenAI-compatible server can do, found out by asking it: models, token ids, guides.
+
+Servers do not refuse fields that they do not know: they leave them out of account without a word.
+So each capability is asked for with a request whose answer shows whether it was used.
+Used by openai.py when it connects, and by `doctor --url`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import httpx
+
+from compllm.backend import Guide
+from compllm.backends.openai_wire import (
+    FAMILIES,
+    Capabilities,
+    Family,
+    GuideForm,
+    error_of,
+    guide_fields,
+)
+from compllm.backends.tokenizer import Tokenizer
+from compllm.errors import BackendUnavailable, ConfigError
+
+_PAUSE_S = 0.25  # between two looks whether the server is there
+_ODD = "zq7k"  # what no model says by itself
+_TEXT = "The capital of France is"
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Of /v1/models. `bases` have no parent; adapters are models of their own, with one."""
+
+    names: tuple[str, ...]
+    bases: tuple[str, ...]
+    owner: str
+
+
+async def models_at(client: httpx.AsyncClient, timeout_s: float) -> Models:
+    """Waits until the server answers. Raises BackendUnavailable when time is up, and what
+    `error_of` says of another answer than a list."""
+    loop = asyncio.get_running_loop()
+    end_s = loop.time() + timeout_s
+    while True:
+        try:
+            response = await client.get("models")
+        except httpx.TransportError as error:
+            said = f"no answer from {client.base_url} ({_why(error)})"
+            if loop.time() > end_s:
+                raise BackendUnavailable(said) from error
+        else:
+            if response.status_code == 200:
+                return _models(response)
+            refusal = error_of(response.status_code, response.text, str(client.base_url))
+            if not isinstance(refusal, BackendUnavailable) or loop.time() > end_s:
+                raise refusal
+        await asyncio.sleep(_PAUSE_S)
+
+
+async def load_adapters(
+    client: httpx.AsyncClient, missing: Iterable[str], root: str, known: Iterable[str]
+) -> None:
+    """Have the server load adapters from folders of their names below `root` there, as vLLM does
+    where that is allowed. Raises ConfigError with what to start the server with."""
+    for name in missing:
+        remedy = (
+            f"start the server with it (vLLM: --enable-lora --lora-modules {name}=PATH), or set "
+            "server.adapters_dir to the folder there that holds the adapters by name and allow "
+            "loading (vLLM: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)"
+        )
+        if not root:
+            raise ConfigError(
+                f"{client.base_url} has no model named {name!r} (it has {', '.join(known)}): "
+                f"{remedy}"
+            )
+        request = {"lora_name": name, "lora_path": f"{root.rstrip('/')}/{name}"}
+        response = await client.post("load_lora_adapter", json=request)
+        if response.status_code != 200:
+            error = error_of(response.status_code, response.text, f"{client.base_url}")
+            raise ConfigError(f"the adapter {name!r} cannot be loaded: {error}. Else {remedy}")
+
+
+async def capabilities(
+    client: httpx.AsyncClient, models: Models, base: str, tokenizer: Tokenizer
+) -> Capabilities:
+    """A few requests of at most eight tokens."""
+    family = FAMILIES.get(models.owner.lower(), Family())
+    ids = tokenizer.encode_text(_TEXT)
+    fields = {**family.more, "model": base, "temperature": 0.0}
+    whole = await _said(client, {**fields, "prompt": ids, "max_tokens": 1, "logprobs": 1})
+    takes_ids = whole is not None and (whole.get("usage") or {}).get("prompt_tokens") == len(ids)
+    prompt: Any = ids if takes_ids else _TEXT
+    if not takes_ids:
+        whole = await _said(client, {**fields, "prompt": prompt, "max_tokens": 1, "logprobs": 1})
+    has_log_probs = whole is not None and bool(_choice(whole).get("logprobs"))
+    guide: GuideForm = ""
+    for form in get_args(GuideForm):
+        more = guide_fields(Guide("regex", _ODD), form)
+        found = await _said(client, {**fields, "prompt": prompt, "max_tokens": 8, **more})
+        if form and found is not None and _choice(found).get("text") == _ODD:
+            guide = form
+            break
+    return Capabilities(family, takes_ids, guide, has_log_probs, await _batch_size(client, family))
+
+
+def rows(can: Capabilities) -> Mapping[str, str]:
+    """The capabilities for people."""
+    return {
+        "server": can.family.name,
+        "prompt": "token ids" if can.takes_ids else "text: special tokens in data are broken up",
+        "guided plans": can.guide or "none: the parser alone checks a plan",
+        "log-probabilities": "yes" if can.has_log_probs else "none: answers have no confidence",
+        "requests at once": str(can.max_batch_size or "not reported"),
+    }
+
+
+def _models(response: httpx.Response) -> Models:
+    try:
+        listed = response.json()["data"]
+        names = tuple(str(each["id"]) for each in listed)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{response.url} is not OpenAI's list of models: is server.url the address that ends "
+            "before /v1?"
+        ) from error
+    bases = tuple(str(each["id"]) for each in listed if not each.get("parent"))
+    owner = next((str(each.get("owned_by") or "") for each in listed if not each.get("parent")), "")
+    return Models(names, bases, owner)
+
+
+async def _said(client: httpx.AsyncClient, fields: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The whole answer; None where the server refuses the request."""
+    try:
+        response = await client.post("completions", json=fields)
+        answer = response.json() if response.status_code == 200 else None
+    except ValueError:
+        return None
+    except httpx.TransportError as error:
+        raise BackendUnavailable(f"no answer from {client.base_url} ({_why(error)})") from error
+    return answer if isinstance(answer, dict) else None
+
+
+def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    choices = answer.get("choices") or [{}]
+    return choices[0] if isinstance(choices[0], dict) else {}
+
+
+async def _batch_size(client: httpx.AsyncClient, family: Family) -> int | None:
+    """llama-server tells its slots; vLLM does not tell its limit."""
+    if family.name != "llama-server":
+        return None
+    try:
+        response = await client.get("../props")
+        slots = response.json().get("total_slots") if response.status_code == 200 else None
+    except (ValueError, httpx.TransportError):
+        return None
+    return slots if isinstance(slots, int) and slots > 0 else None
+
+
+def _why(error: Exception) -> str:
+    return str(error) or type(error).__name__
