@@ -100,3 +100,11 @@ async def test_another_web_server_is_no_openai_server(
     server.refusals = [(200, "<html>hello</html>")]
     with pytest.raises(ConfigError, match="is not OpenAI's list of models"):
         await OpenAIBackend.connect(server.url, base_dir)
+
+
+async def test_trtllm_serve_needs_the_folder_of_its_adapters(
+    server: OpenAILoopback, base_dir: Path
+) -> None:
+    server.owner = "tensorrt_llm"
+    with pytest.raises(ConfigError, match=r"trtllm-serve reads adapters itself: set server\.adap"):
+        await OpenAIBackend.connect(server.url, base_dir, {7: "chemistry"})

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from compllm.backend import GenerateRequest, Guide
 from compllm.backends import openai_wire
-from compllm.backends.openai_wire import FAMILIES, Capabilities, Family, Piece
+from compllm.backends.openai_wire import FAMILIES, Capabilities, Family, Piece, ServedAdapter
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable
 from compllm.types import SamplingParams
 
@@ -21,7 +21,7 @@ VLLM = Capabilities(FAMILIES["vllm"], takes_ids=True, guide="structured_outputs"
 
 def body(can: Capabilities = VLLM, guide: Guide | None = None, **sampling: Any) -> dict[str, Any]:
     request = GenerateRequest("a", (), SamplingParams(**sampling), guide=guide)
-    return openai_wire.body("base", [1, 2], request, can)
+    return openai_wire.body({"model": "base"}, [1, 2], request, can)
 
 
 def test_greedy_requests_name_no_draw() -> None:
@@ -64,6 +64,29 @@ def test_openai_itself_takes_four_stop_strings() -> None:
     stops = tuple("abcdef")
     assert body(Capabilities(), stop=stops)["stop"] == list("abcd")
     assert body(stop=stops)["stop"] == list(stops)
+
+
+@pytest.mark.parametrize(
+    ("owner", "fields"),
+    [
+        ("vllm", {"model": "chemistry"}),
+        ("sglang", {"model": "base:chemistry"}),
+        (
+            "tensorrt_llm",
+            {
+                "model": "base",
+                "lora_request": {
+                    "lora_name": "chemistry",
+                    "lora_int_id": 7,
+                    "lora_path": "/adapters/chemistry",
+                },
+            },
+        ),
+    ],
+)
+def test_an_adapter_is_named_as_its_server_wants_it(owner: str, fields: dict[str, Any]) -> None:
+    adapter = ServedAdapter(7, "chemistry", "/adapters/")
+    assert adapter.fields("base", FAMILIES[owner]) == fields
 
 
 def test_events_are_read() -> None:

@@ -50,7 +50,7 @@ def test_a_lower_line_of_a_template_is_about_an_upper_answer_or_a_slot() -> None
     for text, *lines in templates():
         for line in lines:
             if "{" not in line and "#" not in line:
-                last = {word.strip("?.").lower() for word in line.split()[-2:]}
+                last = {word.strip("?.").lower() for word in line.split()[-3:]}
                 assert any(word in text.lower() for word in last)
 
 

@@ -8,10 +8,11 @@ openai_wire.py has the messages, docs/BACKENDS.md the table by server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -20,7 +21,7 @@ from compllm.backends import openai_probe, openai_wire
 from compllm.backends.attempts import Attempts, ClientOptions, OnRequest
 from compllm.backends.channel import CORE_MODEL
 from compllm.backends.client_stats import RequestStats
-from compllm.backends.openai_wire import Capabilities, Piece
+from compllm.backends.openai_wire import Capabilities, Piece, ServedAdapter
 from compllm.backends.tokenizer import StopStrings, Tokenizer
 from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
 from compllm.types import FinishReason, Usage
@@ -31,7 +32,7 @@ _EVENT, _LAST_EVENT = "data:", "[DONE]"
 class OpenAIBackend:
     """Generates through the server at `url`. One per event loop; any number of requests.
 
-    base: the name of the base model there. adapters: their names there by task id. tokenizer: the
+    base: the name of the base model there. adapters: those that the server has. tokenizer: the
     base's; it makes the prompt's ids, or breaks special tokens in data, and counts.
     """
 
@@ -40,7 +41,7 @@ class OpenAIBackend:
         client: httpx.AsyncClient,
         tokenizer: Tokenizer,
         base: str,
-        adapters: Mapping[int, str] | None = None,
+        adapters: Iterable[ServedAdapter] = (),
         can: Capabilities | None = None,
         *,
         options: ClientOptions | None = None,
@@ -51,7 +52,7 @@ class OpenAIBackend:
         self.attempts = Attempts(options, on_request)
         self._client = client
         self._base = base
-        self._adapters = dict(adapters or {})
+        self._adapters = {each.id: each for each in adapters}
 
     @classmethod
     async def connect(
@@ -72,18 +73,17 @@ class OpenAIBackend:
         only one. adapters_dir: the folder on the server that holds adapters by name, to load those
         that it lacks. Raises BackendUnavailable, BackendRejected, ConfigError.
         """
-        adapters = dict(adapters or {})
+        served = [ServedAdapter(*each, adapters_dir) for each in (adapters or {}).items()]
         options = options or ClientOptions()
         tokenizer = await asyncio.to_thread(Tokenizer.from_dir, tokenizer_dir)
         async with AsyncExitStack() as opened:
             client = await opened.enter_async_context(open_client(url, key, options))
             models = await openai_probe.models_at(client, timeout_s)
             name = _base_of(models, base, url)
-            missing = [each for each in adapters.values() if each not in models.names]
-            await openai_probe.load_adapters(client, missing, adapters_dir, models.names)
+            await openai_probe.load_adapters(client, served, models)
             can = await openai_probe.capabilities(client, models, name, tokenizer)
             opened.pop_all()
-        return cls(client, tokenizer, name, adapters, can, options=options)
+        return cls(client, tokenizer, name, served, can, options=options)
 
     def max_batch_size(self, model: str) -> int | None:
         """See `backend.TellsLimits`."""
@@ -145,16 +145,16 @@ class OpenAIBackend:
         ids = self.tokenizer.encode(prompt)
         return (ids if self.can.takes_ids else self.tokenizer.text(prompt)), len(ids)
 
-    def _model(self, request: GenerateRequest) -> str:
+    def _model(self, request: GenerateRequest) -> dict[str, Any]:
         if request.adapter_id is None:
-            return self._base if request.model == CORE_MODEL else request.model
-        name = self._adapters.get(request.adapter_id)
-        if name is None:
+            return {"model": self._base if request.model == CORE_MODEL else request.model}
+        adapter = self._adapters.get(request.adapter_id)
+        if adapter is None:
             known = ", ".join(map(str, self._adapters)) or "none"
             raise BackendRejected(
                 f"no model at {self._url} is known for adapter {request.adapter_id}; known: {known}"
             )
-        return name
+        return adapter.fields(self._base, self.can.family)
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.encode_text(text)) if text else 0

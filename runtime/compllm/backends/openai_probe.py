@@ -20,6 +20,7 @@ from compllm.backends.openai_wire import (
     Capabilities,
     Family,
     GuideForm,
+    ServedAdapter,
     error_of,
     guide_fields,
 )
@@ -62,22 +63,34 @@ async def models_at(client: httpx.AsyncClient, timeout_s: float) -> Models:
 
 
 async def load_adapters(
-    client: httpx.AsyncClient, missing: Iterable[str], root: str, known: Iterable[str]
+    client: httpx.AsyncClient, adapters: Iterable[ServedAdapter], models: Models
 ) -> None:
-    """Have the server load adapters from folders of their names below `root` there, as vLLM does
-    where that is allowed. Raises ConfigError with what to start the server with."""
-    for name in missing:
+    """Have the server load those that are no models of it, as vLLM does where that is allowed.
+
+    Servers that name adapters otherwise show a missing one with its first request. Raises
+    ConfigError with what to start the server with.
+    """
+    family = _family(models)
+    for adapter in adapters:
+        name = adapter.name
+        if family.adapters == "lora_request" and not adapter.folder:
+            raise ConfigError(
+                f"{family.name} reads adapters itself: set server.adapters_dir to the folder there "
+                f"that holds {name!r}"
+            )
+        if family.adapters != "model" or name in models.names:
+            continue
         remedy = (
             f"start the server with it (vLLM: --enable-lora --lora-modules {name}=PATH), or set "
             "server.adapters_dir to the folder there that holds the adapters by name and allow "
             "loading (vLLM: VLLM_ALLOW_RUNTIME_LORA_UPDATING=1)"
         )
-        if not root:
+        if not adapter.folder:
             raise ConfigError(
-                f"{client.base_url} has no model named {name!r} (it has {', '.join(known)}): "
-                f"{remedy}"
+                f"{client.base_url} has no model named {name!r} (it has "
+                f"{', '.join(models.names)}): {remedy}"
             )
-        request = {"lora_name": name, "lora_path": f"{root.rstrip('/')}/{name}"}
+        request = {"lora_name": name, "lora_path": f"{adapter.folder.rstrip('/')}/{name}"}
         response = await client.post("load_lora_adapter", json=request)
         if response.status_code != 200:
             error = error_of(response.status_code, response.text, f"{client.base_url}")
@@ -88,7 +101,7 @@ async def capabilities(
     client: httpx.AsyncClient, models: Models, base: str, tokenizer: Tokenizer
 ) -> Capabilities:
     """A few requests of at most eight tokens."""
-    family = FAMILIES.get(models.owner.lower(), Family())
+    family = _family(models)
     ids = tokenizer.encode_text(_TEXT)
     fields = {**family.more, "model": base, "temperature": 0.0}
     whole = await _said(client, {**fields, "prompt": ids, "max_tokens": 1, "logprobs": 1})
@@ -116,6 +129,10 @@ def rows(can: Capabilities) -> Mapping[str, str]:
         "log-probabilities": "yes" if can.has_log_probs else "none: answers have no confidence",
         "requests at once": str(can.max_batch_size or "not reported"),
     }
+
+
+def _family(models: Models) -> Family:
+    return FAMILIES.get(models.owner.lower(), Family())
 
 
 def _models(response: httpx.Response) -> Models:
@@ -150,7 +167,7 @@ def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 async def _batch_size(client: httpx.AsyncClient, family: Family) -> int | None:
-    """llama-server tells its slots; vLLM does not tell its limit."""
+    """llama-server reports its slots; vLLM does not report its limit."""
     if family.name != "llama-server":
         return None
     try:

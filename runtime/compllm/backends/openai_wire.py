@@ -30,18 +30,24 @@ class Family:
     repetition_penalty: str = ""
     min_tokens: str = ""
     has_many_stops: bool = False
+    # How a request names an adapter: as its model; as "base:adapter"; or in a field of its own,
+    # with the folder that holds it on the server.
+    adapters: Literal["model", "colon", "lora_request"] = "model"
     more: Mapping[str, Any] = field(default_factory=dict)  # sent with each request
 
 
 # `owned_by` of /v1/models, in small letters -> what that server takes.
 FAMILIES: Mapping[str, Family] = {
     "vllm": Family(
-        "vllm", "top_k", "repetition_penalty", "min_tokens", True, {"add_special_tokens": False}
+        "vllm", "top_k", "repetition_penalty", "min_tokens", True,
+        more={"add_special_tokens": False},
     ),
-    "sglang": Family("sglang", "top_k", "repetition_penalty", "min_tokens", True),
-    "llamacpp": Family("llama-server", "top_k", "repeat_penalty", "", True, {"cache_prompt": True}),
+    "sglang": Family("sglang", "top_k", "repetition_penalty", "min_tokens", True, "colon"),
+    "llamacpp": Family(
+        "llama-server", "top_k", "repeat_penalty", "", True, more={"cache_prompt": True}
+    ),
     "tensorrt_llm": Family(
-        "trtllm-serve", "top_k", "repetition_penalty", "min_tokens", True,
+        "trtllm-serve", "top_k", "repetition_penalty", "min_tokens", True, "lora_request",
         {"add_special_tokens": False},
     ),
     "ovms": Family("OpenVINO Model Server", "top_k", "repetition_penalty", "", True),
@@ -60,6 +66,25 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedAdapter:
+    """An adapter of the catalogue at a server. folder: there, above the adapter's own."""
+
+    id: int
+    name: str
+    folder: str = ""
+
+    def fields(self, base: str, family: Family) -> dict[str, Any]:
+        """What a request has in place of the base's name."""
+        if family.adapters == "colon":
+            return {"model": f"{base}:{self.name}"}
+        if family.adapters == "model":
+            return {"model": self.name}
+        path = f"{self.folder.rstrip('/')}/{self.name}"
+        asked = {"lora_name": self.name, "lora_int_id": self.id, "lora_path": path}
+        return {"model": base, "lora_request": asked}
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one event says. Counts are of the whole request, and come with its last event."""
 
@@ -71,17 +96,21 @@ class Piece:
 
 
 def body(
-    model: str, prompt: str | Sequence[int], request: GenerateRequest, can: Capabilities
+    model: Mapping[str, Any],
+    prompt: str | Sequence[int],
+    request: GenerateRequest,
+    can: Capabilities,
 ) -> dict[str, Any]:
-    """Raises BackendRejected where the request asks for what the server does not have.
+    """model: the fields that name it.
 
-    A guide that the server does not have is left out: the plan's parser trusts no text.
+    Raises BackendRejected where the request asks for what the server does not have. A guide that
+    the server does not have is left out: the plan's parser trusts no text.
     """
     sampling, family = request.sampling, can.family
     is_greedy = sampling.temperature == 0 or sampling.top_p == 0
     fields: dict[str, Any] = {
         **family.more,
-        "model": model,
+        **model,
         "prompt": prompt if isinstance(prompt, str) else list(prompt),
         "max_tokens": sampling.max_tokens,
         "temperature": 0.0 if is_greedy else sampling.temperature,

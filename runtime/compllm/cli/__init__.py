@@ -3,5 +3,5 @@
 app                                         the `compllm` command; experts and doctor
 ask plan server train eval route explain replay simulate     commands in modules of their own
 shared console view draw question_file      what several commands use
-doctor doctor_gpu prepare                   what is installed, and what `up` makes first
+doctor doctor_gpu doctor_url prepare        what is installed, and what `up` makes first
 """

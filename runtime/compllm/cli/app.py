@@ -108,6 +108,14 @@ def doctor(
             help="With --gpu: check the engines that build_trtllm.py wrote here.",
         ),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="Ask this OpenAI-compatible server (http://host:port) what it can do.",
+        ),
+    ] = None,
 ) -> None:
     """Report what is installed, what is missing, and what to do.
 
@@ -121,6 +129,10 @@ def doctor(
         from compllm.cli.doctor_gpu import examine_gpu
 
         checks = examine_gpu(engines)
+    elif url is not None:
+        from compllm.cli.doctor_url import examine_url
+
+        checks = examine_url(url)
     else:
         checks = examine()
     if is_json:
