@@ -119,6 +119,15 @@ class TellsLimits(Protocol):
     def max_batch_size(self, model: str) -> int | None: ...
 
 
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A Backend that has the model's tokenizer, and knows how long a sequence its engines hold."""
+
+    async def num_tokens(self, prompt: Prompt) -> int: ...
+
+    def max_seq_len(self, model: str) -> int | None: ...
+
+
 def max_batch_size(backend: Backend, model: str) -> int | None:
     """Requests that this engine computes in one step; None where the backend does not know."""
     return backend.max_batch_size(model) if isinstance(backend, TellsLimits) else None

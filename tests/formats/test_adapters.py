@@ -250,6 +250,21 @@ def test_manifest_beside_the_adapter_decides_about_the_base(copy: Path, base: Ba
         read_peft(copy, replace(base, sha256="b" * 64))
 
 
+def test_a_trained_adapter_is_for_the_base_that_its_training_recorded(
+    copy: Path, base: BaseShape
+) -> None:
+    """Training wrote the hash under another key than was read: the check never applied."""
+    from dataclasses import replace
+
+    record = {"base": {"name": "tiny-llama", "sha256": "a" * 64}}
+    (copy / "manifest.json").write_text(json.dumps(record))
+    assert read_peft(copy, replace(base, sha256="a" * 64)).rank == 4
+    said = r"made for base tiny-llama with weights a{12}, this one is tiny-llama and has b{12}\. If"
+    with pytest.raises(ArtefactError, match=said):
+        read_peft(copy, replace(base, sha256="b" * 64))
+    assert read_peft(copy, replace(base, sha256="b" * 64), is_same_base=True).rank == 4
+
+
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_missing_files_are_named(copy: Path, base: BaseShape, name: str) -> None:
     (copy / name).unlink()
