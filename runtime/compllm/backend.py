@@ -49,6 +49,8 @@ class GenerateRequest:
     adapter_id: int | None = None  # lora_task_id; None is the base
     guide: Guide | None = None
     is_streamed: bool = False  # False: one chunk with everything
+    # The engine's own times and KV blocks, in `Chunk.usage`; in each response where it is streamed.
+    wants_perf: bool = True
     wants_log_probs: bool = False  # an engine that has none leaves `Chunk.log_probs` empty
     query_id: str = ""  # of the query that sends it, if any
     node_id: int | None = None  # in that query; types.PLAN_NODE and ANSWER_NODE are such ids

@@ -57,6 +57,7 @@ class Aggregator:
             self.model,
             self.adapter_id,
             is_streamed=True,
+            wants_perf=False,
             query_id=query.id,
             node_id=ANSWER_NODE,
         )

@@ -48,6 +48,7 @@ class Generator:
             if self.is_guided
             else None,
             is_streamed=True,
+            wants_perf=False,
             wants_log_probs=True,
             query_id=query.id,
             node_id=PLAN_NODE,

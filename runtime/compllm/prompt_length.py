@@ -49,9 +49,7 @@ async def excess_of_prompt(
     return Excess(num_tokens, length - max_tokens) if num_tokens + max_tokens > length else None
 
 
-async def excess_of_text(
-    backend: Backend, text: str, readers: Iterable[Reader]
-) -> Excess | None:
+async def excess_of_text(backend: Backend, text: str, readers: Iterable[Reader]) -> Excess | None:
     """None where each of its readers can hold the text. The limit is that of the tightest one.
 
     A reader that has no room for any text counts as none: its engine is too short for that step.

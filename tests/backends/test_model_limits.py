@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2
 
 from compllm.backends.model_limits import BLOCK, CACHE_TOKENS, EMBEDDED, batch_size_of, seq_len_of
-from compllm.embedded.blocks import TOKENS_PER_BLOCK
+from compllm.embedded.executor import TOKENS_PER_BLOCK
 from compllm.embedded.options import ExecutorOptions
 
 
@@ -43,7 +43,7 @@ def test_elsewhere_the_repository_tells_unless_it_says_one() -> None:
 
 
 def test_a_request_may_be_as_long_as_the_embedded_engine_and_its_cache_hold(tmp_path: Path) -> None:
-    assert (BLOCK, CACHE_TOKENS) == (TOKENS_PER_BLOCK, ExecutorOptions().kv_cache_tokens)
+    assert (TOKENS_PER_BLOCK, ExecutorOptions().kv_cache_tokens) == (BLOCK, CACHE_TOKENS)
     (tmp_path / "manifest.json").write_text(json.dumps({"limits": {"max_seq_len": 8192}}))
 
     def length(**parameters: str) -> int | None:

@@ -106,6 +106,16 @@ async def test_message_carries_everything_that_was_asked_for(
     }
 
 
+async def test_perf_metrics_are_asked_for_only_where_they_are_read(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    """TensorRT-LLM sends nine tensors of them with each streamed token."""
+    for wants_perf in (True, False):
+        await collect(backend, _request(is_streamed=True, wants_perf=wants_perf))
+    with_them, without = (inputs(message) for message in loopback.messages)
+    assert with_them.keys() - without.keys() == {"return_perf_metrics"}
+
+
 async def test_greedy_is_top_k_1(loopback: Loopback, backend: TritonBackend) -> None:
     await collect(backend, _request())
     given = inputs(loopback.messages[0])
