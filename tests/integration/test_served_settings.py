@@ -49,7 +49,7 @@ def mine(engine_dir: Path, home: Path) -> ServerInfo:
         '[gate]\nmode = "off"\n[compose]\npolicy = "never"\n'
     )
     with contextlib.chdir(home):
-        return triton_server.up(engine_dir, has_face=True, config="mine.toml")
+        return triton_server.up(engine_dir, has_face=True, http_port=0, config="mine.toml")
 
 
 def asked_over_http(server: ServerInfo) -> dict[str, Any]:

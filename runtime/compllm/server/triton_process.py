@@ -27,8 +27,9 @@ from compllm.config import load_config
 from compllm.errors import ServerError
 from compllm.niceness import NICENESS, session_gives_way
 from compllm.server import server_log, supervisor, triton_files
+from compllm.server.health import is_ready
 from compllm.server.server_log import read_log, reason_in
-from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo, is_ready
+from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo
 
 _POLL_S = 0.05  # tritonserver sends no signal when it is ready: it must be asked
 STARTING_S = 30.0  # of a server's life: until then one that is not ready is still starting
@@ -135,12 +136,11 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
         f"--model-repository={models}",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
-        f"--http-restricted-api={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
         f"--grpc-restricted-protocol={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
         "--disable-auto-complete-config",
-        *(f"--{each}-address={HOST}" for each in ("grpc", "http", "metrics")),
+        *(f"--{each}-address={HOST}" for each in ("grpc", "metrics")),
         f"--grpc-port={ports.grpc}",
-        f"--http-port={ports.http}",
+        *_http_options(ports.http, key),
         f"--metrics-port={ports.metrics}",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",  # of CUDA: without it no start warns that there is none
@@ -167,6 +167,18 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
         log=str(log),
         shm_prefix=prefix,
         admin_key=key,
+    )
+
+
+def _http_options(port: int, key: str) -> tuple[str, ...]:
+    """Closed unless a port was asked for: of Triton's front ends, this one's parser is what hostile
+    requests crash."""
+    if not port:
+        return ("--allow-http=false",)
+    return (
+        f"--http-address={HOST}",
+        f"--http-port={port}",
+        f"--http-restricted-api={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
     )
 
 
@@ -210,21 +222,23 @@ def wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
 
 
 class BoundPorts(NamedTuple):
-    """Ports that the server is started to listen at."""
+    """Ports that the server is started to listen at; HTTP is closed at 0."""
 
     grpc: int
     http: int
     metrics: int
 
     def names(self) -> dict[str, int]:
-        return {"gRPC": self.grpc, "HTTP": self.http, "metrics": self.metrics}
+        open = {"HTTP": self.http} if self.http else {}
+        return {"gRPC": self.grpc, **open, "metrics": self.metrics}
 
 
 def free_ports(ports: Ports) -> BoundPorts:
-    """The ports asked for, and free ones, all different, in the place of None."""
+    """The ports asked for, and free ones, all different, in the place of None; of HTTP: of 0."""
+    is_closed = ports.http is None
     with contextlib.ExitStack() as held:
         chosen = []
-        for port in (ports.grpc, ports.http, ports.metrics):
+        for port in (ports.grpc, 0 if is_closed else ports.http or None, ports.metrics):
             if port is None:
                 probe = held.enter_context(socket.socket())
                 probe.bind((HOST, 0))
@@ -236,7 +250,7 @@ def free_ports(ports: Ports) -> BoundPorts:
 def check_free(ports: Ports) -> None:
     """Raises ServerError where a port that is named is taken."""
     for name, port in ports.names().items():
-        if port is not None:
+        if port:
             _check_free(name, port)
 
 

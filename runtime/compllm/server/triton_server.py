@@ -23,16 +23,14 @@ from compllm.catalogue import load_catalogue
 from compllm.config import load_config
 from compllm.errors import ConfigError, ServerError
 from compllm.server import triton_process
+from compllm.server.health import NoAnswer, is_foreign, is_ready, name_of, says_ready
 from compllm.server.server_log import reason_in
 from compllm.server.triton_files import FACE_MODEL
 from compllm.server.triton_process import is_alive, is_starting
 from compllm.server.triton_state import (
     Ports,
     ServerInfo,
-    check_answers,
     forget_state,
-    is_foreign,
-    is_ready,
     read_state,
     write_state,
 )
@@ -58,14 +56,15 @@ def up(
 ) -> ServerInfo:
     """Start the user's server, or find the one of this engine that is already healthy.
 
-    A port of None or 0 is a free one. options: fields of `options.ExecutorOptions`. has_face: with
+    A port of None or 0 is a free one. HTTP is closed at None; 0 is a free port for it. options:
+    fields of `options.ExecutorOptions`. has_face: with
     the model `comp_llm` too, which needs the sentence encoder; config: its settings, else those of
     the environment. A server that died, or whose engine, settings or catalogue changed since, is
     replaced. Raises ConfigError, and ServerError, naming what stands in the way.
     """
     engine = _checked_engine(engine_dir)
     settings = Path(config).resolve() if config else None
-    ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
+    ports = Ports(grpc_port or None, http_port, metrics_port or None)
     with _lock():
         found = read_state()
         if found is not None and is_alive(found):
@@ -108,7 +107,7 @@ def check_up(
     Raises ServerError where `up` with these arguments would refuse: another server lives, or a port
     is taken.
     """
-    ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
+    ports = Ports(grpc_port or None, http_port, metrics_port or None)
     settings = Path(config).resolve() if config else None
     found = read_state()
     if found is None or not is_alive(found):
@@ -173,7 +172,7 @@ def answers(info: ServerInfo) -> bool:
     """False for one that dies just now: a killed process of many threads is alive for some
     milliseconds more, and resets connections. Raises ServerError for one that lives on."""
     try:
-        check_answers(info)
+        _check_answers(info)
     except ServerError:
         deadline_s = time.monotonic() + DYING_S
         while is_alive(info):
@@ -184,22 +183,45 @@ def answers(info: ServerInfo) -> bool:
     return True
 
 
+def _check_answers(info: ServerInfo) -> None:
+    """Raises ServerError unless the live server is ready, and is itself."""
+    try:
+        name = name_of(info)
+        is_up = name == info.id and says_ready(info)
+    except NoAnswer as error:
+        raise ServerError(
+            f"the server (process {info.server_pid}) does not answer at {info.grpc_url} "
+            f"({error}); log: {info.log}. `compllm down`, then `compllm up`"
+        ) from error
+    if name != info.id:
+        raise ServerError(
+            f"another program answers at {info.grpc_url}: `compllm down`, then `compllm up`"
+        )
+    if not is_up:
+        raise ServerError(
+            f"the server (process {info.server_pid}) is not ready{reason_in(Path(info.log))}; "
+            f"its log is {info.log}. `compllm down`, then `compllm up`"
+        )
+
+
 @contextlib.contextmanager
 def running(
     engine_dir: str | Path | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     has_face: bool = False,
+    has_http: bool = False,
     is_shared: bool = True,
     timeout_s: float = 60.0,
 ) -> Iterator[ServerInfo]:
     """A server of this engine for the length of the block.
 
     The user's own (from `up`) where it fits and `is_shared`; else a new one on free ports, which
-    ends with the block, and with this process however that ends.
+    ends with the block, and with this process however that ends. has_http: HTTP is open too.
     """
     engine = _checked_engine(engine_dir)
-    if is_shared and (found := _fitting(engine, options, has_face)) is not None:
+    ports = Ports(http=0 if has_http else None)
+    if is_shared and (found := _fitting(engine, ports, options, has_face)) is not None:
         yield found
         return
     require_writable(paths.run_dir())
@@ -207,7 +229,7 @@ def running(
     directory = Path(tempfile.mkdtemp(prefix="owned-", dir=paths.run_dir()))
     try:
         info = triton_process.start(
-            engine, directory, Ports(), options=options, has_face=has_face, timeout_s=timeout_s
+            engine, directory, ports, options=options, has_face=has_face, timeout_s=timeout_s
         )
         try:
             yield info
@@ -217,11 +239,13 @@ def running(
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _fitting(engine: Path, options: Mapping[str, Any] | None, has_face: bool) -> ServerInfo | None:
+def _fitting(
+    engine: Path, ports: Ports, options: Mapping[str, Any] | None, has_face: bool
+) -> ServerInfo | None:
     with contextlib.suppress(ServerError, ConfigError):
         info = status()
         if info is not None and _is_current(info, engine):
-            _check_same(info, engine, Ports(), options, has_face)
+            _check_same(info, engine, ports, options, has_face)
             return info
     return None
 
@@ -246,7 +270,9 @@ def _check_same(
         differs = f"the settings {info.config_file}" if info.config_file else "its default settings"
     actual = info.ports.names()
     for name, wanted in ports.names().items():
-        if wanted is not None and wanted != actual[name]:
+        if name == "HTTP" and wanted is not None and not actual[name]:
+            differs = "HTTP closed"
+        elif wanted and wanted != actual[name]:
             differs = f"the {name} port {actual[name]}"
     if differs is not None:
         raise ServerError(
