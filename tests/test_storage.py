@@ -120,4 +120,4 @@ def test_os_error_of_a_path_names_path_and_remedy(tmp_path: Path) -> None:
     assert reason == (
         f"cannot use {tmp_path}/file/x: Not a directory: name a directory that you may write"
     )
-    assert storage.explain_os_error(OSError(errno.ENOSPC, "No space left")) is None
+    assert storage.explain_os_error(OSError(errno.EIO, "Input/output error")) is None

@@ -33,6 +33,18 @@ def weights_in(directory: Path) -> AdapterWeights | None:
     return None
 
 
+def named_weights(directory: Path) -> AdapterWeights:
+    """Of the folder that the setting server.adapters_dir names. Raises ConfigError where it holds
+    no adapters: those of the engine would be sent in their place."""
+    if (weights := weights_in(directory)) is None:
+        what = "is not there" if not directory.exists() else "holds no adapters"
+        raise ConfigError(
+            f"server.adapters_dir = {str(directory)!r} {what}: name the folder of an embedded "
+            f"engine, or one with folders <task id>/{WEIGHTS_FILE}, or leave the setting out"
+        )
+    return weights
+
+
 def converted_beside(engine: Path) -> Path:
     """Where build_trtllm.py puts the adapters of the engine in this directory."""
     return engine.parent / "adapters"

@@ -18,7 +18,12 @@ from typing import Any
 
 from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
 from compllm.backends import wire
-from compllm.backends.adapter_files import converted_beside, is_embedded_engine, weights_in
+from compllm.backends.adapter_files import (
+    converted_beside,
+    is_embedded_engine,
+    named_weights,
+    weights_in,
+)
 from compllm.backends.channel import CORE_MODEL, model_config
 from compllm.backends.client_stats import ClientStats, RequestStats
 from compllm.backends.connection import ClientOptions, Connection, OnRequest
@@ -327,13 +332,10 @@ def _adapters(
         options = {}
     if is_embedded_engine(engine) and not options.get("is_lora_cache"):
         prefetched = prefetched or str(engine)
-    places = (directory, Path(prefetched) if prefetched else None, engine, converted_beside(engine))
+    if directory is not None:
+        return named_weights(directory), bool(prefetched)
+    places = (Path(prefetched) if prefetched else None, engine, converted_beside(engine))
     for place in places:
         if place is not None and (weights := weights_in(place)) is not None:
             return weights, bool(prefetched)
-    if directory is not None:
-        raise ConfigError(
-            f"no adapters in {directory}: it is neither an embedded engine nor holds folders "
-            "<task id>/model.lora_weights.npy"
-        )
     return None, bool(prefetched)

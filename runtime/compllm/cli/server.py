@@ -50,7 +50,7 @@ def up(
     encoder, engine with the catalogue's adapters) is made first where missing.
     """
     from compllm.catalogue import load_catalogue
-    from compllm.cli.prepare import prepare
+    from compllm.cli.prepare import check_files, prepare
     from compllm.config import load_config
     from compllm.server import triton_server
 
@@ -66,6 +66,7 @@ def up(
         settings = load_config(config)
         if http_port is None:
             http_port = settings.server.http_port or None
+    check_files(settings.server)
     prepare(load_catalogue(Path(settings.catalogue) if settings.catalogue else None))
     server = triton_server.up(
         grpc_port=port or None,

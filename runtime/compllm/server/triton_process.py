@@ -30,11 +30,12 @@ from compllm.server import server_log, supervisor, triton_files
 from compllm.server.health import is_ready
 from compllm.server.server_log import read_log, reason_in
 from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo
+from compllm.storage import require_space
 
 _POLL_S = 0.05  # tritonserver sends no signal when it is ready: it must be asked
 STARTING_S = 30.0  # of a server's life: until then one that is not ready is still starting
 _FOR_ADMINS = "shared-memory,model-repository,logging,trace"  # no client of the product needs them
-_STOP_S = 15.0  # the supervisor's own limit and some more
+_STOP_S = 18.0  # the supervisor's own limits and some more
 _START_ATTEMPTS = 3  # a port that was free may be taken before the server binds it
 
 
@@ -52,10 +53,28 @@ def start(
 
     It ends with this process unless it is released. options, has_face, config: see
     `triton_server.up`.
-    Raises ServerError with the reason out of the log; nothing is left running then.
+    Raises ServerError with the reason out of the log, and OSError for the disk; nothing is left
+    running or half-written then.
     """
-    deadline = time.monotonic() + timeout_s
     check_free(ports)
+    try:
+        return _start(engine, directory, ports, options, has_face, config, timeout_s)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            clear(directory)
+        raise
+
+
+def _start(
+    engine: Path,
+    directory: Path,
+    ports: Ports,
+    options: Mapping[str, Any] | None,
+    has_face: bool,
+    config: Path | None,
+    timeout_s: float,
+) -> ServerInfo:
+    deadline = time.monotonic() + timeout_s
     binary = triton_files.find_tritonserver()
     clear(directory)
     backends = triton_files.make_backends(binary, directory / "backends")
@@ -153,6 +172,7 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
     pid, answer = _spawn_detached(argv, triton_files.environment(binary), log)
     if not answer:
         _reap(pid)
+        require_space(directory)
         raise ServerError(
             f"the server's supervisor did not start{reason_in(log)}; its log is {log}"
         )

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from compllm import paths
 from compllm.catalogue import load_catalogue
@@ -25,6 +25,7 @@ from compllm.errors import ConfigError, ServerError
 from compllm.server import triton_process
 from compllm.server.health import NoAnswer, is_foreign, is_ready, name_of, says_ready
 from compllm.server.server_log import reason_in
+from compllm.server.supervisor import CLIENTS_FILE
 from compllm.server.triton_files import FACE_MODEL
 from compllm.server.triton_process import is_alive, is_starting
 from compllm.server.triton_state import (
@@ -36,10 +37,11 @@ from compllm.server.triton_state import (
 )
 from compllm.storage import require_writable
 
-__all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up"]
+__all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up", "use"]
 
 RESTART_WAIT_S = 20.0  # that a client waits for a server that starts again
 WAIT_STEP_S = 0.1
+_held: list[BinaryIO] = []  # see `use`
 DYING_S = 1.0  # that a killed server takes at most to be gone
 
 
@@ -88,7 +90,11 @@ def up(
             timeout_s=timeout_s,
         )
         info = replace(info, settings_hash=settings_hash)
-        write_state(info)
+        try:
+            write_state(info)
+        except OSError:
+            _stop(info)
+            raise
         triton_process.release(info)  # not before: killed up to here, we leave nothing behind
         return info
 
@@ -142,9 +148,11 @@ def status(*, wait_s: float = 0.0) -> ServerInfo | None:
         )
     if is_alive(info) and answers(info):
         return info
+    # The log's last reason would be that of an earlier death, after which it was started again.
     raise ServerError(
-        f"the server (process {info.server_pid}) died{reason_in(Path(info.log))}; log: "
-        f"{info.log}. `compllm up` starts it again"
+        f"the server (process {info.server_pid}) died: its supervisor (process {info.pid}) is "
+        f"gone, killed or by a restart of the machine; log: {info.log}. `compllm up` starts it "
+        "again"
     )
 
 
@@ -153,6 +161,15 @@ def last_started() -> ServerInfo | None:
     ServerError for a state that cannot be read."""
     info = read_state()
     return info if info is not None and is_alive(info) else None
+
+
+def use(info: ServerInfo) -> None:
+    """Until this process ends, `down` waits for its queries, some seconds at most."""
+    path = Path(info.log).parent / CLIENTS_FILE
+    with contextlib.suppress(OSError):  # no server of this machine's, or one that is just stopped
+        file = path.open("ab")
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _held.append(file)
 
 
 def down() -> bool:
@@ -199,7 +216,8 @@ def _check_answers(info: ServerInfo) -> None:
         )
     if not is_up:
         raise ServerError(
-            f"the server (process {info.server_pid}) is not ready{reason_in(Path(info.log))}; "
+            f"the server (process {info.server_pid}) is not ready"
+            f"{reason_in(Path(info.log), since_restart=True)}; "
             f"its log is {info.log}. `compllm down`, then `compllm up`"
         )
 

@@ -100,9 +100,12 @@ def write_state(info: ServerInfo) -> None:
     """Keep it for every process of the user."""
     path = paths.run_dir() / _STATE
     partial = path.with_suffix(".partial")
-    partial.touch(0o600)  # it holds the key
-    partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.touch(0o600)  # it holds the key
+        partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def forget_state() -> None:
