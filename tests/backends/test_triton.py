@@ -373,6 +373,16 @@ async def test_settings_name_the_weights_to_send(
     assert inputs(loopback.messages[0])["lora_weights"] == [[[1.0, 1.0]]]
 
 
+async def test_settings_that_name_a_folder_without_weights_are_refused(
+    loopback: Loopback, base_dir: Path, tmp_path: Path
+) -> None:
+    """Where the engine itself had adapters, the setting was ignored."""
+    for folder, said in ((tmp_path, "holds no adapters"), (tmp_path / "none", "is not there")):
+        server = ServerConfig(tokenizer=str(base_dir), adapters_dir=str(folder))
+        with pytest.raises(ConfigError, match=rf"server\.adapters_dir = '{folder}' {said}"):
+            await connect_as_set(loopback.url, server, CATALOGUE)
+
+
 async def test_each_models_configuration_is_asked_once_at_connect(
     loopback: Loopback, base_dir: Path
 ) -> None:

@@ -166,11 +166,15 @@ def test_a_killed_supervisor_takes_its_server_along_and_is_reported(
     engine_dir: Path, home: Path
 ) -> None:
     info = triton_server.up(engine_dir)
+    os.kill(info.server_pid, signal.SIGKILL)
+    info = _until_started_again(info)  # so that its log holds the reason of an earlier death
     supervisor = psutil.Process(info.pid)
     supervisor.kill()  # no process is left to clear up
     supervisor.wait(WAIT_S)
-    with pytest.raises(ServerError, match=r"died.*compllm up"):
+    with pytest.raises(ServerError, match=r"died.*compllm up") as caught:
         triton_server.status()
+    assert f"its supervisor (process {info.pid}) is gone" in str(caught.value)
+    assert "SIGKILL" not in str(caught.value)
     assert not triton_server.down()
     _wait_until_gone(home)
     assert not _shared_memory(info)

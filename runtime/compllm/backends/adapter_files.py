@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compllm.backends.lora_client import AdapterWeights
+from compllm.backends.tokenizer import Tokenizer
 from compllm.backends.wire import AdapterTensors
+from compllm.config import ServerConfig
 from compllm.errors import ConfigError
 
 WEIGHTS_FILE, CONFIG_FILE = "model.lora_weights.npy", "model.lora_config.npy"
@@ -43,6 +45,18 @@ def named_weights(directory: Path) -> AdapterWeights:
             f"engine, or one with folders <task id>/{WEIGHTS_FILE}, or leave the setting out"
         )
     return weights
+
+
+def check_server_files(server: ServerConfig) -> None:
+    """What the settings name for a server on this machine. Raises ConfigError: found by `comp_llm`
+    alone, it would be an error of every question."""
+    if server.adapters_dir:
+        named_weights(Path(server.adapters_dir))
+    if server.tokenizer:
+        try:
+            Tokenizer.from_dir(server.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"server.tokenizer = {server.tokenizer!r}: {error}") from error
 
 
 def converted_beside(engine: Path) -> Path:

@@ -160,8 +160,8 @@ def _find_encoder_ir(directory: Path) -> None:
 
 
 def _catalogue() -> Iterator[Check]:
+    from compllm.backends.adapter_files import check_server_files
     from compllm.catalogue import load_catalogue
-    from compllm.cli.prepare import check_files
     from compllm.config import load_config
 
     try:
@@ -176,7 +176,7 @@ def _catalogue() -> Iterator[Check]:
         return
     named = [name for name in (config.server.adapters_dir, config.server.tokenizer) if name]
     try:
-        check_files(config.server)
+        check_server_files(config.server)
     except ConfigError as error:
         yield _fault("settings", error)
     else:

@@ -25,7 +25,6 @@ from compllm.build_scripts.fetch_base import ensure_base, ensure_encoder
 from compllm.build_scripts.manifest import weights_sha256
 from compllm.build_scripts.staging import run_script, say
 from compllm.catalogue import Catalogue, load_catalogue
-from compllm.config import ServerConfig
 from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.manifest import Manifest
 from compllm.formats.tokenizer_files import check_template
@@ -42,21 +41,6 @@ def prepare(catalogue: Catalogue | None = None) -> None:
     check_template(base, catalogue.template)
     manifest = ensure_engine(base, paths.engine_dir(), adapter_sources(catalogue, base))
     check_ids(catalogue, manifest)
-
-
-def check_files(server: ServerConfig) -> None:
-    """What the settings name for the engine of a server on this machine. Raises ConfigError: found
-    by the first question alone, it would be an error of every question."""
-    from compllm.backends.adapter_files import named_weights
-    from compllm.backends.tokenizer import Tokenizer
-
-    if server.adapters_dir:
-        named_weights(Path(server.adapters_dir))
-    if server.tokenizer:
-        try:
-            Tokenizer.from_dir(server.tokenizer)
-        except ConfigError as error:
-            raise ConfigError(f"server.tokenizer = {server.tokenizer!r}: {error}") from error
 
 
 def adapter_sources(catalogue: Catalogue, base: Path) -> tuple[AdapterSource, ...]:

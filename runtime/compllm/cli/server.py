@@ -49,8 +49,9 @@ def up(
     It listens on loopback; any Triton client can ask its model comp_llm. What it needs (base model,
     encoder, engine with the catalogue's adapters) is made first where missing.
     """
+    from compllm.backends.adapter_files import check_server_files
     from compllm.catalogue import load_catalogue
-    from compllm.cli.prepare import check_files, prepare
+    from compllm.cli.prepare import prepare
     from compllm.config import load_config
     from compllm.server import triton_server
 
@@ -66,7 +67,7 @@ def up(
         settings = load_config(config)
         if http_port is None:
             http_port = settings.server.http_port or None
-    check_files(settings.server)
+    check_server_files(settings.server)
     prepare(load_catalogue(Path(settings.catalogue) if settings.catalogue else None))
     server = triton_server.up(
         grpc_port=port or None,
