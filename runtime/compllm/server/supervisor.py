@@ -47,6 +47,7 @@ STARTED_AGAIN = "; the server is started again"  # in a line about a death
 CLIENTS_FILE = "clients.lock"  # commands with queries hold it shared
 _LOG_BYTES = 16_000_000  # of one file of the log; a server that runs for months fills no disk
 LOG_KEPT = 4  # earlier ones: server.log.1 is the latest of them
+_TEMPORARY = Path("/tmp/python_env_*")  # whatever TMPDIR is
 _PR_SET_PDEATHSIG = 1
 _LOG_S = 1.0
 _GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
@@ -233,6 +234,19 @@ def _stop(server: subprocess.Popen[bytes], *, does_ask: bool) -> None:
     server.wait()
 
 
+def clear_temporary(directory: Path) -> None:
+    """Remove the empty folder that Triton's Python backend makes at its start, and leaves behind
+    when it is killed. Its name is random: the time tells it apart, of the server whose process id
+    stands in `directory`."""
+    with contextlib.suppress(OSError):
+        start_s = (directory / PID_FILE).stat().st_mtime
+        for folder in _TEMPORARY.parent.glob(_TEMPORARY.name):
+            with contextlib.suppress(OSError):  # of another user, in use, or gone
+                state = folder.stat()
+                if state.st_uid == os.getuid() and -1.0 < state.st_mtime - start_s < _LOOKS_S:
+                    folder.rmdir()
+
+
 def _clear_shared_memory(prefix: str) -> None:
     for leftover in Path("/dev/shm").glob(f"{prefix}*"):
         leftover.unlink(missing_ok=True)
@@ -268,6 +282,7 @@ def main(argv: list[str]) -> int:
         _stop(server, does_ask=not end.fault)
         copier.join(_LOG_S)  # its input ends with the last process that the server started
         _clear_shared_memory(shm_prefix)
+        clear_temporary(directory)
         if not end.fault or watch.owner is not None:
             break  # one that was never ready is its owner's to report
         deaths = _num_deaths(died_at)

@@ -122,6 +122,7 @@ def _start(
 def clear(directory: Path) -> None:
     """An empty directory but for the logs of earlier starts."""
     directory.mkdir(parents=True, exist_ok=True)
+    supervisor.clear_temporary(directory)
     for each in directory.iterdir():
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)
@@ -359,6 +360,7 @@ def stop(info: ServerInfo) -> None:
             os.kill(pid, signal.SIGKILL)
     for leftover in Path("/dev/shm").glob(f"{info.shm_prefix or info.id}*"):
         leftover.unlink(missing_ok=True)
+    supervisor.clear_temporary(Path(info.log).parent)
 
 
 def _group(info: ServerInfo) -> list[int]:
