@@ -26,6 +26,8 @@ from compllm.testing import HashingEncoder, Reply, ScriptedBackend
 ROOM = 60  # tokens of a question
 LENGTH = len(prompt_text(generator_prompt("")).encode()) + 160 + ROOM
 
+LONG = " ".join(map(str, range(LENGTH)))  # nothing in it repeats itself
+
 
 class MeasuringBackend(ScriptedBackend):
     """An engine of this length whose tokenizer makes a token of each byte."""
@@ -104,20 +106,19 @@ async def test_an_engine_that_reports_no_usable_length_refuses_nothing_here(
 
 
 async def test_facts_that_do_not_fit_into_the_answers_prompt_are_joined() -> None:
-    long = "x" * LENGTH
     backend = MeasuringBackend(
-        plan_reply(*TWO_LEAVES), node_reply(IRON, long), *NODES, length=LENGTH
+        plan_reply(*TWO_LEAVES), node_reply(IRON, LONG), *NODES, length=LENGTH
     )
     async with make(backend) as llm:
         answer = await llm.ask("Iron and neon?")
     assert not answer.is_partial
-    assert answer.text.count(long) == 1
+    assert answer.text.count(LONG) == 1
     assert "10" in answer.text
 
 
 async def test_a_sub_query_whose_parents_said_too_much_is_named_with_the_limit() -> None:
     plan = parse_plan(f"1 | {IRON}\n2 <1> | What is the half of that?\n")
-    backend = MeasuringBackend(node_reply(IRON, "x" * LENGTH), *NODES)
+    backend = MeasuringBackend(node_reply(IRON, LONG), *NODES)
     async with make(backend, compose__policy="never") as llm:
         answer = await llm.ask("Half of iron?", plan=plan)
     assert answer.is_partial

@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from compllm.build_scripts.staging import exclusive
 from compllm.cli import app as cli
 from compllm.cli import doctor, prepare
 from compllm.errors import ConfigError
-from compllm.server import triton_files, triton_server
+from compllm.server import triton_server
 
 # Nothing can be made there, by root either.
 UNWRITABLE = Path("/proc/compllm-home")
@@ -130,18 +130,21 @@ def test_a_full_disk_at_up_is_one_line_and_leaves_nothing_half_written(
     (engine / "manifest.json").write_text("{}")
     monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
     monkeypatch.setattr(prepare, "prepare", lambda _: None)
-    full = shutil.copy2
+    copy = shutil.copy2
 
-    def copy(source: str, target: str, **more: object) -> object:
+    def copy_until_full(source: str, target: str, **more: Any) -> Any:
         if "config.pbtxt" in str(source):
             raise OSError(errno.ENOSPC, "No space left on device", str(target))
-        return full(source, target)
+        return copy(source, target, **more)
 
-    monkeypatch.setattr(
-        triton_files.shutil,
-        "copytree",
-        partial(shutil.copytree, copy_function=copy),
-    )
+    copytree = shutil.copytree
+
+    def copy_tree(*arguments: Any, **more: Any) -> Any:
+        is_inner = len(arguments) > 2  # it calls itself for folders
+        changed = {} if is_inner else {"copy_function": copy_until_full}
+        return copytree(*arguments, **more, **changed)
+
+    monkeypatch.setattr(shutil, "copytree", copy_tree)
     assert cli.run(command) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: no space left for ")

@@ -53,8 +53,8 @@ def reason_in(log: Path, *, since_restart: bool = False) -> str:
     """`: reason` out of the log; empty where it names none. since_restart: not that of a death
     after which the supervisor started the server again."""
     text = read_log(log)
-    if since_restart:
-        text = text.rpartition(STARTED_AGAIN)[2]
+    if since_restart and STARTED_AGAIN in text:
+        text = text.rpartition(STARTED_AGAIN)[2].partition("\n")[2]
     # The supervisor's own line first: of a crash Triton leaves a stack trace.
     found = re.findall(r'^E\d{4} .*? compllm\] "(.*)"$', text, re.MULTILINE)[-1:]
     found = found or re.findall(r"failed to load '[^']*' version \d+: (.*)", text)
