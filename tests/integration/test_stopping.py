@@ -35,7 +35,7 @@ def mine(
     paths.encoder_dir().parent.mkdir(parents=True)
     paths.encoder_dir().symlink_to(encoder_dir)
     monkeypatch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(tmp_path)))
-    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "300")
+    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "150")
     monkeypatch.setenv("COMPLLM_COMPOSE_POLICY", "never")
     (tmp_path / "plan.txt").write_text(PLAN)
     yield triton_server.up(engine_dir)
