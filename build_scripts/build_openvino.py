@@ -45,7 +45,7 @@ from compllm.formats.manifest import (
     Manifest,
     installed_versions,
 )
-from compllm.formats.peft_config import base_name
+from compllm.formats.peft_config import base_name, base_sha256
 from compllm.formats.shape import BaseShape
 from compllm.formats.tokenizer_files import OPTIONAL_TOKENIZER_FILES, TOKENIZER_FILES
 from compllm.paths import engine_dir, resource_dir
@@ -89,9 +89,10 @@ def default_adapters(checkpoint: Path | None = None) -> tuple[AdapterSource, ...
     if checkpoint is None:
         return found
     base = validate_checkpoint(checkpoint).name
-    fitting = tuple(
-        each for each in found if base_name(each.directory).lower() in ("", base.lower())
-    )
+    named = [each for each in found if base_name(each.directory).lower() in ("", base.lower())]
+    recorded = {each: base_sha256(each.directory) for each in named}
+    ours = weights_sha256(checkpoint) if any(recorded.values()) else ""
+    fitting = tuple(each for each in named if recorded[each] in ("", ours))
     if len(fitting) < len(found):
         others = ", ".join(each.name for each in found if each not in fitting)
         say(f"shipped adapters made for another base than {base} are left out: {others}")

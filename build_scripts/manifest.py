@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from compllm.errors import ArtefactError
@@ -24,8 +25,17 @@ def weights_sha256(checkpoint: Path) -> str:
 
     The same weights saved by another version of transformers keep their hash.
     """
+    paths = weight_files(checkpoint)
+    states = [path.stat() for path in paths]
+    found = zip(paths, states, strict=True)
+    return _hash_of(tuple((str(path), each.st_size, each.st_mtime_ns) for path, each in found))
+
+
+@lru_cache(4)  # one command asks for it several times
+def _hash_of(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of files of this size and time of change."""
     digest = hashlib.sha256()
-    for path in weight_files(checkpoint):
+    for path, _, _ in files:
         with open(path, "rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
             if length > _MAX_HEADER_BYTES:

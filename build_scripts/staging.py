@@ -19,7 +19,7 @@ from types import FrameType
 
 from compllm import extras
 from compllm.errors import CompllmError, ConfigError
-from compllm.storage import explain_os_error, remedy_at, require_writable
+from compllm.storage import explain_os_error, is_full, remedy_at, require_writable
 
 _PARTIAL = ".partial"  # suffix of a directory being made; only the holder of the lock touches it
 _OLD = ".old"  # suffix of the previous result during the exchange
@@ -33,8 +33,8 @@ def say(message: str) -> None:
 def os_error_message(doing: str, path: Path, error: OSError) -> str:
     """One sentence about a failed file operation, with the remedy where the cause is known."""
     where = error.filename or path
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{doing}: no space left for {where}: free some, or set COMPLLM_HOME to another disk"
+    if is_full(error) and error.filename is None:
+        error = OSError(error.errno, error.strerror, str(path))
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{doing}: cannot write {where}: {error.strerror}: {remedy_at(Path(where))}"
     reason = explain_os_error(error)
@@ -136,11 +136,15 @@ def write_atomically(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: the same clean-up as for Ctrl-C, another exit status."""
+
+
 def run_script(action: Callable[[], None]) -> int:
     """Run a script's work; turn our errors and an interruption into one line and an exit status."""
 
     def terminate(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt  # the same clean-up as Ctrl-C
+        raise Terminated
 
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
@@ -156,9 +160,11 @@ def run_script(action: Callable[[], None]) -> int:
     except OSError as error:
         say(f"error: {os_error_message('stopped', Path(error.filename or '.'), error)}")
         return 1
-    except KeyboardInterrupt:
-        say("interrupted: nothing half-written was left, run it again to continue")
-        return 130
+    except KeyboardInterrupt as end:
+        is_terminated = isinstance(end, Terminated)
+        how = "terminated" if is_terminated else "interrupted"
+        say(f"{how}: nothing half-written was left, run it again to continue")
+        return 143 if is_terminated else 130
     finally:
         signal.signal(signal.SIGTERM, previous)
     return 0

@@ -22,11 +22,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compllm.build_scripts.fetch_base import ensure_base
 from compllm.build_scripts.manifest import weights_sha256
-from compllm.build_scripts.staging import run_script, say
+from compllm.build_scripts.staging import Terminated, run_script, say
 from compllm.build_scripts.training.options import OPTIONS, make_parser
 from compllm.build_scripts.training.settings import TrainSettings
 from compllm.build_scripts.training.sweep import parse_grid, sweep
@@ -196,6 +196,8 @@ def _validated(best: Mapping[str, Any] | None) -> str:
 class _stopping:
     """SIGTERM and Ctrl-C end the run after the step under way; a second one ends it at once."""
 
+    by: ClassVar[type[KeyboardInterrupt]] = KeyboardInterrupt  # what ended the last run
+
     def __enter__(self) -> Any:
         self._is_stopped = False
         self._previous = {
@@ -207,9 +209,10 @@ class _stopping:
         for each, handler in self._previous.items():
             signal.signal(each, handler)
 
-    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        _stopping.by = Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if self._is_stopped:
-            raise KeyboardInterrupt
+            raise _stopping.by
         self._is_stopped = True
         say("stopping after this step")
 
@@ -285,7 +288,7 @@ def main(arguments: Sequence[str] | None = None, prog: str | None = None) -> int
             place = options.work or home_dir() / "training" / options.out.resolve().name
             is_whole = train(chosen, options.out, place) is not None
         if not is_whole:
-            raise KeyboardInterrupt
+            raise _stopping.by
 
     return run_script(work)
 

@@ -23,6 +23,7 @@ PATH = frozenset(
     {
         *("pipeline", "query_run", "query_check", "assembly", "decompose", "graph", "execute"),
         *("compose", "asked", "confidence", "copies", "loops", "stage", "usage"),
+        "prompt_length",
     }
 )
 # Room -> rooms that it may import besides itself and the vocabulary. ROOM.MODULE: that module only.

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,6 +117,69 @@ def test_doctor_reports_it(home: Path) -> None:
     assert "COMPLLM_HOME" in disk.remedy
 
 
+@pytest.mark.parametrize("command", [["up"], ["up", "--http-port", "0"]])
+def test_a_full_disk_at_up_is_one_line_and_leaves_nothing_half_written(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It printed shutil's list of tuples."""
+    engine = tmp_path / "engines" / "embedded"
+    engine.mkdir(parents=True)
+    (engine / "manifest.json").write_text("{}")
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    monkeypatch.setattr(prepare, "prepare", lambda _: None)
+    copy = shutil.copy2
+
+    def copy_until_full(source: str, target: str, **more: Any) -> Any:
+        if "config.pbtxt" in str(source):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return copy(source, target, **more)
+
+    copytree = shutil.copytree
+
+    def copy_tree(*arguments: Any, **more: Any) -> Any:
+        is_inner = len(arguments) > 2  # it calls itself for folders
+        changed = {} if is_inner else {"copy_function": copy_until_full}
+        return copytree(*arguments, **more, **changed)
+
+    monkeypatch.setattr(shutil, "copytree", copy_tree)
+    assert cli.run(command) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: no space left for ")
+    assert said.endswith("config.pbtxt: free some, or set COMPLLM_HOME to another disk\n")
+    assert said.count("\n") == 1
+    assert not list((tmp_path / "run" / "server").iterdir())
+    assert triton_server.status() is None
+
+
+def test_a_limit_on_the_size_of_files_is_named_as_such(tmp_path: Path) -> None:
+    """A real one, of another process, at the same place."""
+    program = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+        "from compllm.cli import app, prepare\n"
+        "prepare.prepare = lambda _: None\n"
+        "sys.exit(app.run(['up']))\n"
+    )
+    engine = tmp_path / "engines" / "embedded"
+    engine.mkdir(parents=True)
+    (engine / "manifest.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program],
+        env=os.environ | {"COMPLLM_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: no space left for ")
+    assert "(File too large)" in line
+    assert not list((tmp_path / "run" / "server").iterdir())
+
+
 def test_os_error_of_a_path_names_path_and_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError) as caught:
@@ -120,4 +188,4 @@ def test_os_error_of_a_path_names_path_and_remedy(tmp_path: Path) -> None:
     assert reason == (
         f"cannot use {tmp_path}/file/x: Not a directory: name a directory that you may write"
     )
-    assert storage.explain_os_error(OSError(errno.ENOSPC, "No space left")) is None
+    assert storage.explain_os_error(OSError(errno.EIO, "Input/output error")) is None

@@ -22,6 +22,8 @@ Mode = Literal["single", "leader", "orchestrator"]
 _SERVER = "/opt/tritonserver/bin/tritonserver"
 # Open MPI binds a process to a core by itself, and with it every thread of the server.
 _MPIRUN = "mpirun --allow-run-as-root --bind-to none"
+# HTTP is open here, unlike in `compllm up`: the container's health check and the chart's probes ask
+# it.
 _PORTS = (
     "--grpc-port=${GRPC_PORT:-8001}",
     "--http-port=${HTTP_PORT:-8000}",

@@ -8,6 +8,7 @@ import json
 import platform
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,8 @@ def start_from(model: Any, adapter: Path, settings: TrainSettings, checkpoint: P
     """
     from safetensors.torch import load_file
 
-    found = read_peft(adapter, validate_checkpoint(checkpoint), adapter.resolve().name)
+    shape = replace(validate_checkpoint(checkpoint), sha256=weights_sha256(checkpoint))
+    found = read_peft(adapter, shape, adapter.resolve().name)
     config = read_json(adapter / "adapter_config.json")
     if (config["r"], config["lora_alpha"]) != (settings.rank, settings.scale_alpha):
         raise ConfigError(

@@ -274,13 +274,21 @@ def _least_free(
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The engines that one GPU has to hold, all of the same settings."""
+    """The engines that one GPU has to hold, all of the same settings.
+
+    is_fp8: but that those without adapters are fp8.
+    """
 
     settings: EngineSettings
     engines: tuple[tuple[BaseShape, LoraNeed | None], ...]
+    is_fp8: bool = False
 
     def memories(self) -> tuple[EngineMemory, ...]:
-        return tuple(engine_memory(shape, self.settings, lora) for shape, lora in self.engines)
+        fp8 = replace(self.settings, quantisation="fp8") if self.is_fp8 else self.settings
+        return tuple(
+            engine_memory(shape, self.settings if lora else fp8, lora)
+            for shape, lora in self.engines
+        )
 
     def fits(self, gpu: Gpu) -> bool:
         return share_out(gpu, self.memories(), self.settings.tokens_per_block) is not None
@@ -334,7 +342,9 @@ def _is_buildable(load: Load, settings: EngineSettings, gpu: Gpu, num_gpus: int)
             check_rules(shape, settings, gpu, num_gpus)
     except ArtefactError:
         return False
-    return replace(load, settings=settings).fits(gpu)
+    # A quantisation that the user writes is that of every engine.
+    is_fp8 = load.is_fp8 and settings.quantisation == load.settings.quantisation
+    return replace(load, settings=settings, is_fp8=is_fp8).fits(gpu)
 
 
 def _milder(settings: EngineSettings, gpu: Gpu, num_gpus: int) -> Iterator[tuple[str, Any]]:

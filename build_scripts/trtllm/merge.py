@@ -12,10 +12,11 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from compllm.build_scripts.manifest import copied_files
+from compllm.build_scripts.manifest import copied_files, weights_sha256
 from compllm.build_scripts.staging import run_script, saving
 from compllm.build_scripts.trtllm.legacy_form import CONVERTIBLE, write_configs
 from compllm.errors import ArtefactError
@@ -33,7 +34,8 @@ def merge(
     is_same_base: take the adapter as made for `base`, whatever name it records.
     """
     # In our words, before PEFT in its own.
-    read_peft(adapter, validate_checkpoint(base, CONVERTIBLE), is_same_base=is_same_base)
+    shape = replace(validate_checkpoint(base, CONVERTIBLE), sha256=weights_sha256(base))
+    read_peft(adapter, shape, is_same_base=is_same_base)
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -99,9 +99,10 @@ def make_plan(catalogue: Catalogue, settings: GpuSettings, checkpoint: Path) -> 
         )
     drafts[0] = replace(drafts[0], lora=_lora_need(settings, served))
     engine = _limit_length(settings, drafts)
-    _check_calibration(engine)
     for draft in drafts:
-        check_rules(draft.source.shape, engine, settings.gpu, settings.num_gpus)
+        own = settings.engine_for(engine, has_adapters=draft.lora is not None)
+        _check_calibration(own)
+        check_rules(draft.source.shape, own, settings.gpu, settings.num_gpus)
     if served and engine.kv_cache_type != "paged":
         raise ArtefactError(
             f"kv_cache_type {engine.kv_cache_type!r}: adapters mix in an in-flight batch, "
@@ -249,7 +250,8 @@ def _place(
     placed: dict[str, PlannedEngine] = {}
     for number in range(min(num_sets, len(drafts))):
         here = drafts[number::num_sets]
-        load = Load(engine, tuple((draft.source.shape, draft.lora) for draft in here))
+        is_fp8 = settings.engine_for(engine, has_adapters=False) != engine
+        load = Load(engine, tuple((draft.source.shape, draft.lora) for draft in here), is_fp8)
         shares = fit(load, settings.gpu, settings.num_gpus, settings.gpus)
         devices = tuple(range(number * size, (number + 1) * size))
         for draft, share in zip(here, shares, strict=True):
@@ -259,7 +261,7 @@ def _place(
                 draft.source,
                 draft.merged,
                 draft.lora,
-                engine,
+                settings.engine_for(engine, has_adapters=draft.lora is not None),
                 devices,
                 share,
             )

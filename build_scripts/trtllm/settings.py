@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -93,6 +93,14 @@ class GpuSettings:
     lora: LoraSettings
     checkpoints: Mapping[str, Path]  # expert -> full fine-tune
     gpus: tuple[Gpu, ...]  # every kind of the file
+
+    def engine_for(self, engine: EngineSettings, *, has_adapters: bool) -> EngineSettings:
+        """The settings of one engine. By default an engine of its own for an expert is fp8 on GPUs
+        that have it. One with adapters is not: they are float16 and their products too."""
+        is_default = "quantisation" not in self.explicit and engine.kv_cache_dtype != "int8"
+        if self.topology != "per-expert" or has_adapters or not (is_default and self.gpu.has_fp8):
+            return engine
+        return replace(engine, quantisation="fp8")
 
 
 def default_settings_path() -> Path:

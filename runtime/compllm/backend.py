@@ -49,6 +49,8 @@ class GenerateRequest:
     adapter_id: int | None = None  # lora_task_id; None is the base
     guide: Guide | None = None
     is_streamed: bool = False  # False: one chunk with everything
+    # The engine's own times and KV blocks, in `Chunk.usage`; in each response where it is streamed.
+    wants_perf: bool = True
     wants_log_probs: bool = False  # an engine that has none leaves `Chunk.log_probs` empty
     query_id: str = ""  # of the query that sends it, if any
     node_id: int | None = None  # in that query; types.PLAN_NODE and ANSWER_NODE are such ids
@@ -117,6 +119,15 @@ class TellsLimits(Protocol):
     """A Backend that knows what its engines batch."""
 
     def max_batch_size(self, model: str) -> int | None: ...
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A Backend that has the model's tokenizer, and knows how long a sequence its engines hold."""
+
+    async def num_tokens(self, prompt: Prompt) -> int: ...
+
+    def max_seq_len(self, model: str) -> int | None: ...
 
 
 def max_batch_size(backend: Backend, model: str) -> int | None:

@@ -49,6 +49,19 @@ class Aggregator:
             return False
         return self.policy == "always" or (self.policy == "auto" and len(leaves) > 1)
 
+    def request(self, query: Query, leaves: Sequence[tuple[str, str | None]]) -> GenerateRequest:
+        return GenerateRequest(
+            f"{query.id}-answer",
+            answer_prompt(query, leaves, aggregator=self),
+            self.sampling if query.sampling == SamplingParams() else query.sampling,
+            self.model,
+            self.adapter_id,
+            is_streamed=True,
+            wants_perf=False,
+            query_id=query.id,
+            node_id=ANSWER_NODE,
+        )
+
 
 async def compose(
     query: Query,
@@ -66,16 +79,7 @@ async def compose(
     if not aggregator.needs_model(leaves):
         yield join(leaves)
         return
-    request = GenerateRequest(
-        f"{query.id}-answer",
-        answer_prompt(query, leaves, aggregator=aggregator),
-        aggregator.sampling if query.sampling == SamplingParams() else query.sampling,
-        aggregator.model,
-        aggregator.adapter_id,
-        is_streamed=True,
-        query_id=query.id,
-        node_id=ANSWER_NODE,
-    )
+    request = aggregator.request(query, leaves)
     said = ""
     # As many leaves may have the same response: only more copies than that are a loop.
     text = LoopGuard(max(MIN_COPIES, len(leaves) + 1))

@@ -52,6 +52,9 @@ class ServerConfig:
     # Empty: what the server names.
     adapters_dir: str = ""
     ready_timeout_s: float = _number(10.0, 0.1, 3600)  # to find the server ready when connecting
+    # Where `compllm up` opens Triton's HTTP, on loopback; 0: it stays closed. Some hostile requests
+    # crash its parser.
+    http_port: int = _number(0, 0, 65_535)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
-from compllm.backend import Backend, Chunk, GenerateRequest, OnChunk, open_chunks
+from compllm.backend import Backend, Chunk, GenerateRequest, OnChunk, Prompt, open_chunks
 from compllm.copies import CopyFilter
 from compllm.errors import BackendError, PlanError
 from compllm.plan import PlanLimits, PlanParser, fallback_plan, plan_guide
@@ -32,11 +32,15 @@ class Generator:
     timeout_s: float = 30.0
     is_guided: bool = True
 
+    def prompt(self, question: str) -> Prompt:
+        """What it reads; a trained one is shown no examples."""
+        return generator_prompt(question, self.template, is_few_shot=self.adapter_id is None)
+
     def request(self, query: Query) -> GenerateRequest:
         is_trained = self.adapter_id is not None
         return GenerateRequest(
             f"{query.id}-plan",
-            generator_prompt(query.text, self.template, is_few_shot=not is_trained),
+            self.prompt(query.text),
             SamplingParams(max_tokens=self.max_tokens),
             self.model,
             self.adapter_id,
@@ -44,6 +48,7 @@ class Generator:
             if self.is_guided
             else None,
             is_streamed=True,
+            wants_perf=False,
             wants_log_probs=True,
             query_id=query.id,
             node_id=PLAN_NODE,

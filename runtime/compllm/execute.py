@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from compllm.backend import Backend, GenerateRequest, Prompt
-from compllm.errors import BackendError, BackendUnavailable
+from compllm.errors import BackendError, BackendRejected, BackendUnavailable
 from compllm.graph import QueryGraph
 from compllm.loops import cut_loop
+from compllm.prompt_length import excess_of_prompt
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
 from compllm.scheduling.admission import Admission, AdmissionTicket
 from compllm.scheduling.single_flight import SingleFlight
@@ -254,6 +255,14 @@ class Execution:
             query_id=live.id,
             node_id=node_id,
         )
+        if excess := await excess_of_prompt(
+            engine.backend, request.model, request.prompt, request.sampling.max_tokens
+        ):
+            raise BackendRejected(
+                f"sub-query {node_id} has, with its parents' responses, {excess}",
+                query_id=live.id,
+                node_id=node_id,
+            )
         self._slots[node_id] = slot = self._slot(node_id, expert)
         times = self._times[node_id]
         used: RequestUsage | None = None

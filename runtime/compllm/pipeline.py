@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +33,8 @@ from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.graph import QueryGraph
 from compllm.plan import direct_plan, make_plan
-from compllm.prompts import UNKNOWN
+from compllm.prompt_length import Reader, excess_of_prompt, excess_of_text
+from compllm.prompts import UNKNOWN, node_prompt
 from compllm.query_check import checked
 from compllm.query_run import Run
 from compllm.routing.embed import Array, Encoder
@@ -146,8 +148,7 @@ class CompLLM:
         runs.
         """
         self._opened()
-        query = self._check(query)
-        given = self._check_plan(query, plan)
+        query, given = await self._check(query, plan)
         deadline_s = query.deadline_s or self.config.timeouts.query_s
 
         async def path(emit: Emit) -> None:
@@ -195,7 +196,7 @@ class CompLLM:
         Raises QueryError, BackendError, DeadlineExceeded.
         """
         self._opened()
-        query = self._check(query)
+        query, _ = await self._check(query, None)
         deadline_s = query.deadline_s or self.config.timeouts.query_s
         live = LiveQuery(
             query.id, next(self._seq), asyncio.get_running_loop().time(), lambda _: None
@@ -297,6 +298,12 @@ class CompLLM:
             yield join(leaves)
             return
         usage, backend = run.live.usage, self._engine.backend
+        request = self._aggregator.request(run.query, leaves)
+        if await excess_of_prompt(
+            backend, request.model, request.prompt, request.sampling.max_tokens
+        ):
+            yield join(leaves)
+            return
         async with self._slot(run.live, ANSWER_NODE):
             usage.answer = usage.request()
             texts = compose(
@@ -318,12 +325,30 @@ class CompLLM:
             raise RuntimeError("CompLLM is not open: use 'async with CompLLM(...) as llm'")
         return self._router
 
-    def _check(self, query: Query | str) -> Query:
+    async def _check(self, query: Query | str, plan: Plan | None) -> tuple[Query, Plan | None]:
         query = checked(query, self.config.limits)
+        given = self._check_plan(query, plan)
+        readers = tuple(self._readers_of_question(given))
+        if (excess := await excess_of_text(self._engine.backend, query.text, readers)) is not None:
+            problem = f"the question has {excess}: shorten it, or ask it in parts"
+            raise QueryError(problem, query_id=query.id)
         if query.id in self._live:
             problem = f"a query with the id {query.id!r} is running already"
             raise QueryError(problem, query_id=query.id)
-        return query
+        return query, given
+
+    def _readers_of_question(self, given: Plan | None) -> Iterator[Reader]:
+        """The steps that read the whole question. The aggregator is none: where its prompt does not
+        fit, the responses are joined."""
+        if given is None:
+            generator = self._generator
+            yield Reader(generator.model, generator.prompt, generator.max_tokens)
+        if given is None or given.is_direct:
+            nodes = self._engine.nodes
+            kinds = {(each.model, each.system): each for each in self._engine.experts.values()}
+            for expert in kinds.values():
+                prompt = partial(node_prompt, expert, template=nodes.template)
+                yield Reader(expert.model, prompt, nodes.sampling.max_tokens)
 
     def _check_plan(self, query: Query, plan: Plan | None) -> Plan | None:
         if plan is None or plan == direct_plan(query.text):  # the question's own limits hold for it

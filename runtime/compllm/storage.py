@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,9 @@ _OF_THE_PLACE = (
     errno.EPERM,
     errno.EROFS,
 )
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def problem_at(directory: Path) -> str | None:
@@ -44,6 +48,16 @@ def require_writable(directory: Path) -> None:
         raise ConfigError(f"cannot write to {directory}: {problem}: {remedy_at(directory)}")
 
 
+def require_space(directory: Path) -> None:
+    """Raises OSError (ENOSPC) where not even a small file can be written to `directory`."""
+    with tempfile.NamedTemporaryFile(prefix=".compllm-", dir=directory) as file:
+        try:
+            file.write(b"0" * 65536)
+            file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(directory)) from error
+
+
 def remedy_at(path: Path) -> str:
     """What to do about a path that cannot be written."""
     home = paths.home_dir()
@@ -54,7 +68,28 @@ def remedy_at(path: Path) -> str:
 
 def explain_os_error(error: OSError) -> str | None:
     """One sentence about a path that cannot be used, with its remedy; None for another fault."""
+    error = _one_of(error)
+    if is_full(error):
+        where = paths.home_dir() if error.filename is None else error.filename
+        reason = "" if error.errno == errno.ENOSPC else f" ({error.strerror})"
+        return f"no space left for {where}{reason}: free some, or set COMPLLM_HOME to another disk"
     if error.errno not in _OF_THE_PLACE or not isinstance(error.filename, str | os.PathLike):
         return None
     path = Path(os.fspath(error.filename))
     return f"cannot use {path}: {error.strerror}: {remedy_at(path)}"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether nothing more can be written: the disk, a quota or a limit of the process."""
+    return _one_of(error).errno in _FULL
+
+
+def _one_of(error: OSError) -> OSError:
+    """The first of those that copying a tree has collected."""
+    if not isinstance(error, shutil.Error) or not error.args or not isinstance(error.args[0], list):
+        return error
+    for number in (*_FULL, *_OF_THE_PLACE):
+        for each in error.args[0]:
+            if len(each) == 3 and os.strerror(number) in str(each[2]):
+                return OSError(number, os.strerror(number), str(each[1]))
+    return error

@@ -106,6 +106,16 @@ async def test_message_carries_everything_that_was_asked_for(
     }
 
 
+async def test_perf_metrics_are_asked_for_only_where_they_are_read(
+    loopback: Loopback, backend: TritonBackend
+) -> None:
+    """TensorRT-LLM sends nine tensors of them with each streamed token."""
+    for wants_perf in (True, False):
+        await collect(backend, _request(is_streamed=True, wants_perf=wants_perf))
+    with_them, without = (inputs(message) for message in loopback.messages)
+    assert with_them.keys() - without.keys() == {"return_perf_metrics"}
+
+
 async def test_greedy_is_top_k_1(loopback: Loopback, backend: TritonBackend) -> None:
     await collect(backend, _request())
     given = inputs(loopback.messages[0])
@@ -361,6 +371,16 @@ async def test_settings_name_the_weights_to_send(
     await collect(backend, _request(adapter_id=7))
     await backend.aclose()
     assert inputs(loopback.messages[0])["lora_weights"] == [[[1.0, 1.0]]]
+
+
+async def test_settings_that_name_a_folder_without_weights_are_refused(
+    loopback: Loopback, base_dir: Path, tmp_path: Path
+) -> None:
+    """Where the engine itself had adapters, the setting was ignored."""
+    for folder, said in ((tmp_path, "holds no adapters"), (tmp_path / "none", "is not there")):
+        server = ServerConfig(tokenizer=str(base_dir), adapters_dir=str(folder))
+        with pytest.raises(ConfigError, match=rf"server\.adapters_dir = '{folder}' {said}"):
+            await connect_as_set(loopback.url, server, CATALOGUE)
 
 
 async def test_each_models_configuration_is_asked_once_at_connect(

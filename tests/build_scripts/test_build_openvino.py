@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +271,33 @@ def test_shipped_adapters_of_another_base_are_left_out(
     assert len(build_openvino.default_adapters(tiny_checkpoint)) == 1
     assert build_openvino.default_adapters(base_dir) == ()
     assert "are left out: chem" in capsys.readouterr().err
+
+
+def test_shipped_adapters_of_other_weights_of_the_same_name_are_left_out(
+    chem: AdapterSource,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(build_openvino, "resource_dir", lambda name: tmp_path / name)
+    copy = tmp_path / "engines" / "adapters" / "chem"
+    shutil.copytree(chem.directory, copy)
+    for sha256, names in ((weights_sha256(tiny_checkpoint), ["chem"]), ("0" * 64, [])):
+        (copy / "manifest.json").write_text(json.dumps({"base": {"sha256": sha256}}))
+        found = build_openvino.default_adapters(tiny_checkpoint)
+        assert [each.name for each in found] == names
+    assert "are left out: chem" in capsys.readouterr().err
+
+
+def test_every_adapter_that_is_shipped_is_for_the_base_that_is_fetched(base_dir: Path) -> None:
+    base = replace(validate_checkpoint(base_dir), sha256=weights_sha256(base_dir))
+    sources = build_openvino.default_adapters()
+    assert sources
+    for source in sources:
+        assert source.read(base).name == source.name
+        with pytest.raises(ArtefactError, match=f"adapter {source.name}: made for base SmolLM2"):
+            source.read(replace(base, sha256="0" * 64))
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

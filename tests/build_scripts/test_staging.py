@@ -78,8 +78,8 @@ def work():
 raise SystemExit(staging.run_script(work))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 130
-    assert done.stderr == "interrupted: nothing half-written was left, run it again to continue\n"
+    assert done.returncode == 143
+    assert done.stderr == "terminated: nothing half-written was left, run it again to continue\n"
     assert names(tmp_path) == []
 
 

@@ -100,6 +100,27 @@ def test_engine_per_expert_merges_what_an_expert_has(plan: Plan) -> None:
     assert made.engines[0].share.kv_tokens < made.engines[1].share.kv_tokens
 
 
+def quantisations(made: BuildPlan) -> list[str]:
+    return [engine.settings.quantisation for engine in made.engines]
+
+
+def test_an_experts_own_engine_is_fp8_where_the_gpu_has_it(plan: Plan) -> None:
+    assert quantisations(plan(topology="per-expert")) == ["none", "fp8", "fp8"]  # LoRA: not
+    assert quantisations(plan(topology="per-expert", gpu="l4")) == ["int8", "fp8", "fp8"]
+    assert quantisations(plan(topology="per-expert", gpu="a100")) == ["none"] * 3
+    assert quantisations(plan()) == ["none"]
+    written = plan(topology="per-expert", engine="quantisation = 'none'")
+    assert quantisations(written) == ["none"] * 3
+    with pytest.raises(ArtefactError, match=r"calib_dataset = '/not/here' is not a directory"):
+        plan(topology="per-expert", engine="calib_dataset = '/not/here'")
+
+
+def test_the_weights_of_an_fp8_engine_are_counted_as_such(plan: Plan) -> None:
+    default = plan(topology="per-expert", num_gpus=3).engines[1]
+    written = plan(topology="per-expert", num_gpus=3, engine="quantisation = 'none'").engines[1]
+    assert default.share.memory.weights < written.share.memory.weights
+
+
 def test_no_adapters_build_an_engine_without_the_plugin(plan: Plan) -> None:
     made = plan(adapters={})
     assert (made.engines[0].lora, made.adapters) == (None, ())

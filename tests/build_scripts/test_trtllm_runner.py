@@ -287,8 +287,8 @@ def test_interrupted_build_takes_its_command_down(
         os.close(pipe)
     build.send_signal(signal.SIGTERM)
     _, err = build.communicate(timeout=120)
-    assert build.returncode == 130
-    assert err.splitlines()[-1].startswith("interrupted: nothing half-written was left")
+    assert build.returncode == 143
+    assert err.splitlines()[-1].startswith("terminated: nothing half-written was left")
     with pytest.raises(ProcessLookupError):
         os.kill(number, 0)
     assert not made.out.exists()

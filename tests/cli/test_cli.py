@@ -1,5 +1,7 @@
 """The command line, on the scripted backend where a server is needed."""
 
+import signal
+import subprocess
 import sys
 import warnings
 from importlib import metadata
@@ -85,6 +87,31 @@ def test_interruption_ends_with_130(
     monkeypatch.setattr(CompLLM, "connect", interrupted)
     assert run(["ask", "x", "--url", "127.0.0.1:1"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_with_its_own_status_and_one_line(
+    number: signal.Signals, status: int
+) -> None:
+    program = (
+        "import os, signal\n"
+        "from compllm.cli import app\n"
+        "from compllm.pipeline import CompLLM\n"
+        "async def connect(config):\n"
+        f"    os.kill(os.getpid(), {int(number)})\n"
+        "    import asyncio\n"
+        "    await asyncio.sleep(60)\n"
+        "CompLLM.connect = connect\n"
+        "import sys\n"
+        "sys.argv = ['compllm', 'ask', 'x', '--url', '127.0.0.1:1']\n"
+        "app.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == status
+    assert done.stdout == ""
+    assert done.stderr == ("terminated\n" if status == 143 else "interrupted\n")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

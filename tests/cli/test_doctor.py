@@ -45,6 +45,27 @@ def test_engine_with_half_a_manifest_is_missing(tmp_path: Path) -> None:
     assert "manifest.json" in found("engine").found
 
 
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("COMPLLM_SERVER_ADAPTERS_DIR", "server.adapters_dir = '/not/here' is not there"),
+        ("COMPLLM_SERVER_TOKENIZER", "server.tokenizer = '/not/here': no readable tokenizer.json"),
+    ],
+)
+def test_files_that_the_settings_name_and_are_not_there_are_missing(
+    variable: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's own adapters were sent instead, without a word."""
+    monkeypatch.setenv(variable, "/not/here")
+    check = found("settings")
+    assert check.status == "missing"
+    assert said in check.found
+    assert check.remedy
+    # Another machine's server has its own files.
+    monkeypatch.setenv("COMPLLM_SERVER_URL", "elsewhere:8001")
+    assert all(check.name != "settings" for check in examine())
+
+
 def test_a_note_is_no_fault() -> None:
     assert is_healthy((Check("a", "ok", "x"), Check("b", "note", "x", "y")))
     assert not is_healthy((Check("a", "missing", "x", "y"),))

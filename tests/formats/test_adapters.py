@@ -246,8 +246,23 @@ def test_manifest_beside_the_adapter_decides_about_the_base(copy: Path, base: Ba
     rewrite_json(copy / "adapter_config.json", {"base_model_name_or_path": "renamed"})
     (copy / "manifest.json").write_text(json.dumps({"base_sha256": "a" * 64}))
     assert read_peft(copy, replace(base, sha256="a" * 64)).rank == 4
-    with pytest.raises(ArtefactError, match="made for a base with weights aaaaaaaaaaaa"):
+    with pytest.raises(ArtefactError, match=r"made for base renamed with weights a{12}, this"):
         read_peft(copy, replace(base, sha256="b" * 64))
+
+
+def test_a_trained_adapter_is_for_the_base_that_its_training_recorded(
+    copy: Path, base: BaseShape
+) -> None:
+    """Training wrote the hash under another key than was read: the check never applied."""
+    from dataclasses import replace
+
+    record = {"base": {"name": "tiny-llama", "sha256": "a" * 64}}
+    (copy / "manifest.json").write_text(json.dumps(record))
+    assert read_peft(copy, replace(base, sha256="a" * 64)).rank == 4
+    said = r"made for base tiny-llama with weights a{12}, this one is tiny-llama and has b{12}\. If"
+    with pytest.raises(ArtefactError, match=said):
+        read_peft(copy, replace(base, sha256="b" * 64))
+    assert read_peft(copy, replace(base, sha256="b" * 64), is_same_base=True).rank == 4
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])

@@ -43,7 +43,7 @@ def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """One server for all tests that leave it well. Tests that kill start their own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("COMPLLM_HOME", str(tmp_path_factory.mktemp("home")))
-        with triton_server.running(engine_dir, is_shared=False) as info:
+        with triton_server.running(engine_dir, has_http=True, is_shared=False) as info:
             patch.undo()
             yield info
 

@@ -35,7 +35,7 @@ def test_up_serves_it_and_a_server_without_it_is_not_taken_for_one(
         triton_server.down()
         settings = home / "mine.toml"
         settings.write_text("[limits]\nmax_query_chars = 40\n")
-        info = triton_server.up(engine_dir, has_face=True, config=settings)
+        info = triton_server.up(engine_dir, has_face=True, http_port=0, config=settings)
         assert triton_server.up(engine_dir) == triton_server.status() == info
         assert generate(info, text_input=QUESTION[:40])["text_output"]
         with pytest.raises(urllib.error.HTTPError) as refused:

@@ -41,7 +41,7 @@ from comp_llm_client import (
 )
 from tritonclient.utils import InferenceServerException
 
-from compllm.server import triton_server, triton_state
+from compllm.server import health, triton_server
 from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.triton
 
 @pytest.fixture(scope="module")
 def face(engine_dir: Path, home: Path) -> Iterator[ServerInfo]:
-    with triton_server.running(engine_dir, has_face=True, is_shared=False) as info:
+    with triton_server.running(engine_dir, has_face=True, has_http=True, is_shared=False) as info:
         yield info
 
 
@@ -184,7 +184,7 @@ async def test_64_streams_run_at_once(client: Any) -> None:
 
 async def test_models_and_the_load_of_their_queue_are_told(face: ServerInfo) -> None:
     await asyncio.to_thread(generate, face, text_input=QUESTION)
-    models = triton_state.models(face)
+    models = health.models(face)
     assert {each["name"]: each["is_ready"] for each in models} == {MODEL: True, CORE: True}
 
     def load() -> dict[str, float]:

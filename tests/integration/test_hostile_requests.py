@@ -10,7 +10,8 @@ import pytest
 import tritonclient.grpc as triton
 
 from compllm.formats.lora_tensors import read_engine_adapter
-from compllm.server.triton_state import ServerInfo, is_ready
+from compllm.server.health import is_ready
+from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import re
+import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
@@ -15,7 +18,7 @@ from helpers import bare_catalogue, own_home
 
 from compllm import CompLLM, ConfigWarning, load_config, paths
 from compllm.cli.app import run
-from compllm.errors import ServerError
+from compllm.errors import QueryError, ServerError
 from compllm.server import triton_server
 from compllm.server.triton_state import ServerInfo
 
@@ -49,7 +52,7 @@ def mine(engine_dir: Path, home: Path) -> ServerInfo:
         '[gate]\nmode = "off"\n[compose]\npolicy = "never"\n'
     )
     with contextlib.chdir(home):
-        return triton_server.up(engine_dir, has_face=True, config="mine.toml")
+        return triton_server.up(engine_dir, has_face=True, http_port=0, config="mine.toml")
 
 
 def asked_over_http(server: ServerInfo) -> dict[str, Any]:
@@ -73,6 +76,27 @@ def test_ask_answers_as_curl_does(mine: ServerInfo, capsys: pytest.CaptureFixtur
     assert run(["experts", "--json"]) == 0
     names = [each["name"] for each in json.loads(capsys.readouterr().out)["experts"]]
     assert names == ["elements", "biology", "mathematics", "base"]
+
+
+async def test_a_question_of_too_many_tokens_is_refused_in_the_same_words_everywhere(
+    mine: ServerInfo, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was within the limit of characters, and failed with the token numbers of the plan step."""
+    question = "\u94c1" * 170  # of three tokens each; the tiny engine holds 512
+    said = r"the question has 510 tokens; the limit is \d+: shorten it, or ask it in parts"
+    for arguments in (["ask", question], ["ask", "--no-plan", question], ["plan", question]):
+        assert await asyncio.to_thread(run, arguments) == 2
+        assert re.fullmatch(f"error: {said}\n", capsys.readouterr().err)
+    async with await CompLLM.connect() as llm:
+        with pytest.raises(QueryError, match=said):
+            await llm.ask(question)
+    body = json.dumps({"text_input": question}).encode()
+    request = urllib.request.Request(f"{mine.http_url}/v2/models/comp_llm/generate", body)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        await asyncio.to_thread(urllib.request.urlopen, request)
+    with caught.value as refused:
+        assert refused.code == 400
+        assert re.search(said, refused.read().decode())
 
 
 async def test_the_python_client_takes_what_the_server_is_set_to(mine: ServerInfo) -> None:

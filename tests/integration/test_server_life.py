@@ -28,9 +28,10 @@ from compllm import paths
 from compllm.errors import ConfigError, ServerError
 from compllm.niceness import NICENESS
 from compllm.server import triton_server
+from compllm.server.health import models
 from compllm.server.server_log import reason_in
 from compllm.server.supervisor import PID_FILE
-from compllm.server.triton_state import HOST, ServerInfo, models
+from compllm.server.triton_state import HOST, ServerInfo
 
 pytestmark = pytest.mark.triton
 
@@ -165,11 +166,15 @@ def test_a_killed_supervisor_takes_its_server_along_and_is_reported(
     engine_dir: Path, home: Path
 ) -> None:
     info = triton_server.up(engine_dir)
+    os.kill(info.server_pid, signal.SIGKILL)
+    info = _until_started_again(info)  # so that its log holds the reason of an earlier death
     supervisor = psutil.Process(info.pid)
     supervisor.kill()  # no process is left to clear up
     supervisor.wait(WAIT_S)
-    with pytest.raises(ServerError, match=r"died.*compllm up"):
+    with pytest.raises(ServerError, match=r"died.*compllm up") as caught:
         triton_server.status()
+    assert f"its supervisor (process {info.pid}) is gone" in str(caught.value)
+    assert "SIGKILL" not in str(caught.value)
     assert not triton_server.down()
     _wait_until_gone(home)
     assert not _shared_memory(info)
@@ -187,7 +192,7 @@ def test_a_clock_that_is_set_does_not_make_a_server_look_dead(
 
 def test_shared_memory_and_models_are_for_the_owner_alone(engine_dir: Path, home: Path) -> None:
     """Any client could register the server's own memory and have outputs written into it."""
-    info = triton_server.up(engine_dir)
+    info = triton_server.up(engine_dir, http_port=0)
     with InferenceServerClient(info.grpc_url) as client:
         for call in (
             client.get_system_shared_memory_status,
@@ -207,6 +212,31 @@ def test_shared_memory_and_models_are_for_the_owner_alone(engine_dir: Path, home
     assert stat.S_IMODE((paths.run_dir() / "server.json").stat().st_mode) == 0o600
     with urllib.request.urlopen(info.http_url + "/v2") as told:
         assert info.shm_prefix not in told.read().decode()
+
+
+def test_http_is_closed_until_a_port_is_asked_for(engine_dir: Path, home: Path) -> None:
+    """One HTTP body of 50,000 brackets ended the server, and HTTP was open by default."""
+    info = triton_server.up(engine_dir)
+    assert (info.http_port, info.http_url) == (0, "")
+    listening = {
+        each.laddr.port
+        for each in psutil.Process(info.server_pid).net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
+    }
+    assert listening == {info.grpc_port, info.metrics_port}
+    with pytest.raises(ServerError, match="already running with HTTP closed"):
+        triton_server.up(engine_dir, http_port=0)
+    assert triton_server.down()
+    info = triton_server.up(engine_dir, http_port=0)
+    with urllib.request.urlopen(info.http_url + "/v2/health/ready") as answer:
+        assert answer.status == 200
+    addresses = {
+        each.laddr.ip
+        for each in psutil.Process(info.server_pid).net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
+    }
+    assert addresses == {HOST}
+    assert triton_server.up(engine_dir) == info  # it is not asked for, and may be open
 
 
 def test_killed_owner_takes_its_server_along(engine_dir: Path, home: Path) -> None:
@@ -308,7 +338,7 @@ def test_foreign_program_at_the_port_is_not_taken_for_the_server(
         thread = threading.Thread(target=foreign.serve_forever)
         thread.start()
         state = paths.run_dir() / "server.json"
-        moved = {**json.loads(state.read_text()), "http_port": foreign.server_port}
+        moved = {**json.loads(state.read_text()), "grpc_port": foreign.server_port}
         state.write_text(json.dumps(moved))
         with pytest.raises(ServerError, match="another program answers"):
             triton_server.status()

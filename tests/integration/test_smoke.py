@@ -35,7 +35,7 @@ def bounded(
         paths.encoder_dir().symlink_to(encoder_dir)
         options = {"is_lora_cache": True, "max_adapters": 4}
         with triton_server.running(
-            engine_dir, is_shared=False, has_face=True, options=options
+            engine_dir, is_shared=False, has_face=True, has_http=True, options=options
         ) as info:
             yield info
 

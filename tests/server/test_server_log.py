@@ -41,6 +41,16 @@ def test_reason_is_found_in_the_log(tmp_path: Path, log: str, reason: str) -> No
     assert server_log.reason_in(tmp_path / "log") == reason
 
 
+def test_the_reason_of_a_death_is_none_of_what_followed_the_restart(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    death = f'E1122 1 1 compllm] "tritonserver ended{supervisor.STARTED_AGAIN} (death 1)"\n'
+    log.write_text(death)
+    assert server_log.reason_in(log).startswith(": tritonserver ended")
+    assert server_log.reason_in(log, since_restart=True) == ""
+    log.write_text(death + 'E1122 2 a.cc:1] "no more memory"\n')
+    assert server_log.reason_in(log, since_restart=True) == ": no more memory"
+
+
 def test_each_start_has_a_file_and_the_last_few_are_kept(tmp_path: Path) -> None:
     for number in range(8):
         log = server_log.rotate(tmp_path)

@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compllm.backends.lora_client import AdapterWeights
+from compllm.backends.tokenizer import Tokenizer
 from compllm.backends.wire import AdapterTensors
+from compllm.config import ServerConfig
 from compllm.errors import ConfigError
 
 WEIGHTS_FILE, CONFIG_FILE = "model.lora_weights.npy", "model.lora_config.npy"
@@ -31,6 +33,30 @@ def weights_in(directory: Path) -> AdapterWeights | None:
     if any(directory.glob(f"[0-9]*/{WEIGHTS_FILE}")):
         return lambda task_id: read_converted(directory / str(task_id))
     return None
+
+
+def named_weights(directory: Path) -> AdapterWeights:
+    """Of the folder that the setting server.adapters_dir names. Raises ConfigError where it holds
+    no adapters: those of the engine would be sent in their place."""
+    if (weights := weights_in(directory)) is None:
+        what = "is not there" if not directory.exists() else "holds no adapters"
+        raise ConfigError(
+            f"server.adapters_dir = {str(directory)!r} {what}: name the folder of an embedded "
+            f"engine, or one with folders <task id>/{WEIGHTS_FILE}, or leave the setting out"
+        )
+    return weights
+
+
+def check_server_files(server: ServerConfig) -> None:
+    """What the settings name for a server on this machine. Raises ConfigError: found by `comp_llm`
+    alone, it would be an error of every question."""
+    if server.adapters_dir:
+        named_weights(Path(server.adapters_dir))
+    if server.tokenizer:
+        try:
+            Tokenizer.from_dir(server.tokenizer)
+        except ConfigError as error:
+            raise ConfigError(f"server.tokenizer = {server.tokenizer!r}: {error}") from error
 
 
 def converted_beside(engine: Path) -> Path:

@@ -160,7 +160,7 @@ class LlmApiBackend:
                 text,
                 is_streamed=is_streamed and self._is_decoupled,
                 adapter=adapter,
-                wants_perf=self._wants_perf,
+                wants_perf=self._wants_perf and request.wants_perf,
             )
             exchange.send(message)
             stats.num_attempts += 1

@@ -14,7 +14,7 @@ from compllm.backends.attempts import ClientOptions
 from compllm.backends.channel import CORE_MODEL, model_configs
 from compllm.backends.llmapi import LlmApiBackend, is_llmapi, server_adapters
 from compllm.backends.llmapi_wire import ServerAdapter
-from compllm.backends.model_limits import batch_size_of
+from compllm.backends.model_limits import batch_size_of, seq_len_of
 from compllm.backends.triton import TritonBackend
 from compllm.catalogue import Catalogue
 from compllm.config import ServerConfig
@@ -100,6 +100,7 @@ async def connect(
             tokenizer_dir,
             adapters_dir=adapters_dir,
             batch_sizes={name: batch_size_of(each) for name, each in configs.items()},
+            seq_lens={name: seq_len_of(each) for name, each in configs.items()},
             options=options,
         )
     if not tokenizer_dir:

@@ -18,13 +18,18 @@ from typing import Any
 
 from compllm.backend import Chunk, GenerateRequest, Prompt, Segment, collect
 from compllm.backends import wire
-from compllm.backends.adapter_files import converted_beside, is_embedded_engine, weights_in
+from compllm.backends.adapter_files import (
+    converted_beside,
+    is_embedded_engine,
+    named_weights,
+    weights_in,
+)
 from compllm.backends.attempts import ClientOptions, OnRequest
 from compllm.backends.channel import CORE_MODEL, model_config
 from compllm.backends.client_stats import ClientStats, RequestStats
 from compllm.backends.connection import Connection
 from compllm.backends.lora_client import AdapterUse, AdapterWeights, LoraClient
-from compllm.backends.model_limits import batch_size_of
+from compllm.backends.model_limits import batch_size_of, seq_len_of
 from compllm.backends.stream import AdapterMissing, CacheFull, Exchange
 from compllm.backends.tokenizer import Detokenizer, StopStrings, Tokenizer
 from compllm.errors import CompllmError, ConfigError
@@ -39,7 +44,7 @@ class TritonBackend:
 
     adapter_weights: gives an adapter's tensors by task id. is_prefetched: the engine has loaded its
     adapters itself. on_request: called with the statistics of each request that has ended.
-    batch_sizes: how many requests the engine of each model batches.
+    batch_sizes, seq_lens: what the engine of each model batches, and tokens of one request.
     """
 
     def __init__(
@@ -50,12 +55,14 @@ class TritonBackend:
         *,
         is_prefetched: bool = False,
         batch_sizes: Mapping[str, int | None] | None = None,
+        seq_lens: Mapping[str, int | None] | None = None,
         options: ClientOptions | None = None,
         on_request: OnRequest | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.connection = Connection(url, options, on_request)
         self._batch_sizes = dict(batch_sizes or {})
+        self._seq_lens = dict(seq_lens or {})
         self._make_lora = partial(
             LoraClient,
             adapter_weights,
@@ -98,6 +105,7 @@ class TritonBackend:
             tokenizer_dir,
             adapters_dir=adapters_dir,
             batch_sizes={CORE_MODEL: batch_size_of(config)},
+            seq_lens={CORE_MODEL: seq_len_of(config)},
             options=options,
         )
 
@@ -110,6 +118,7 @@ class TritonBackend:
         *,
         adapters_dir: str | Path | None = None,
         batch_sizes: Mapping[str, int | None] | None = None,
+        seq_lens: Mapping[str, int | None] | None = None,
         options: ClientOptions | None = None,
     ) -> TritonBackend:
         """`connect` for a server whose model's configuration (the protobuf) is known."""
@@ -131,6 +140,7 @@ class TritonBackend:
             weights,
             is_prefetched=is_prefetched,
             batch_sizes=batch_sizes,
+            seq_lens=seq_lens,
             options=options,
         )
 
@@ -197,6 +207,14 @@ class TritonBackend:
     def max_batch_size(self, model: str = CORE_MODEL) -> int | None:
         """Requests that the engine computes in one step; None where that is not known."""
         return self._batch_sizes.get(model)
+
+    def max_seq_len(self, model: str = CORE_MODEL) -> int | None:
+        """Tokens of a prompt and its response together; None where that is not known."""
+        return self._seq_lens.get(model)
+
+    async def num_tokens(self, prompt: Prompt) -> int:
+        """Of the prompt, as it is sent."""
+        return len(await self._encode(prompt))
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Return when the core model can be asked. Raises BackendUnavailable when time is up."""
@@ -315,13 +333,10 @@ def _adapters(
         options = {}
     if is_embedded_engine(engine) and not options.get("is_lora_cache"):
         prefetched = prefetched or str(engine)
-    places = (directory, Path(prefetched) if prefetched else None, engine, converted_beside(engine))
+    if directory is not None:
+        return named_weights(directory), bool(prefetched)
+    places = (Path(prefetched) if prefetched else None, engine, converted_beside(engine))
     for place in places:
         if place is not None and (weights := weights_in(place)) is not None:
             return weights, bool(prefetched)
-    if directory is not None:
-        raise ConfigError(
-            f"no adapters in {directory}: it is neither an embedded engine nor holds folders "
-            "<task id>/model.lora_weights.npy"
-        )
     return None, bool(prefetched)

@@ -45,7 +45,11 @@ def inference_message(
 ) -> Any:
     """The message that asks for this generation; `weights`: of its adapter, where it lacks them."""
     message = _message(request.model, wire_id, input_ids, request.sampling.max_tokens)
-    message.MergeFrom(_settings(special, request.sampling, is_streamed, request.wants_log_probs))
+    message.MergeFrom(
+        _settings(
+            special, request.sampling, is_streamed, request.wants_log_probs, request.wants_perf
+        )
+    )
     if request.sampling.temperature != 0:
         add_array(message, "seed", [[seed_of(request.sampling)]], np.uint64)
     if request.guide is not None:
@@ -151,7 +155,11 @@ def _message(model: str, wire_id: str, input_ids: Sequence[int], max_tokens: int
 
 @lru_cache(256)
 def _settings(
-    special: SpecialIds, sampling: SamplingParams, is_streamed: bool, wants_log_probs: bool
+    special: SpecialIds,
+    sampling: SamplingParams,
+    is_streamed: bool,
+    wants_log_probs: bool,
+    wants_perf: bool,
 ) -> Any:
     """The inputs that requests have in common: made once, since a fork's last child waits until
     the messages of all before it are made."""
@@ -163,7 +171,7 @@ def _settings(
         add_array(message, "stop_words_list", [_flat_words(words)], np.int32)
     for name in (
         "exclude_input_in_output",
-        "return_perf_metrics",
+        *(("return_perf_metrics",) if wants_perf else ()),
         "return_num_input_tokens",
         "return_num_output_tokens",
     ):

@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, TextIO
 
 import typer
@@ -28,7 +29,7 @@ from compllm.cli import route as route_cli
 from compllm.cli import server as server_cli
 from compllm.cli import simulate as simulate_cli
 from compllm.cli import train as train_cli
-from compllm.cli.console import explain, print_json, print_table, say
+from compllm.cli.console import INTERRUPTED, TERMINATED, explain, print_json, print_table, say
 from compllm.cli.shared import ConfigOption, JsonOption, read_settings
 from compllm.errors import ConfigWarning
 
@@ -58,9 +59,6 @@ def _options(
     ] = False,
 ) -> None:
     pass  # the option does it
-
-
-_INTERRUPTED = 130  # exit status, as shells have it
 
 
 app.command()(ask_cli.ask)
@@ -185,8 +183,10 @@ def _run_command(arguments: list[str] | None) -> int:
     try:
         status = app(args=arguments, prog_name="compllm", standalone_mode=False)
         status = status if isinstance(status, int) else 0
+    except SystemExit as end:  # it has said why
+        return int(end.code or 0)
     except (KeyboardInterrupt, asyncio.CancelledError, typer.Abort):
-        status = _INTERRUPTED
+        status = INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout left; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -199,14 +199,25 @@ def _run_command(arguments: list[str] | None) -> int:
             raise
         message, status = explain(error)
         say("error: " + " ".join(message.split()))
-    if status == _INTERRUPTED:  # typer makes it out of a KeyboardInterrupt, silently
-        say("interrupted")
+    if status == INTERRUPTED:  # typer makes it out of a KeyboardInterrupt, silently
+        status = TERMINATED if _Terminations.num else INTERRUPTED
+        say("terminated" if _Terminations.num else "interrupted")
     return status
 
 
+class _Terminations:
+    """SIGTERM cancels as cleanly as Ctrl-C does; the exit status tells them apart."""
+
+    num = 0
+
+    @classmethod
+    def take(cls, _signal: int, _frame: FrameType | None) -> None:
+        cls.num += 1
+        signal.raise_signal(signal.SIGINT)
+
+
 def main() -> None:
-    # `kill` cancels as cleanly as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _Terminations.take)
     sys.exit(run())
 
 

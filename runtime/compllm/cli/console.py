@@ -13,9 +13,11 @@ import typer
 
 from compllm import extras
 from compllm.errors import CompllmError, ConfigError, situation_of
-from compllm.storage import explain_os_error
+from compllm.storage import explain_os_error, is_full
 
 STDIN = Path("-")
+INTERRUPTED, TERMINATED = 130, 143  # exit statuses after SIGINT and SIGTERM, as shells have them
+STOPPED = (INTERRUPTED, TERMINATED)
 _MAX_INPUT_BYTES = 4_000_000  # read at most, before any limit of the configuration is known
 # typer may carry its own copy of click: the root of its usage errors, by way of a public one.
 _UsageError: type[Any] = typer.BadParameter.__mro__[2]
@@ -123,7 +125,7 @@ def explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, ImportError) and not (error.name or "").startswith("compllm"):
         return f"{error}: {extras.hint(error)}, then see `compllm doctor`", 1
     if isinstance(error, OSError) and (reason := explain_os_error(error)) is not None:
-        return reason, 2
+        return reason, 1 if is_full(error) else 2
     details = "COMPLLM_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {error} ({details})", 1
 

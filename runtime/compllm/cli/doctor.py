@@ -160,6 +160,7 @@ def _find_encoder_ir(directory: Path) -> None:
 
 
 def _catalogue() -> Iterator[Check]:
+    from compllm.backends.adapter_files import check_server_files
     from compllm.catalogue import load_catalogue
     from compllm.config import load_config
 
@@ -171,6 +172,15 @@ def _catalogue() -> Iterator[Check]:
         return
     names = ", ".join(expert.name for expert in catalogue.experts) or "none"
     yield Check("catalogue", "ok", f"{catalogue.path}: {names}")
+    if config.server.url:  # another machine's server may have them
+        return
+    named = [name for name in (config.server.adapters_dir, config.server.tokenizer) if name]
+    try:
+        check_server_files(config.server)
+    except ConfigError as error:
+        yield _fault("settings", error)
+    else:
+        yield Check("settings", "ok", ", ".join(named) or "name no files of their own")
 
 
 def _server() -> Iterator[Check]:

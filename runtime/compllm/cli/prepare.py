@@ -48,7 +48,10 @@ def adapter_sources(catalogue: Catalogue, base: Path) -> tuple[AdapterSource, ..
     of; its own win where they have a name in common."""
     sources = {source.name: source for source in default_adapters(base)}
     for each in catalogue.adapters:
-        if each.path is not None and each.path.resolve().parent != shipped_folder().resolve():
+        if each.path is None:
+            continue
+        # A shipped one is there already, unless it is of another base and the user vouches for it.
+        if each.is_same_base or each.path.resolve().parent != shipped_folder().resolve():
             sources[each.name] = AdapterSource(each.path, each.name, each.is_same_base)
     return tuple(sources[name] for name in sorted(sources))
 

@@ -19,7 +19,16 @@ def _port(of: str) -> Any:
 
 def up(
     port: Annotated[int, _port("Of gRPC, which `compllm ask` uses")] = 0,
-    http_port: Annotated[int, _port("Of HTTP, for curl")] = 0,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="PORT",
+            help="Open HTTP there, for curl; 0 takes a free one. Default: server.http_port. "
+            "Without either HTTP stays closed.",
+        ),
+    ] = None,
     metrics_port: Annotated[int, _port("Of the metrics, for Prometheus")] = 0,
     config: Annotated[
         Path | None,
@@ -40,23 +49,29 @@ def up(
     It listens on loopback; any Triton client can ask its model comp_llm. What it needs (base model,
     encoder, engine with the catalogue's adapters) is made first where missing.
     """
+    from compllm.backends.adapter_files import check_server_files
     from compllm.catalogue import load_catalogue
     from compllm.cli.prepare import prepare
     from compllm.config import load_config
     from compllm.server import triton_server
 
-    load_config(config)
+    settings = load_config(config)
+    if http_port is None:
+        http_port = settings.server.http_port or None
     # Before anything is built: the engine that is there may be the one of a live server.
     live = triton_server.check_up(
         grpc_port=port, http_port=http_port, metrics_port=metrics_port, has_face=True, config=config
     )
     if config is None and live is not None and live.config_file:
         config = Path(live.config_file)  # a server that is replaced keeps its settings
-    settings = load_config(config)
+        settings = load_config(config)
+        if http_port is None:
+            http_port = settings.server.http_port or None
+    check_server_files(settings.server)
     prepare(load_catalogue(Path(settings.catalogue) if settings.catalogue else None))
     server = triton_server.up(
         grpc_port=port or None,
-        http_port=http_port or None,
+        http_port=http_port,
         metrics_port=metrics_port or None,
         has_face=True,
         config=config,
@@ -93,7 +108,7 @@ def status(
 
 
 def _facts(server: ServerInfo) -> dict[str, Any]:
-    from compllm.server.triton_state import models
+    from compllm.server.health import models
 
     return {
         "grpc": server.grpc_url,

@@ -129,6 +129,7 @@ def with_server(settings: Config) -> tuple[Config, str | None]:
         raise ServerError(
             "no server is running: start one with `compllm up`, or name one with --url HOST:PORT"
         )
+    triton_server.use(server)
     found = replace(settings, server=replace(settings.server, url=server.grpc_url))
     return found, server.metrics_url
 

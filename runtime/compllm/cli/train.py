@@ -10,6 +10,7 @@ import importlib
 
 import typer
 
+from compllm.cli.console import STOPPED
 from compllm.errors import ConfigError
 
 # Everything is the script's, --help as well.
@@ -46,4 +47,6 @@ def train(context: typer.Context) -> None:
         status: int = script.main(arguments, prog=prog)
     except SystemExit as end:  # argparse has said why, or printed the help
         status = int(end.code or 0)
+    if status in STOPPED:  # the script has said so
+        raise SystemExit(status)
     raise typer.Exit(status)

@@ -47,6 +47,10 @@ _WITHOUT_EFFECT = words(
 )
 # Starts that also change the base's own weights: such an adapter needs its own base.
 _BASE_CHANGING_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_SAME_BASE = (
+    "If they are the same weights (a 4-bit repack of it, for instance), say so: --same-base of "
+    "build_openvino.py, or same_base = true in the adapter's table of the catalogue"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,22 +144,27 @@ def _check_kind(config: Mapping[str, Any]) -> None:
 
 def _check_base(config: Mapping[str, Any], directory: Path, base: BaseShape) -> None:
     """By weights hash where a manifest beside it has one, else by name; shapes come later."""
-    recorded = directory / "manifest.json"
-    trained_on = read_json(recorded).get("base_sha256") if recorded.is_file() else None
+    trained_on, name = base_sha256(directory), _base_name(config)
     if trained_on and base.sha256:
         if trained_on != base.sha256:
             raise ArtefactError(
-                f"made for a base with weights {str(trained_on)[:12]}, "
-                f"this one has {base.sha256[:12]}"
+                f"made for {f'base {name}' if name else 'a base'} with weights {trained_on[:12]}, "
+                f"this one{f' is {base.name} and' if base.name else ''} has {base.sha256[:12]}. "
+                f"{_SAME_BASE}"
             )
         return
-    name = _base_name(config)
     if name and base.name and name.lower() != base.name.lower():
-        raise ArtefactError(
-            f"made for base {name}, this one is {base.name}. If they are the same weights (a "
-            "4-bit repack of it, for instance), say so: --same-base of build_openvino.py, or "
-            "same_base = true in the adapter's table of the catalogue"
-        )
+        raise ArtefactError(f"made for base {name}, this one is {base.name}. {_SAME_BASE}")
+
+
+def base_sha256(directory: Path) -> str:
+    """Hash of the base's weights, as the manifest beside an adapter records it; empty where it does
+    not. Raises ArtefactError."""
+    path = directory / "manifest.json"
+    record = read_json(path) if path.is_file() else {}
+    base = record.get("base")  # as train_lora.py writes it
+    found = base.get("sha256") if isinstance(base, dict) else record.get("base_sha256")
+    return found if isinstance(found, str) else ""
 
 
 def base_name(directory: Path) -> str:

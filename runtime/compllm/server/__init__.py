@@ -3,6 +3,7 @@
 triton_server     the user's server and servers of one block: up, status, down, running
 triton_process    the processes of one server; supervisor: their parent
 triton_files      what a tritonserver needs before it can start
-triton_state      what a server is known by, and what it answers
+triton_state     what a server is known by
+health           what a server answers about itself
 server_log        its log: one file a start
 """

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from compllm.server.supervisor import LOG_FILE, LOG_KEPT
+from compllm.server.supervisor import LOG_FILE, LOG_KEPT, STARTED_AGAIN
 
 
 def is_log(path: Path) -> bool:
@@ -49,9 +49,12 @@ def read_log(log: Path) -> str:
         return ""
 
 
-def reason_in(log: Path) -> str:
-    """`: reason` out of the log; empty where it names none."""
+def reason_in(log: Path, *, since_restart: bool = False) -> str:
+    """`: reason` out of the log; empty where it names none. since_restart: not that of a death
+    after which the supervisor started the server again."""
     text = read_log(log)
+    if since_restart and STARTED_AGAIN in text:
+        text = text.rpartition(STARTED_AGAIN)[2].partition("\n")[2]
     # The supervisor's own line first: of a crash Triton leaves a stack trace.
     found = re.findall(r'^E\d{4} .*? compllm\] "(.*)"$', text, re.MULTILINE)[-1:]
     found = found or re.findall(r"failed to load '[^']*' version \d+: (.*)", text)

@@ -7,7 +7,8 @@ it behind when it ends.
 
 OWNER is the process id, our parent's, whose death ends the server too (its files in DIRECTORY are
 removed then). SIGUSR1 lets the server outlive its owner; from then on the supervisor starts it
-again, with the same command, when it or one of its Python stubs dies. SIGTERM ends the server.
+again, with the same command, when it or one of its Python stubs dies. SIGTERM ends the server, once
+the commands that have queries under way have ended or 5 s are over.
 Prints the server's process id on stdout, keeps it in DIRECTORY/server.pid, and waits.
 
 It exists because a killed owner cannot clean up, PR_SET_PDEATHSIG follows a thread rather than a
@@ -20,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import datetime
+import fcntl
 import logging.handlers
 import os
 import select
@@ -41,11 +43,16 @@ DEAD_ENGINE = b"the engine is dead"  # how a line begins that an engine says whe
 PID_FILE = "server.pid"
 RESTARTS_S = 600.0  # deaths within this time make the pauses longer
 LOG_FILE = "server.log"
+STARTED_AGAIN = "; the server is started again"  # in a line about a death
+CLIENTS_FILE = "clients.lock"  # commands with queries hold it shared
 _LOG_BYTES = 16_000_000  # of one file of the log; a server that runs for months fills no disk
 LOG_KEPT = 4  # earlier ones: server.log.1 is the latest of them
+_TEMPORARY = Path("/tmp/python_env_*")  # whatever TMPDIR is
 _PR_SET_PDEATHSIG = 1
 _LOG_S = 1.0
 _GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
+_DRAIN_S = 5.0  # for queries of commands, before the server is asked to end
+_DRAIN_STEP_S = 0.05
 _LOOK_S = 1.0  # between two looks for new stubs
 _LOOKS_S = 60.0  # after a start: all stubs are there when the server is ready
 _PAUSES_S = (0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 15.0)  # before the first restart, the second...
@@ -197,6 +204,24 @@ def _start(
     return server, copier
 
 
+def _drain(server: subprocess.Popen[bytes], directory: Path) -> None:
+    """Wait for the commands that have queries under way. Triton itself waits for requests, and a
+    query of a command is a row of them: between two of them the server would look idle."""
+    try:
+        file = os.open(directory / CLIENTS_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return
+    deadline = time.monotonic() + _DRAIN_S
+    try:
+        while time.monotonic() < deadline and server.poll() is None:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(_DRAIN_STEP_S)
+    finally:
+        os.close(file)
+
+
 def _stop(server: subprocess.Popen[bytes], *, does_ask: bool) -> None:
     """End what is left of the server. does_ask: it may end its requests first."""
     if does_ask and server.poll() is None:
@@ -207,6 +232,19 @@ def _stop(server: subprocess.Popen[bytes], *, does_ask: bool) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+def clear_temporary(directory: Path) -> None:
+    """Remove the empty folder that Triton's Python backend makes at its start, and leaves behind
+    when it is killed. Its name is random: the time tells it apart, of the server whose process id
+    stands in `directory`."""
+    with contextlib.suppress(OSError):
+        start_s = (directory / PID_FILE).stat().st_mtime
+        for folder in _TEMPORARY.parent.glob(_TEMPORARY.name):
+            with contextlib.suppress(OSError):  # of another user, in use, or gone
+                state = folder.stat()
+                if state.st_uid == os.getuid() and -1.0 < state.st_mtime - start_s < _LOOKS_S:
+                    folder.rmdir()
 
 
 def _clear_shared_memory(prefix: str) -> None:
@@ -239,15 +277,16 @@ def main(argv: list[str]) -> int:
     died_at: list[float] = []
     while True:
         end = watch.until_end(server)
+        if not (end.fault or end.is_orphan):
+            _drain(server, directory)
         _stop(server, does_ask=not end.fault)
         copier.join(_LOG_S)  # its input ends with the last process that the server started
         _clear_shared_memory(shm_prefix)
+        clear_temporary(directory)
         if not end.fault or watch.owner is not None:
             break  # one that was never ready is its owner's to report
         deaths = _num_deaths(died_at)
-        log.error(
-            f"{end.fault}; the server is started again (death {deaths} of the last 10 minutes)"
-        )
+        log.error(f"{end.fault}{STARTED_AGAIN} (death {deaths} of the last 10 minutes)")
         if not watch.pause(_PAUSES_S[min(deaths, len(_PAUSES_S)) - 1]):
             break
         server, copier = _start(command, directory, log)

@@ -27,13 +27,15 @@ from compllm.config import load_config
 from compllm.errors import ServerError
 from compllm.niceness import NICENESS, session_gives_way
 from compllm.server import server_log, supervisor, triton_files
+from compllm.server.health import is_ready
 from compllm.server.server_log import read_log, reason_in
-from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo, is_ready
+from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo
+from compllm.storage import require_space
 
 _POLL_S = 0.05  # tritonserver sends no signal when it is ready: it must be asked
 STARTING_S = 30.0  # of a server's life: until then one that is not ready is still starting
 _FOR_ADMINS = "shared-memory,model-repository,logging,trace"  # no client of the product needs them
-_STOP_S = 15.0  # the supervisor's own limit and some more
+_STOP_S = 18.0  # the supervisor's own limits and some more
 _START_ATTEMPTS = 3  # a port that was free may be taken before the server binds it
 
 
@@ -51,10 +53,28 @@ def start(
 
     It ends with this process unless it is released. options, has_face, config: see
     `triton_server.up`.
-    Raises ServerError with the reason out of the log; nothing is left running then.
+    Raises ServerError with the reason out of the log, and OSError for the disk; nothing is left
+    running or half-written then.
     """
-    deadline = time.monotonic() + timeout_s
     check_free(ports)
+    try:
+        return _start(engine, directory, ports, options, has_face, config, timeout_s)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            clear(directory)
+        raise
+
+
+def _start(
+    engine: Path,
+    directory: Path,
+    ports: Ports,
+    options: Mapping[str, Any] | None,
+    has_face: bool,
+    config: Path | None,
+    timeout_s: float,
+) -> ServerInfo:
+    deadline = time.monotonic() + timeout_s
     binary = triton_files.find_tritonserver()
     clear(directory)
     backends = triton_files.make_backends(binary, directory / "backends")
@@ -102,6 +122,7 @@ def start(
 def clear(directory: Path) -> None:
     """An empty directory but for the logs of earlier starts."""
     directory.mkdir(parents=True, exist_ok=True)
+    supervisor.clear_temporary(directory)
     for each in directory.iterdir():
         if each.is_dir() and not each.is_symlink():
             shutil.rmtree(each, ignore_errors=True)
@@ -135,12 +156,11 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
         f"--model-repository={models}",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
-        f"--http-restricted-api={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
         f"--grpc-restricted-protocol={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
         "--disable-auto-complete-config",
-        *(f"--{each}-address={HOST}" for each in ("grpc", "http", "metrics")),
+        *(f"--{each}-address={HOST}" for each in ("grpc", "metrics")),
         f"--grpc-port={ports.grpc}",
-        f"--http-port={ports.http}",
+        *_http_options(ports.http, key),
         f"--metrics-port={ports.metrics}",
         "--allow-gpu-metrics=false",
         "--pinned-memory-pool-byte-size=0",  # of CUDA: without it no start warns that there is none
@@ -153,6 +173,7 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
     pid, answer = _spawn_detached(argv, triton_files.environment(binary), log)
     if not answer:
         _reap(pid)
+        require_space(directory)
         raise ServerError(
             f"the server's supervisor did not start{reason_in(log)}; its log is {log}"
         )
@@ -167,6 +188,18 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
         log=str(log),
         shm_prefix=prefix,
         admin_key=key,
+    )
+
+
+def _http_options(port: int, key: str) -> tuple[str, ...]:
+    """Closed unless a port was asked for: of Triton's front ends, this one's parser is what hostile
+    requests crash."""
+    if not port:
+        return ("--allow-http=false",)
+    return (
+        f"--http-address={HOST}",
+        f"--http-port={port}",
+        f"--http-restricted-api={_FOR_ADMINS}:{ADMIN_HEADER}={key}",
     )
 
 
@@ -210,21 +243,23 @@ def wait_ready(info: ServerInfo, deadline: float, timeout_s: float) -> None:
 
 
 class BoundPorts(NamedTuple):
-    """Ports that the server is started to listen at."""
+    """Ports that the server is started to listen at; HTTP is closed at 0."""
 
     grpc: int
     http: int
     metrics: int
 
     def names(self) -> dict[str, int]:
-        return {"gRPC": self.grpc, "HTTP": self.http, "metrics": self.metrics}
+        open = {"HTTP": self.http} if self.http else {}
+        return {"gRPC": self.grpc, **open, "metrics": self.metrics}
 
 
 def free_ports(ports: Ports) -> BoundPorts:
-    """The ports asked for, and free ones, all different, in the place of None."""
+    """The ports asked for, and free ones, all different, in the place of None; of HTTP: of 0."""
+    is_closed = ports.http is None
     with contextlib.ExitStack() as held:
         chosen = []
-        for port in (ports.grpc, ports.http, ports.metrics):
+        for port in (ports.grpc, 0 if is_closed else ports.http or None, ports.metrics):
             if port is None:
                 probe = held.enter_context(socket.socket())
                 probe.bind((HOST, 0))
@@ -236,7 +271,7 @@ def free_ports(ports: Ports) -> BoundPorts:
 def check_free(ports: Ports) -> None:
     """Raises ServerError where a port that is named is taken."""
     for name, port in ports.names().items():
-        if port is not None:
+        if port:
             _check_free(name, port)
 
 
@@ -325,6 +360,7 @@ def stop(info: ServerInfo) -> None:
             os.kill(pid, signal.SIGKILL)
     for leftover in Path("/dev/shm").glob(f"{info.shm_prefix or info.id}*"):
         leftover.unlink(missing_ok=True)
+    supervisor.clear_temporary(Path(info.log).parent)
 
 
 def _group(info: ServerInfo) -> list[int]:

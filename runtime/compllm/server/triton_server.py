@@ -16,32 +16,32 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from compllm import paths
 from compllm.catalogue import load_catalogue
 from compllm.config import load_config
 from compllm.errors import ConfigError, ServerError
 from compllm.server import triton_process
+from compllm.server.health import NoAnswer, is_foreign, is_ready, name_of, says_ready
 from compllm.server.server_log import reason_in
+from compllm.server.supervisor import CLIENTS_FILE
 from compllm.server.triton_files import FACE_MODEL
 from compllm.server.triton_process import is_alive, is_starting
 from compllm.server.triton_state import (
     Ports,
     ServerInfo,
-    check_answers,
     forget_state,
-    is_foreign,
-    is_ready,
     read_state,
     write_state,
 )
 from compllm.storage import require_writable
 
-__all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up"]
+__all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up", "use"]
 
 RESTART_WAIT_S = 20.0  # that a client waits for a server that starts again
 WAIT_STEP_S = 0.1
+_held: list[BinaryIO] = []  # see `use`
 DYING_S = 1.0  # that a killed server takes at most to be gone
 
 
@@ -58,14 +58,15 @@ def up(
 ) -> ServerInfo:
     """Start the user's server, or find the one of this engine that is already healthy.
 
-    A port of None or 0 is a free one. options: fields of `options.ExecutorOptions`. has_face: with
+    A port of None or 0 is a free one. HTTP is closed at None; 0 is a free port for it. options:
+    fields of `options.ExecutorOptions`. has_face: with
     the model `comp_llm` too, which needs the sentence encoder; config: its settings, else those of
     the environment. A server that died, or whose engine, settings or catalogue changed since, is
     replaced. Raises ConfigError, and ServerError, naming what stands in the way.
     """
     engine = _checked_engine(engine_dir)
     settings = Path(config).resolve() if config else None
-    ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
+    ports = Ports(grpc_port or None, http_port, metrics_port or None)
     with _lock():
         found = read_state()
         if found is not None and is_alive(found):
@@ -89,7 +90,11 @@ def up(
             timeout_s=timeout_s,
         )
         info = replace(info, settings_hash=settings_hash)
-        write_state(info)
+        try:
+            write_state(info)
+        except OSError:
+            _stop(info)
+            raise
         triton_process.release(info)  # not before: killed up to here, we leave nothing behind
         return info
 
@@ -108,7 +113,7 @@ def check_up(
     Raises ServerError where `up` with these arguments would refuse: another server lives, or a port
     is taken.
     """
-    ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
+    ports = Ports(grpc_port or None, http_port, metrics_port or None)
     settings = Path(config).resolve() if config else None
     found = read_state()
     if found is None or not is_alive(found):
@@ -143,9 +148,11 @@ def status(*, wait_s: float = 0.0) -> ServerInfo | None:
         )
     if is_alive(info) and answers(info):
         return info
+    # The log's last reason would be that of an earlier death, after which it was started again.
     raise ServerError(
-        f"the server (process {info.server_pid}) died{reason_in(Path(info.log))}; log: "
-        f"{info.log}. `compllm up` starts it again"
+        f"the server (process {info.server_pid}) died: its supervisor (process {info.pid}) is "
+        f"gone, killed or by a restart of the machine; log: {info.log}. `compllm up` starts it "
+        "again"
     )
 
 
@@ -154,6 +161,15 @@ def last_started() -> ServerInfo | None:
     ServerError for a state that cannot be read."""
     info = read_state()
     return info if info is not None and is_alive(info) else None
+
+
+def use(info: ServerInfo) -> None:
+    """Until this process ends, `down` waits for its queries, some seconds at most."""
+    path = Path(info.log).parent / CLIENTS_FILE
+    with contextlib.suppress(OSError):  # no server of this machine's, or one that is just stopped
+        file = path.open("ab")
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _held.append(file)
 
 
 def down() -> bool:
@@ -173,7 +189,7 @@ def answers(info: ServerInfo) -> bool:
     """False for one that dies just now: a killed process of many threads is alive for some
     milliseconds more, and resets connections. Raises ServerError for one that lives on."""
     try:
-        check_answers(info)
+        _check_answers(info)
     except ServerError:
         deadline_s = time.monotonic() + DYING_S
         while is_alive(info):
@@ -184,22 +200,46 @@ def answers(info: ServerInfo) -> bool:
     return True
 
 
+def _check_answers(info: ServerInfo) -> None:
+    """Raises ServerError unless the live server is ready, and is itself."""
+    try:
+        name = name_of(info)
+        is_up = name == info.id and says_ready(info)
+    except NoAnswer as error:
+        raise ServerError(
+            f"the server (process {info.server_pid}) does not answer at {info.grpc_url} "
+            f"({error}); log: {info.log}. `compllm down`, then `compllm up`"
+        ) from error
+    if name != info.id:
+        raise ServerError(
+            f"another program answers at {info.grpc_url}: `compllm down`, then `compllm up`"
+        )
+    if not is_up:
+        raise ServerError(
+            f"the server (process {info.server_pid}) is not ready"
+            f"{reason_in(Path(info.log), since_restart=True)}; "
+            f"its log is {info.log}. `compllm down`, then `compllm up`"
+        )
+
+
 @contextlib.contextmanager
 def running(
     engine_dir: str | Path | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     has_face: bool = False,
+    has_http: bool = False,
     is_shared: bool = True,
     timeout_s: float = 60.0,
 ) -> Iterator[ServerInfo]:
     """A server of this engine for the length of the block.
 
     The user's own (from `up`) where it fits and `is_shared`; else a new one on free ports, which
-    ends with the block, and with this process however that ends.
+    ends with the block, and with this process however that ends. has_http: HTTP is open too.
     """
     engine = _checked_engine(engine_dir)
-    if is_shared and (found := _fitting(engine, options, has_face)) is not None:
+    ports = Ports(http=0 if has_http else None)
+    if is_shared and (found := _fitting(engine, ports, options, has_face)) is not None:
         yield found
         return
     require_writable(paths.run_dir())
@@ -207,7 +247,7 @@ def running(
     directory = Path(tempfile.mkdtemp(prefix="owned-", dir=paths.run_dir()))
     try:
         info = triton_process.start(
-            engine, directory, Ports(), options=options, has_face=has_face, timeout_s=timeout_s
+            engine, directory, ports, options=options, has_face=has_face, timeout_s=timeout_s
         )
         try:
             yield info
@@ -217,11 +257,13 @@ def running(
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _fitting(engine: Path, options: Mapping[str, Any] | None, has_face: bool) -> ServerInfo | None:
+def _fitting(
+    engine: Path, ports: Ports, options: Mapping[str, Any] | None, has_face: bool
+) -> ServerInfo | None:
     with contextlib.suppress(ServerError, ConfigError):
         info = status()
         if info is not None and _is_current(info, engine):
-            _check_same(info, engine, Ports(), options, has_face)
+            _check_same(info, engine, ports, options, has_face)
             return info
     return None
 
@@ -246,7 +288,9 @@ def _check_same(
         differs = f"the settings {info.config_file}" if info.config_file else "its default settings"
     actual = info.ports.names()
     for name, wanted in ports.names().items():
-        if wanted is not None and wanted != actual[name]:
+        if name == "HTTP" and wanted is not None and not actual[name]:
+            differs = "HTTP closed"
+        elif wanted and wanted != actual[name]:
             differs = f"the {name} port {actual[name]}"
     if differs is not None:
         raise ServerError(

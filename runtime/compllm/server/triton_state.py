@@ -1,31 +1,26 @@
-"""What identifies a server, the file that keeps it, and what it reports over HTTP and in its log.
+"""What identifies a server, and the file that keeps it.
 
-`triton_process.py` starts and stops it. Nothing here changes a server.
+`triton_process.py` starts and stops it, `health.py` asks it. Nothing here changes a server.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from compllm import paths
 from compllm.errors import ServerError
-from compllm.server.server_log import reason_in
 from compllm.server.supervisor import PID_FILE
 
 HOST = "127.0.0.1"
 ADMIN_HEADER = "compllm-admin"
 _STATE = "server.json"
-_HEALTH_S = 5.0  # above a pause of the machine: a server that hangs this long is reported
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Which to listen at; None takes a free one."""
+    """Which to listen at; None takes a free one. HTTP stays closed at None; 0 takes a free one."""
 
     grpc: int | None = None
     http: int | None = None
@@ -44,7 +39,7 @@ class ServerInfo:
     server_pid: int  # of tritonserver, and its process group; another one after a restart
     id: str  # what the server answers to the question for its name
     grpc_port: int
-    http_port: int
+    http_port: int  # 0: HTTP is closed
     metrics_port: int
     log: str
     engine_dir: str = ""
@@ -63,7 +58,8 @@ class ServerInfo:
 
     @property
     def http_url(self) -> str:
-        return f"http://{HOST}:{self.http_port}"
+        """Empty where HTTP is closed."""
+        return f"http://{HOST}:{self.http_port}" if self.http_port else ""
 
     @property
     def metrics_url(self) -> str:
@@ -72,81 +68,6 @@ class ServerInfo:
     @property
     def ports(self) -> Ports:
         return Ports(self.grpc_port, self.http_port, self.metrics_port)
-
-
-def models(info: ServerInfo) -> list[dict[str, Any]]:
-    """Name, readiness, state and its reason of each model there is. Raises ServerError."""
-    try:
-        headers = {ADMIN_HEADER: info.admin_key}
-        _, index = _ask(info, "/v2/repository/index", "POST", headers)
-        return [
-            {
-                "name": each["name"],
-                "is_ready": _ask(info, f"/v2/models/{each['name']}/ready")[0] == 200,
-                "state": each.get("state", "UNAVAILABLE").lower(),
-                **({"reason": each["reason"]} if each.get("reason") else {}),
-            }
-            for each in json.loads(index)
-        ]
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
-        raise ServerError(f"{info.http_url} does not tell its models: {error}") from error
-
-
-def _ask(
-    info: ServerInfo, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
-) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=_HEALTH_S)
-    try:
-        connection.request(method, path, headers=dict(headers or {}))
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
-
-
-def is_ready(info: ServerInfo) -> bool:
-    """Ready, and the very process that was started: its name is in the answer."""
-    try:
-        code, _ = _ask(info, "/v2/health/ready")
-        return code == 200 and _name(info) == info.id
-    except (OSError, http.client.HTTPException):
-        return False
-
-
-def is_foreign(info: ServerInfo) -> bool:
-    """Whether another program answers at the server's port."""
-    try:
-        return _name(info) != info.id
-    except (OSError, http.client.HTTPException):
-        return False
-
-
-def _name(info: ServerInfo) -> str | None:
-    try:
-        return str(json.loads(_ask(info, "/v2")[1])["name"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def check_answers(info: ServerInfo) -> None:
-    """Raises ServerError unless the live server is ready, and is itself."""
-    try:
-        name = _name(info)
-        status_code = _ask(info, "/v2/health/ready")[0]
-    except (OSError, http.client.HTTPException) as error:
-        raise ServerError(
-            f"the server (process {info.server_pid}) does not answer at {info.http_url} "
-            f"({error}); log: {info.log}. `compllm down`, then `compllm up`"
-        ) from error
-    if name != info.id:
-        raise ServerError(
-            f"another program answers at {info.http_url}: `compllm down`, then `compllm up`"
-        )
-    if status_code != 200:
-        raise ServerError(
-            f"the server (process {info.server_pid}) is not ready{reason_in(Path(info.log))}; "
-            f"its log is {info.log}. `compllm down`, then `compllm up`"
-        )
 
 
 # The state file
@@ -179,9 +100,12 @@ def write_state(info: ServerInfo) -> None:
     """Keep it for every process of the user."""
     path = paths.run_dir() / _STATE
     partial = path.with_suffix(".partial")
-    partial.touch(0o600)  # it holds the key
-    partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.touch(0o600)  # it holds the key
+        partial.write_text(json.dumps(asdict(info), indent=2), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def forget_state() -> None:

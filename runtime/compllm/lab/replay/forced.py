@@ -93,6 +93,7 @@ class ForcedBackend:
             # No tokenizer makes more tokens than bytes; the guide ends the text before.
             sampling=SamplingParams(max_tokens=len(text.encode()) + 1),
             guide=exact_guide(text),
+            wants_perf=True,  # a bound counts what was prefilled
         )
         held: list[Chunk] = []
         async for chunk in self._passed(forced):
@@ -114,7 +115,7 @@ class ForcedBackend:
             count = work.num_tokens[request.node_id]
             sampling = replace(request.sampling, max_tokens=count, min_tokens=count)
             request = replace(request, sampling=sampling)
-        request = replace(request, prompt=salted(request.prompt, work.salt))
+        request = replace(request, prompt=salted(request.prompt, work.salt), wants_perf=True)
         is_blank = True
         async for chunk in self._passed(request):
             is_blank = is_blank and not chunk.text.strip()
