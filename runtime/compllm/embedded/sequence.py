@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from compllm.embedded.request import EngineEvent, EnginePerf, EngineRequest, OnE
 from compllm.embedded.sampling import SamplerState, StopMatcher
 from compllm.embedded.slots import Slot
 from compllm.embedded.texttools import TextTools
-from compllm.errors import RequestInvalid
+from compllm.errors import RequestInvalid, Situation
 from compllm.types import FinishReason
 
 NO_SLOT = Slot(-1, None, -1)  # of a sequence that is being opened
@@ -84,6 +84,18 @@ class Sequence:
         """Report the output that was not delivered yet."""
         self.delivered_ns = now_ns
         self.on_event(self.news())
+
+    def end(self, reason: FinishReason, error: str | None, situation: Situation) -> None:
+        """Report the end, with the output that was not delivered yet."""
+        last = replace(
+            self.news(),
+            is_final=True,
+            finish_reason=reason,
+            error=error,
+            situation=situation,
+            perf=self.perf(),
+        )
+        self.on_event(last)
 
     @property
     def has_news(self) -> bool:
