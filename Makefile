@@ -72,8 +72,11 @@ demo: install
 	$(PY) -m compllm up && $(PY) -m compllm ask "$$QUESTION"
 demo: export QUESTION := $(QUESTION)
 
+# Two processes share the test files. With TEST_JOBS=0 it is one, where --pdb and -s work.
+TEST_JOBS ?= 2
+
 test: prepare
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # It makes an environment of its own; nothing of ours is used but pip's cache.
 test-install:

@@ -7,12 +7,15 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from helpers import MakeAdapter
 
 from compllm import paths
+
+if TYPE_CHECKING:
+    from compllm.routing.embed import SentenceEncoder
 
 _TOKENIZER_KEYS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _TINY: dict[str, Any] = {
@@ -43,6 +46,41 @@ def encoder_dir() -> Path:
     if not (paths.encoder_dir() / "fetched.json").is_file():
         pytest.fail("no encoder in the cache: run `python build_scripts/fetch_base.py` first")
     return paths.encoder_dir()
+
+
+@pytest.fixture(scope="session")
+def encoder_model(encoder_dir: Path) -> tuple[Any, str]:
+    """What `SentenceEncoder.load` loads and hashes, in a second: once for all tests."""
+    from compllm.routing.embed import OpenVINOEncoder, encoder_id, find_ir, sentence_transformer
+
+    source = encoder_id(encoder_dir)
+    ir = find_ir(encoder_dir, source)
+    return OpenVINOEncoder(ir) if ir else sentence_transformer(encoder_dir), source
+
+
+@pytest.fixture
+def encoder(encoder_model: tuple[Any, str]) -> SentenceEncoder:
+    """The real encoder, without any vector kept."""
+    from compllm.routing.embed import SentenceEncoder
+
+    return SentenceEncoder(*encoder_model)
+
+
+@pytest.fixture
+def loaded_encoder(
+    encoder_model: tuple[Any, str], encoder_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`SentenceEncoder.load` takes the model that the tests have loaded."""
+    from compllm.routing.embed import SentenceEncoder
+
+    def again(path: Path) -> SentenceEncoder:
+        assert path.samefile(encoder_dir)
+        return SentenceEncoder(*encoder_model)
+
+    async def load(path: Path) -> SentenceEncoder:
+        return again(path)
+
+    monkeypatch.setattr(SentenceEncoder, "load", load)
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "embedded/test_executor_faults": ("embedded.masking",),
     "embedded/test_network": ("embedded.runner",),
     "embedded/test_scheduler": ("embedded.sequence",),
-    "formats/test_adapters": ("formats.peft_config", "formats.shape"),
+    "formats/test_adapters": ("formats.shape",),
     "formats/test_checkpoint": ("formats.json_files",),
     "frontends/test_core_metrics": ("frontends.triton.metrics",),
     "lab/test_explain": ("lab.explain.record", "lab.explain.report", "lab.explain.schedule"),

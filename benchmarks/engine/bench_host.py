@@ -40,39 +40,21 @@ class Clock:
     steps: list[tuple[int, bool, int, int]] = field(default_factory=list)
 
 
-class _Timed:
-    """An infer request whose `infer` is timed."""
-
-    def __init__(self, request: Any, clock: Clock) -> None:
-        self._request = request
-        self._clock = clock
-
-    def infer(self) -> None:
-        start = time.monotonic_ns()
-        self._request.infer()
-        self._clock.infer_ns += time.monotonic_ns() - start
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)
-
-
 @contextlib.contextmanager
 def timed(clock: Clock) -> Iterator[None]:
     """While open, every step of an engine in this process is written down."""
+    from openvino import InferRequest
+
     from compllm.embedded.counters import StepCounters
-    from compllm.embedded.runner import _Graph
 
-    run = _Graph.run
+    infer, count_step = InferRequest.infer, StepCounters.count_step
 
-    def clocked(graph: Any, arrays: Any) -> Any:
-        request = graph._request
-        graph._request = _Timed(request, clock)
+    def clocked(request: Any) -> Any:
+        start = time.monotonic_ns()
         try:
-            return run(graph, arrays)
+            return infer(request)
         finally:
-            graph._request = request
-
-    count_step = StepCounters.count_step
+            clock.infer_ns += time.monotonic_ns() - start
 
     def counted(counters: StepCounters, plan: StepPlan) -> None:
         taken_ns = time.monotonic_ns() - counters.since_ns
@@ -82,7 +64,7 @@ def timed(clock: Clock) -> Iterator[None]:
         count_step(counters, plan)
 
     with (
-        mock.patch.object(_Graph, "run", clocked),
+        mock.patch.object(InferRequest, "infer", clocked),
         mock.patch.object(StepCounters, "count_step", counted),
     ):
         yield

@@ -20,7 +20,7 @@ from compllm.loops import cut_loop
 from compllm.prompt_length import excess_of_prompt
 from compllm.prompts import CHATML, ChatTemplate, node_prompt
 from compllm.scheduling.admission import Admission, AdmissionTicket
-from compllm.scheduling.single_flight import SingleFlight
+from compllm.scheduling.single_flight import Outcome, SingleFlight
 from compllm.spelling import spelled
 from compllm.types import (
     Bound,
@@ -244,27 +244,31 @@ class Execution:
         self, node_id: int, attempt: int, expert: Expert, parents: KnownPairs
     ) -> NodeResult:
         """Ask one expert once. Raises BackendError, also when it takes too long or says nothing."""
-        engine, graph, live = self._engine, self.graph, self._live
         request = GenerateRequest(
-            f"{live.id}-{node_id}-{attempt}",
-            self._prompt(expert, graph[node_id].text, parents),
+            f"{self._live.id}-{node_id}-{attempt}",
+            self._prompt(expert, self.graph[node_id].text, parents),
             self._sampling,
             expert.model,
             expert.adapter_id,
             wants_log_probs=True,
-            query_id=live.id,
+            query_id=self._live.id,
             node_id=node_id,
         )
         if excess := await excess_of_prompt(
-            engine.backend, request.model, request.prompt, request.sampling.max_tokens
+            self._engine.backend, request.model, request.prompt, request.sampling.max_tokens
         ):
             raise BackendRejected(
                 f"sub-query {node_id} has, with its parents' responses, {excess}",
-                query_id=live.id,
+                query_id=self._live.id,
                 node_id=node_id,
             )
+        outcome = await self._generate(request, node_id, expert)
+        return self._done(node_id, expert, outcome, self._response(node_id, expert, outcome.text))
+
+    async def _generate(self, request: GenerateRequest, node_id: int, expert: Expert) -> Outcome:
+        """The engine's response, counted in the query's usage. Raises BackendError."""
+        engine, live = self._engine, self._live
         self._slots[node_id] = slot = self._slot(node_id, expert)
-        times = self._times[node_id]
         used: RequestUsage | None = None
         try:
             # What waits in the queue is not late: time counts from the start.
@@ -273,35 +277,49 @@ class Execution:
                 def started(at_s: float) -> None:
                     nonlocal used
                     used = used or live.usage.request()
-                    self._slots.pop(node_id, None)
-                    at_s = max(at_s - live.start_s, times.ready_s)
-                    times.start_s = at_s if times.start_s is None else times.start_s
+                    at_s = self._mark_start(node_id, at_s)
                     if limit.when() is None:
                         live.emit(NodeStarted(node_id, expert.name, at_s))
                         limit.reschedule(live.start_s + live.elapsed_s() + engine.nodes.timeout_s)
 
                 outcome = await engine.flights.generate(request, slot, started)
         except TimeoutError:
-            raise BackendError(
-                f"no response within {engine.nodes.timeout_s:g} s",
-                query_id=live.id,
-                node_id=node_id,
-            ) from None
+            reason = f"no response within {engine.nodes.timeout_s:g} s"
+            raise BackendError(reason, query_id=live.id, node_id=node_id) from None
         if used is not None and outcome.is_shared:
             live.usage.discard(used)
         elif used is not None:
             used.add(outcome.last)
-        text, usage = outcome.text.strip(), outcome.last.usage or Usage()
-        if engine.nodes.cuts_loops:
+        return outcome
+
+    def _mark_start(self, node_id: int, at_s: float) -> float:
+        """The node is at the engine since `at_s` of the loop's clock. Returns the time since the
+        query's start; the first one counts as the node's."""
+        self._slots.pop(node_id, None)
+        times = self._times[node_id]
+        at_s = max(at_s - self._live.start_s, times.ready_s)
+        times.start_s = at_s if times.start_s is None else times.start_s
+        return at_s
+
+    def _response(self, node_id: int, expert: Expert, text: str) -> str:
+        """The engine's text without a loop at its end, spelled as in the sub-query. Raises
+        BackendError when nothing is left."""
+        text = text.strip()
+        if self._engine.nodes.cuts_loops:
             text = cut_loop(text) or text
-        text = spelled(expert, graph[node_id].text).back(text)
+        text = spelled(expert, self.graph[node_id].text).back(text)
         if not text:
-            raise BackendError("the response is empty", query_id=live.id, node_id=node_id)
+            raise BackendError("the response is empty", query_id=self._live.id, node_id=node_id)
+        return text
+
+    def _done(self, node_id: int, expert: Expert, outcome: Outcome, response: str) -> NodeResult:
+        """The result of a node that has its response."""
         result = self._ended(node_id, expert, "done")
-        first_s = outcome.started_s - live.start_s + usage.first_token_s
+        usage = outcome.last.usage or Usage()
+        first_s = outcome.started_s - self._live.start_s + usage.first_token_s
         return replace(
             result,
-            response=text,
+            response=response,
             finish_reason=outcome.last.finish_reason,
             usage=usage,
             is_shared=outcome.is_shared,

@@ -24,8 +24,8 @@ class QueryGraph:
     """A DAG of sub-queries with their state. For one thread at a time.
 
     All ids come in rising order. A broken rule of the graph (duplicate id or parent, too many
-    nodes, too deep) raises PlanError, an id that is not there UnknownNodeError, a cycle CycleError;
-    the graph is then as before. A call out of order (starting a node that waits) raises
+    nodes, too deep) raises PlanError, an unknown id UnknownNodeError, a cycle CycleError; the graph
+    is then as before. A call out of order (starting a node that waits) raises
     RuntimeError.
     """
 
@@ -47,7 +47,7 @@ class QueryGraph:
     def add(self, sub_query: SubQuery, cost: float = 1.0) -> bool:
         """Add a node below parents that are there already; True when it can start at once.
 
-        cost: what it is expected to take, in any one unit.
+        cost: the node's expected time, in a unit that is the same for all nodes.
         """
         is_ready = self._core.add_node(sub_query.id, sub_query.parents, cost)
         self._sub_queries[sub_query.id] = sub_query
@@ -56,7 +56,7 @@ class QueryGraph:
     def add_all(
         self, sub_queries: Iterable[SubQuery], costs: Mapping[int, float] | None = None
     ) -> None:
-        """Add nodes in any order, all or none; this is where a cycle can be met."""
+        """Add nodes in any order, all or none. Only this call can meet a cycle."""
         new = tuple(sub_queries)
         costs = costs or {}
         self._core.add_nodes(
@@ -75,11 +75,11 @@ class QueryGraph:
 
     @property
     def is_finished(self) -> bool:
-        """Every node so far is done."""
+        """Whether every node that was added is done."""
         return self._core.is_finished
 
     def start(self, node_id: int) -> None:
-        """A ready node was handed to an engine."""
+        """Record that a ready node was handed to an engine."""
         self._core.start(node_id)
 
     def done(self, node_id: int) -> tuple[int, ...]:
@@ -136,7 +136,7 @@ class QueryGraph:
         return tuple(self._core.ancestors(node_id))
 
     def bound(self, node_times: Mapping[int, tuple[float, float]]) -> Bound:
-        """What the graph allows against what was reached.
+        """The speed-up that the graph allows, and the one that was reached.
 
         node_times: start and end of each node in seconds; nodes that never ran are left out.
         Without any time both are 1. Raises ValueError for a node that ends before it starts.

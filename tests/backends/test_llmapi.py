@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from compllm.backend import GenerateRequest, Segment
 from compllm.backends import wire
-from compllm.backends.llmapi import _News, is_llmapi, server_adapters
+from compllm.backends.llmapi import News, is_llmapi, server_adapters
 from compllm.backends.llmapi_wire import (
     ServerAdapter,
     inference_message,
@@ -115,19 +115,19 @@ def test_numbers_are_read_from_numbers_and_from_text() -> None:
 
 @given(st.text(), st.lists(st.integers(0, 40)))
 def test_what_accumulated_texts_add_is_the_text(text: str, cuts: list[int]) -> None:
-    news = _News()
+    news = News()
     parts = [news.push(text[:cut], is_end=False) for cut in sorted(cuts)]
     assert "".join(parts) + news.push(text, is_end=True) == text
 
 
 def test_half_a_character_waits_for_its_rest() -> None:
-    news = _News()
+    news = News()
     assert news.push("a\ufffd", is_end=False) == "a"
     assert news.push("aä", is_end=True) == "ä"
 
 
 def test_text_that_is_taken_back_is_an_error() -> None:
-    news = _News()
+    news = News()
     news.push("one", is_end=False)
     with pytest.raises(BackendError, match="took back"):
         news.push("two", is_end=False)

@@ -59,14 +59,14 @@ def test_expert_without_its_adapter_is_refused(
 
 @pytest.mark.parametrize("topology", ["shared", "per-expert"])
 async def test_the_shipped_catalogue_routes_from_the_repository_alone(
-    topology: Topology, engines: Path, base_dir: Path, encoder_dir: Path, tmp_path: Path
+    topology: Topology, engines: Path, base_dir: Path, encoder: SentenceEncoder, tmp_path: Path
 ) -> None:
     """The router's head was left behind: a GPU server's comp_llm could not start."""
     write_shipped_engines(engines, base_dir, topology)
     made = make_repository(Inputs(engines), tmp_path / "made")
     moved = made.rename(tmp_path / "moved")
     catalogue = load_catalogue(moved / "experts.toml")
-    router = await Router.build(catalogue, await SentenceEncoder.load(encoder_dir))
+    router = await Router.build(catalogue, encoder)
     assert router.head is not None
     shipped = load_catalogue()
     assert catalogue.files

@@ -15,7 +15,7 @@ IRON = "How many protons does one atom of iron contain?"
 SUM = "What is 12 plus 30?"
 LISA = "Who painted the Mona Lisa?"
 
-pytestmark = pytest.mark.usefixtures("encoder_dir")
+pytestmark = pytest.mark.usefixtures("loaded_encoder")
 
 
 def write(path: Path, *lines: object) -> Path:

@@ -175,6 +175,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.memory: dict[tuple[int, int], tuple[object, ...]] = {}
         self.epoch = {"a": 0, "b": 0}
         self.epochs_of: dict[int, int] = {}
+        self.computed: set[tuple[str, tuple[int, ...]]] = set()
 
     @initialize(num_blocks=st.integers(1, 9), size=st.integers(1, 3))
     def make(self, num_blocks: int, size: int) -> None:
@@ -193,6 +194,7 @@ class PoolMachine(RuleBasedStateMachine):
             slot = (table.blocks[position // self.size], position % self.size)
             self.memory[slot] = self.content(key, epoch, tokens, position)
         self.pool.commit(table, tokens, len(tokens))
+        self.computed.add((key, tuple(tokens)))
 
     @rule(key=st.sampled_from("ab"), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=12))
     def start(self, key: str, tokens: list[int]) -> None:
@@ -249,10 +251,16 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def cached_chains_are_reachable_and_true(self) -> None:
-        for name, chain, block in self.pool.registered():
-            key = str(name)
-            expected = self.content(key, self.epoch[key], chain, len(chain) - 1)
-            assert self.memory[block, self.size - 1] == expected
+        """Whatever was computed once is found as it was, and nothing else is kept."""
+        found = set()
+        for key, tokens in self.computed:
+            for place, block in enumerate(self.pool.match_prefix(key, [*tokens, 0])):
+                last = (place + 1) * self.size - 1
+                expected = self.content(key, self.epoch[key], list(tokens), last)
+                assert self.memory[block, self.size - 1] == expected
+                found.add(block)
+        held = {block for _, _, table in self.requests for block in table.blocks}
+        assert len(found - held) == self.pool.num_cached
 
 
 PoolMachine.TestCase.settings = settings(

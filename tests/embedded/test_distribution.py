@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from compllm.embedded.distribution import Logits, Row, _top_ids, draw, keep, noise_key
+from compllm.embedded.distribution import Logits, Row, draw, keep, noise_key, top_ids
 
 VOCAB = 4096
 
@@ -80,7 +80,7 @@ def test_top_ids_equal_a_full_sort(k: int, seed: int, vocab: int) -> None:
     row = np.round(logits_of(seed, vocab) * 2).astype(np.float32)
     row[::3] = -np.inf if seed % 2 else row[::3]
     expected = [i for i in np.lexsort((np.arange(vocab), -row)) if row[i] > -np.inf]
-    assert _top_ids(row, k).tolist() == expected[:k]
+    assert top_ids(row, k).tolist() == expected[:k]
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (0, 0.8), (6, 1.0), (6, 0.8)])

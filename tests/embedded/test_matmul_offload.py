@@ -21,7 +21,7 @@ def _any_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     library = library_path()
     assert library is not None
     monkeypatch.setattr(
-        matmul_offload, "_FASTER_ON", (load_library(library).compllm_isa().decode(),)
+        matmul_offload, "FASTER_ON", (load_library(library).compllm_isa().decode(),)
     )
 
 
@@ -107,7 +107,7 @@ def test_without_the_library_the_model_stays(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_where_nothing_is_gained_the_model_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matmul_offload, "_FASTER_ON", ("another",))
+    monkeypatch.setattr(matmul_offload, "FASTER_ON", ("another",))
     assert matmul_offload.offload_matmuls(_model(), openvino.Core()) is None
 
 

@@ -37,6 +37,11 @@ def ir(encoder_dir: Path) -> Path:
     return found
 
 
+@pytest.fixture(scope="module")
+def converted_model(ir: Path) -> OpenVINOEncoder:
+    return OpenVINOEncoder(ir)
+
+
 class CountingModel:
     """Stands for the loaded network; counts what it is asked to encode."""
 
@@ -66,10 +71,10 @@ LONG = "Acids are substances that give protons to bases in water. " * 30
 
 @pytest.mark.parametrize("is_converted", [True, False])
 async def test_a_question_below_a_long_text_has_its_own_vector(
-    encoder_dir: Path, ir: Path, is_converted: bool
+    encoder_dir: Path, converted_model: OpenVINOEncoder, is_converted: bool
 ) -> None:
     """The encoder read 256 tokens of acids, and the route was that of the acids alone."""
-    model = OpenVINOEncoder(ir) if is_converted else sentence_transformer(encoder_dir)
+    model = converted_model if is_converted else sentence_transformer(encoder_dir)
     encoder = SentenceEncoder(model, "id")
     asked = "What is 12 times 3?"
     rows = await encoder.encode([asked, LONG + asked, f"{asked}\n\n{LONG}", LONG])
@@ -77,8 +82,10 @@ async def test_a_question_below_a_long_text_has_its_own_vector(
     assert rows[0] @ rows[3] < 0.3
 
 
-async def test_a_text_that_the_encoder_can_read_is_encoded_whole(ir: Path) -> None:
-    model = OpenVINOEncoder(ir)
+async def test_a_text_that_the_encoder_can_read_is_encoded_whole(
+    converted_model: OpenVINOEncoder,
+) -> None:
+    model = converted_model
     text = f"{'acid ' * 200}. What is 12 times 3?"
     assert model.num_tokens(text) < model.max_seq_length < len(text)
     row = (await SentenceEncoder(model, "id").encode([text]))[0]
@@ -161,9 +168,11 @@ async def test_the_converted_encoder_agrees_with_sentence_transformers(ir: Path)
 
 
 @pytest.mark.parametrize("num_words", [1, 12, 13, 16, 17, 40])
-def test_a_text_alone_has_the_row_that_it_has_among_others(ir: Path, num_words: int) -> None:
+def test_a_text_alone_has_the_row_that_it_has_among_others(
+    converted_model: OpenVINOEncoder, num_words: int
+) -> None:
     # Alone and short it takes the model of fixed shape.
-    model = OpenVINOEncoder(ir)
+    model = converted_model
     text = " ".join(["iron"] * num_words)
     np.testing.assert_allclose(
         model.encode([text]), model.encode([text, "a longer text " * 20])[:1], atol=1e-5

@@ -178,10 +178,9 @@ async def test_vectors_of_another_width_are_refused() -> None:
 
 
 async def test_the_shipped_gate_tells_plain_questions_from_composite_ones(
-    encoder_dir: Path,
+    encoder: SentenceEncoder,
 ) -> None:
     """On the real encoder, through the path: the shipped gate, `auto`, the default risk."""
-    encoder = await SentenceEncoder.load(encoder_dir)
     keeper = await open_gate(GateConfig("auto"), encoder)
     assert keeper is not None
     assert keeper.gate.encoder == encoder.id == load_gate(default_gate()).encoder

@@ -176,8 +176,8 @@ async def test_a_router_of_other_experts_is_refused(tmp_path: Path) -> None:
         await Router.build(catalogue, HashingEncoder())
 
 
-async def test_the_shipped_routers_fit_the_shipped_catalogue(encoder_dir: Path) -> None:
-    encoder, catalogue = await SentenceEncoder.load(encoder_dir), load_catalogue()
+async def test_the_shipped_routers_fit_the_shipped_catalogue(encoder: SentenceEncoder) -> None:
+    catalogue = load_catalogue()
     assert catalogue.router.head is not None
     questions = {
         "How many protons does one atom of copper contain?": "chemistry",
@@ -191,8 +191,8 @@ async def test_the_shipped_routers_fit_the_shipped_catalogue(encoder_dir: Path) 
         assert [each.expert for each in routes] == list(questions.values())
 
 
-async def test_the_shipped_threshold_is_the_calibrated_one(encoder_dir: Path) -> None:
-    encoder, catalogue = await SentenceEncoder.load(encoder_dir), load_catalogue()
+async def test_the_shipped_threshold_is_the_calibrated_one(encoder: SentenceEncoder) -> None:
+    catalogue = load_catalogue()
     calibration = await calibrate(catalogue, encoder)
     assert catalogue.router.encoder == encoder.id
     # The last digits of a vector depend on the processor.

@@ -112,7 +112,7 @@ class LlmApiBackend:
                 partial(self._attempt, request, text, adapter, stats), stats
             )
             with ending:
-                news, stops = _News(), StopStrings(request.sampling.stop)
+                news, stops = News(), StopStrings(request.sampling.stop)
                 whole = held = ""
                 while True:
                     held += stops.push(
@@ -217,7 +217,7 @@ def server_adapters(adapters: Iterable[Adapter], root: str) -> dict[int, ServerA
     }
 
 
-class _News:
+class News:
     """Accumulated texts in, what each adds out."""
 
     def __init__(self) -> None:

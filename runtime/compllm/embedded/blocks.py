@@ -13,7 +13,7 @@ less recently than its parent: what is evicted is always a leaf, nothing unreach
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 _NodeKey = tuple[int, tuple[int, ...]]  # (node id of the parent, tokens of the block)
@@ -185,20 +185,6 @@ class BlockPool:
                 if self._refs[block] == 0:
                     del self._evictable[block]
                     self._free.append(block)
-
-    def registered(self) -> Iterator[tuple[Hashable, list[int], int]]:
-        """Each registered block, with its adapter's key and all tokens from the start of the prompt
-        to the block's last one."""
-        key_of = {root: key for key, root in self._roots.items()}
-        block_of_node = {self._node_of[block]: block for block in self._block_of.values()}
-        for (parent, own), block in self._block_of.items():
-            tokens = list(own)
-            while parent not in key_of:
-                node_key = self._node_key_of[block_of_node[parent]]
-                assert node_key is not None
-                parent, before = node_key
-                tokens[:0] = before
-            yield key_of[parent], tokens, block
 
     def check(self, tables: Iterable[BlockTable]) -> None:
         """Raises AssertionError unless these are all open tables, every block has one owner, and

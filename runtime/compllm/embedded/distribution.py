@@ -16,7 +16,7 @@ Logits = NDArray[np.float32]
 Kept = tuple[NDArray[np.int64], NDArray[np.float64]]  # token ids, and their cumulated weights
 
 _NEG_INF = np.float32(-np.inf)
-# Rows of the folded logits in _top_ids: keeps both its reductions short at 32k-150k tokens.
+# Rows of the folded logits in top_ids: keeps both its reductions short at 32k-150k tokens.
 _FOLD = 32
 _MAX_SORTED = 1024  # candidates of top-p; sorting fewer gains nothing
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads small numbers
@@ -108,7 +108,7 @@ def keep(row: Row, top_k: int, top_p: float) -> Kept:
         if top_p < 1:
             return _nucleus(weights, top_p)
         return np.arange(weights.size), np.cumsum(weights, dtype=np.float64)
-    ids = _top_ids(row.logits, top_k)
+    ids = top_ids(row.logits, top_k)
     cumulated = np.cumsum(row.weights(ids), dtype=np.float64)
     if top_p < 1:
         num_kept = int(cumulated.searchsorted(top_p * cumulated[-1])) + 1
@@ -116,7 +116,7 @@ def keep(row: Row, top_k: int, top_p: float) -> Kept:
     return ids, cumulated
 
 
-def _top_ids(row: Logits, k: int) -> NDArray[np.int64]:
+def top_ids(row: Logits, k: int) -> NDArray[np.int64]:
     """The k best tokens, best first, ties by lower id.
 
     A partition of the whole vocabulary costs several times a plain pass over it. Folding the row

@@ -49,7 +49,6 @@ from compllm.errors import (
     EngineError,
     EngineOverloaded,
     Situation,
-    situation_of,
 )
 from compllm.formats.adapters import Adapter
 from compllm.formats.manifest import Manifest
@@ -124,13 +123,13 @@ class Executor:
             self._orders.check_open()
             sequence = self._open(handle, request, on_event)
         except EngineError as error:
-            on_event(_failed(error))
+            on_event(EngineEvent.refusal(error))
             return handle
         try:
             self._orders.add(sequence)
         except EngineClosed as error:
             self._slots.release(sequence.slot)
-            on_event(_failed(error))
+            on_event(EngineEvent.refusal(error))
         return handle
 
     def cancel(self, handle: int) -> None:
@@ -355,16 +354,8 @@ class Executor:
     ) -> None:
         """Its slot is free, and its client hears of the end."""
         self._slots.release(sequence.slot)
-        last = replace(
-            sequence.news(),
-            is_final=True,
-            finish_reason=reason,
-            error=error,
-            situation=situation,
-            perf=sequence.perf(),
-        )
         try:
-            sequence.on_event(last)
+            sequence.end(reason, error, situation)
         except Exception:  # of one client's channel: the others go on
             traceback.print_exc(file=sys.stderr)
 
@@ -392,10 +383,3 @@ class Executor:
         """A slot is free again: its weights and cached prefixes go."""
         self._pool.drop(slot.key)
         self.runner.clear_adapter(slot.index)
-
-
-def _failed(error: EngineError) -> EngineEvent:
-    """The only event of a request that is refused."""
-    return EngineEvent(
-        is_final=True, finish_reason="error", error=str(error), situation=situation_of(error)
-    )

@@ -43,7 +43,7 @@ _JSON_SPACE = r"[\x20\x0A\x0D\x09]{1,20}"
 # recursive rules.
 _LIMITS = LLParserLimits(step_max_items=100_000, max_lexer_states=50_000)
 _OWN_LIMITS = LLParserLimits(step_max_items=500_000)
-_MAX_MASK_S = 10.0  # of all masks of a request with a client's guide
+MAX_MASK_S = 10.0  # of all masks of a request with a client's guide
 _MAX_CACHE_BYTES = 512 * 2**20  # of clients' compiled guides, as their trials measured them
 _MAX_PLAN_NODES = 32  # of a plan's guide that is known as our own
 
@@ -111,9 +111,9 @@ class Guide:
         self._mask_s += time.perf_counter() - started
         if self._matcher.is_error():
             self._fail()
-        elif self._mask_s > _MAX_MASK_S and not self.is_own:
+        elif self._mask_s > MAX_MASK_S and not self.is_own:
             self.error = (
-                f"the masks of this guide took more than {_MAX_MASK_S:g} s: make it simpler, "
+                f"the masks of this guide took more than {MAX_MASK_S:g} s: make it simpler, "
                 "with longer lexemes and less recursion"
             )
         self._is_prepared = True
@@ -137,10 +137,6 @@ class Guide:
         self._is_prepared = False
         if token not in self._end_ids and not self._matcher.consume_token(token):
             self._fail()
-
-    def forced_tokens(self) -> list[int]:
-        """Tokens that must come next whatever the model says; costs 5 us. None is accepted yet."""
-        return list(self._matcher.compute_ff_tokens())
 
     def _fail(self) -> None:
         self.error = self.error or _first_line(self._matcher.get_error())

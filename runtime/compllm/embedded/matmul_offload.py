@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compllm.embedded.ops import GROUPS, Arena, library_path, load_library
 
 # Where our kernels were measured to be faster than OpenVINO's products.
-_FASTER_ON = ("avx2",)
+FASTER_ON = ("avx2",)
 
 
 def offload_matmuls(model: Any, core: Any) -> OffloadedMatmuls | None:
@@ -28,7 +28,7 @@ def offload_matmuls(model: Any, core: Any) -> OffloadedMatmuls | None:
     the model has no such product.
     """
     library = library_path()
-    if library is None or load_library(library).compllm_isa().decode() not in _FASTER_ON:
+    if library is None or load_library(library).compllm_isa().decode() not in FASTER_ON:
         return None
     found = [(node, half) for node in model.get_ordered_ops() if (half := _half(node)) is not None]
     if not found:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from compllm.embedded.slots import SlotStats
-from compllm.errors import INTERNAL, Situation
+from compllm.errors import INTERNAL, EngineError, Situation, situation_of
 from compllm.types import FinishReason
 
 
@@ -74,6 +74,13 @@ class EngineEvent:
     situation: Situation = INTERNAL  # of the error: what its client sees
     perf: EnginePerf | None = None  # on the final event
 
+    @staticmethod
+    def refusal(error: EngineError) -> EngineEvent:
+        """The only event of a request that is refused."""
+        return EngineEvent(
+            is_final=True, finish_reason="error", error=str(error), situation=situation_of(error)
+        )
+
 
 OnEvent = Callable[[EngineEvent], None]  # called on the engine's thread: must not block or raise
 
@@ -110,15 +117,3 @@ class EngineStats:
     max_steps_to_cancel: int = 0  # most steps between a cancel and the end of its request
     num_failures: int = 0  # of the engine's thread; after each it starts anew
     failure: str | None = None  # why it is dead: it takes no request any more
-
-
-# The API of executor.Executor, which the Triton model and the benchmarks use:
-#   Executor(engine_dir: Path, options: ExecutorOptions | None = None)    loads, compiles, starts
-# its thread
-#   .submit(request: EngineRequest, on_event: OnEvent) -> int              handle; refusals
-# arrive as an event
-#   .cancel(handle: int) -> None                                           ends within one step;
-# idempotent
-#   .load_adapter(task_id: int, adapter: Adapter) / .remove_adapter(task_id)   live
-#   .is_guide_quick(request) -> bool                                       no compiling, no trial
-#   .stats() -> EngineStats     .vocab_size  .max_seq_len  .task_ids       .close()

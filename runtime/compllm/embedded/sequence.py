@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from compllm.embedded.request import EngineEvent, EnginePerf, EngineRequest, OnE
 from compllm.embedded.sampling import SamplerState, StopMatcher
 from compllm.embedded.slots import Slot
 from compllm.embedded.texttools import TextTools
-from compllm.errors import RequestInvalid
+from compllm.errors import RequestInvalid, Situation
 from compllm.types import FinishReason
 
 NO_SLOT = Slot(-1, None, -1)  # of a sequence that is being opened
@@ -62,7 +62,7 @@ class Sequence:
         return len(self.tokens) - len(self.request.input_ids)
 
     def push(self, token: int) -> FinishReason | None:
-        """Take in a sampled token; why the sequence ends with it, None where it goes on."""
+        """Take in a sampled token. Returns why the sequence ends with it; None: it goes on."""
         if token == self.request.end_id:
             return "stop"  # never part of the output
         self.tokens.append(token)
@@ -74,9 +74,9 @@ class Sequence:
         return "length" if self.num_output >= self.request.max_tokens else None
 
     def is_due(self, now_ns: int, interval_ns: int, line_ends: frozenset[int]) -> bool:
-        """Whether a streamed one's news go out now: its first token, a line's end, and whatever
-        came since its client last heard, so long ago. A response costs the cores as much as a
-        tenth of a step, but who waits for a plan's line starts what it asks for."""
+        """Whether a streamed sequence reports its new tokens now: after its first token, at the end
+        of a line, and when its last report is `interval_ns` old. A report costs the cores as much
+        as a tenth of a step, but a client starts a sub-query as soon as it has the line of it."""
         is_first, is_line = self.num_delivered == 0, self.tokens[-1] in line_ends
         return is_first or is_line or now_ns - self.delivered_ns >= interval_ns
 
@@ -84,6 +84,18 @@ class Sequence:
         """Report the output that was not delivered yet."""
         self.delivered_ns = now_ns
         self.on_event(self.news())
+
+    def end(self, reason: FinishReason, error: str | None, situation: Situation) -> None:
+        """Report the end, with the output that was not delivered yet."""
+        last = replace(
+            self.news(),
+            is_final=True,
+            finish_reason=reason,
+            error=error,
+            situation=situation,
+            perf=self.perf(),
+        )
+        self.on_event(last)
 
     @property
     def has_news(self) -> bool:
@@ -96,7 +108,7 @@ class Sequence:
         return EngineEvent(tokens, tuple(self.log_probs))
 
     def perf(self) -> EnginePerf:
-        """The report at its end, which is now."""
+        """Times and block counts at its end, which is now."""
         return EnginePerf(
             arrival_ns=self.arrival_ns,
             first_scheduled_ns=self.first_scheduled_ns,

@@ -39,11 +39,17 @@ FAMILIES = {
 
 def values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
     """Family, labels, value. Counters as totals."""
+    yield from _upstream_values(stats, max_batch_size)
+    yield from _own_values(stats)
 
-    def group(family: str, label: str, each: Mapping[str, float]) -> Iterator[Value]:
-        return ((family, ((label, name),), value) for name, value in each.items())
 
-    yield from group(
+def _group(family: str, label: str, each: Mapping[str, float]) -> Iterator[Value]:
+    return ((family, ((label, name),), value) for name, value in each.items())
+
+
+def _upstream_values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
+    """The families that TensorRT-LLM's backend has."""
+    yield from _group(
         "nv_trt_llm_request_metrics",
         "request_type",
         {
@@ -53,7 +59,7 @@ def values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
             "waiting": stats.num_waiting,
         },
     )
-    yield from group(
+    yield from _group(
         "nv_trt_llm_kv_cache_block_metrics",
         "kv_cache_block_type",
         {
@@ -65,14 +71,18 @@ def values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
             "fraction": stats.kv_blocks_used / max(1, stats.kv_blocks_max),
         },
     )
-    yield from group(
+    yield from _group(
         "nv_trt_llm_inflight_batcher_metrics",
         "inflight_batcher_specific_metric",
         {"micro_batch_id": 0, "paused_requests": 0},  # one batch, and nothing is ever preempted
     )
-    yield from group(
+    yield from _group(
         "nv_trt_llm_general_metrics", "general_type", {"iteration_counter": stats.num_steps}
     )
+
+
+def _own_values(stats: EngineStats) -> Iterator[Value]:
+    """The families of this engine alone."""
     for size, count in stats.batch_histogram:
         yield "compllm_engine_steps_total", (("batch_size", str(size)),), count
     for each in stats.step_times:
@@ -88,7 +98,7 @@ def values(stats: EngineStats, max_batch_size: int) -> Iterator[Value]:
     yield "compllm_generated_tokens_total", (), stats.num_tokens_generated
     yield "compllm_max_adapters_in_step", (), stats.max_adapters_in_step
     slots = stats.adapters
-    yield from group(
+    yield from _group(
         "compllm_lora_slots", "type", {"max": slots.num_slots, "used": slots.num_loaded}
     )
     yield "compllm_lora_loads_total", (), slots.num_loads

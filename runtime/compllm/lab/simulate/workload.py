@@ -1,7 +1,7 @@
 """Graphs of queries, the tokens of their requests, and when they arrive: what is simulated.
 
-Graphs, lengths and arrivals are those of `compllm replay` with the same seed: the same work. The
-prompts are those of `prompts.py`, counted in tokens that are not in the engine's cache.
+With the same seed, graphs, lengths and arrivals are those of `compllm replay`. The prompts are
+those of `prompts.py`; only tokens that the engine's cache does not hold count.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is generated beside the nodes, and when nodes may start."""
+    """What is generated besides the nodes, and when nodes may start."""
 
     overhead: Overhead = "plan+compose"
-    schedule: Schedule = "dataflow"  # the others start when the whole plan is there, as the paper
-    compose: ComposePolicy = "always"  # auto: a single leaf is passed through
+    schedule: Schedule = "dataflow"  # with another one nodes start after the plan, as in the paper
+    compose: ComposePolicy = "always"  # auto: the response of a single leaf is the answer
     answer_tokens: int = 64  # of an answer that is composed
 
 
@@ -65,9 +65,10 @@ class Workload:
     is_streamed: bool = True
 
     def load(self, rate_qps: float, num_queries: int) -> Load:
-        """A Poisson stream of the graphs in their order, then ever again in orders of the seed's.
+        """A Poisson stream: the graphs in their order, then again and again in random orders.
 
-        rate_qps: infinite: all at once. Another rate brings the same queries, closer together.
+        rate_qps: infinity brings all queries at once. Any two finite rates bring the same queries,
+        with other distances between them.
         """
         num_graphs = len(self.specs)
         rng = np.random.default_rng(self.seed)
@@ -101,8 +102,8 @@ def make_workload(
 
 
 def base_encode() -> tuple[Encode, str]:
-    """What counts tokens, and its name: the base's tokenizer, else an estimate where that is not
-    there."""
+    """The function that counts tokens, and its name: the base's tokenizer, or an estimate where no
+    base is there."""
     from compllm import paths
     from compllm.backends.tokenizer import Tokenizer
 
@@ -114,7 +115,7 @@ def base_encode() -> tuple[Encode, str]:
 
 
 def quarters(prompt: Prompt) -> list[str]:
-    """Four characters a token: what English has with the base's tokenizer, within a tenth."""
+    """One token for four characters: for English within a tenth of the base's tokenizer."""
     return [
         segment.text[start : start + 4]
         for segment in prompt
@@ -123,7 +124,7 @@ def quarters(prompt: Prompt) -> list[str]:
 
 
 class RequestCounter:
-    """Tokens of the prompts that a graph's requests have."""
+    """Counts the tokens in the prompts of a graph's requests."""
 
     def __init__(self, encode: Encode, tokens_per_block: int, catalogue: Catalogue) -> None:
         self._encode = encode
@@ -176,7 +177,7 @@ class RequestCounter:
         return max(1, len(self._encode((Segment(text),))))
 
     def _fresh(self, make: _Make, text: str) -> int:
-        """Tokens of a prompt that are not in the cache since the first request of its kind."""
+        """Tokens of a prompt that the first request of its kind did not leave in the cache."""
         return max(1, len(self._encode(make(text))) - self._cached[make])
 
     def _shared(self, make: _Make) -> int:
@@ -195,7 +196,7 @@ class RequestCounter:
 def _gates(
     graph: ReplayGraph, parents: Sequence[Sequence[int]], schedule: Schedule
 ) -> Sequence[Sequence[int]]:
-    """Whose end each node waits for."""
+    """For each node, the nodes whose end it waits for."""
     if schedule == "sequential":
         return [[node - 1] if node else [] for node in range(len(parents))]
     if schedule == "dataflow":
