@@ -64,7 +64,12 @@ class OpenAILoopback:
             status, text = self.refusals.pop(0)
             return web.Response(status=status, text=text)
         listed = [
-            {"id": name, "owned_by": self.owner, "parent": None if name == BASE else BASE}
+            {
+                "id": name,
+                "owned_by": self.owner,
+                "parent": None if name == BASE else BASE,
+                "max_model_len": 2048,
+            }
             for name in self.models
         ]
         return web.json_response({"object": "list", "data": listed})

@@ -50,7 +50,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "routing/test_routers": ("routing.archive", "routing.artefact", "routing.heads"),
     "server/test_server_log": ("server.supervisor",),
     "server/test_triton_server": (
-        *("server.triton_files", "server.triton_process", "server.triton_state"),
+        *("server.health", "server.triton_files", "server.triton_process", "server.triton_state"),
     ),
     "build_scripts/test_build_openvino": (f"{BUILD}.manifest",),
     "build_scripts/test_datasets_bank": (

@@ -58,6 +58,7 @@ async def test_text_is_sent_where_ids_are_refused(
     found = await _found(server, tokenizer)
     assert not found.takes_ids
     assert found.has_log_probs
+    assert found.max_seq_len == 2048
 
 
 async def test_the_rows_for_people_name_what_is_missing(server: OpenAILoopback) -> None:

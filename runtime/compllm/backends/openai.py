@@ -89,6 +89,14 @@ class OpenAIBackend:
         """See `backend.TellsLimits`."""
         return self.can.max_batch_size
 
+    async def num_tokens(self, prompt: Prompt) -> int:
+        """See `backend.CountsTokens`."""
+        return len(await asyncio.to_thread(self.tokenizer.encode, prompt))
+
+    def max_seq_len(self, model: str) -> int | None:
+        """See `backend.CountsTokens`; the same for each model of the server."""
+        return self.can.max_seq_len
+
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """See `Backend.generate`."""
         with self.attempts.recorded(request) as stats:

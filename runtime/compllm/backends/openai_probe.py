@@ -39,6 +39,7 @@ class Models:
     names: tuple[str, ...]
     bases: tuple[str, ...]
     owner: str
+    max_seq_len: int | None = None  # of vLLM; others do not list it
 
 
 async def models_at(client: httpx.AsyncClient, timeout_s: float) -> Models:
@@ -117,7 +118,10 @@ async def capabilities(
         if form and found is not None and _choice(found).get("text") == _ODD:
             guide = form
             break
-    return Capabilities(family, takes_ids, guide, has_log_probs, await _batch_size(client, family))
+    slots, length = await _llama_limits(client) if family.name == "llama-server" else (None, None)
+    return Capabilities(
+        family, takes_ids, guide, has_log_probs, slots, models.max_seq_len or length
+    )
 
 
 def rows(can: Capabilities) -> Mapping[str, str]:
@@ -128,6 +132,7 @@ def rows(can: Capabilities) -> Mapping[str, str]:
         "guided plans": can.guide or "none: the parser alone checks a plan",
         "log-probabilities": "yes" if can.has_log_probs else "none: answers have no confidence",
         "requests at once": str(can.max_batch_size or "not reported"),
+        "longest sequence": str(can.max_seq_len or "not reported"),
     }
 
 
@@ -145,8 +150,10 @@ def _models(response: httpx.Response) -> Models:
             "before /v1?"
         ) from error
     bases = tuple(str(each["id"]) for each in listed if not each.get("parent"))
-    owner = next((str(each.get("owned_by") or "") for each in listed if not each.get("parent")), "")
-    return Models(names, bases, owner)
+    first = next((each for each in listed if not each.get("parent")), {})
+    return Models(
+        names, bases, str(first.get("owned_by") or ""), _positive(first.get("max_model_len"))
+    )
 
 
 async def _said(client: httpx.AsyncClient, fields: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -166,16 +173,19 @@ def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     return choices[0] if isinstance(choices[0], dict) else {}
 
 
-async def _batch_size(client: httpx.AsyncClient, family: Family) -> int | None:
-    """llama-server reports its slots; vLLM does not report its limit."""
-    if family.name != "llama-server":
-        return None
+async def _llama_limits(client: httpx.AsyncClient) -> tuple[int | None, int | None]:
+    """llama-server reports its slots and how many tokens each holds."""
     try:
         response = await client.get("../props")
-        slots = response.json().get("total_slots") if response.status_code == 200 else None
+        props = response.json() if response.status_code == 200 else {}
     except (ValueError, httpx.TransportError):
-        return None
-    return slots if isinstance(slots, int) and slots > 0 else None
+        return None, None
+    settings = props.get("default_generation_settings") or {}
+    return _positive(props.get("total_slots")), _positive(settings.get("n_ctx"))
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _why(error: Exception) -> str:

@@ -56,13 +56,14 @@ FAMILIES: Mapping[str, Family] = {
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a server was found to do. max_batch_size: None where it does not say."""
+    """What a server was found to do. max_batch_size, max_seq_len: None where it does not say."""
 
     family: Family = field(default_factory=Family)
     takes_ids: bool = False  # a prompt of token ids; else text
     guide: GuideForm = ""  # how a regular expression is sent; empty: it has no guides
     has_log_probs: bool = False
     max_batch_size: int | None = None
+    max_seq_len: int | None = None  # tokens of a prompt and its response
 
 
 @dataclass(frozen=True, slots=True)
