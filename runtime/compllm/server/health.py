@@ -16,7 +16,8 @@ from compllm.server.triton_state import ADMIN_HEADER, HOST, ServerInfo
 HEALTH_S = 5.0  # above a pause of the machine: a server that hangs this long is reported
 _CONNECT_S = 1.0
 _HEADER_PREFIX = "triton-grpc-protocol-"  # Triton's, before the name of a key
-_HTTP_ANSWER = "http1"  # in gRPC's words about a program that answers as an HTTP server does
+# In gRPC's words about a program that answers as an HTTP server does.
+_HTTP_ANSWERS = ("http1", "Failed parsing HTTP/2")
 _OPTIONS = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -35,15 +36,18 @@ def name_of(info: ServerInfo) -> str | None:
             return str(stub.ServerMetadata(question, timeout=HEALTH_S).name)
         except grpc.RpcError as error:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-                if _HTTP_ANSWER in str(error.details()):
+                if any(each in str(error.details()) for each in _HTTP_ANSWERS):
                     return None
                 raise NoAnswer(_reason(info, error)) from error
             return None
 
 
 def is_ready(info: ServerInfo) -> bool:
-    """Ready, and the very process that was started: its name is in the answer."""
+    """Ready, and the very process that was started: its name is in the answer. Triton opens HTTP
+    and the metrics after gRPC."""
     try:
+        for port in filter(None, (info.http_port, info.metrics_port)):
+            _connect(port)
         return says_ready(info) and name_of(info) == info.id
     except NoAnswer:
         return False
@@ -105,13 +109,17 @@ def _asked(info: ServerInfo) -> Iterator[tuple[Any, Any]]:
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-    # gRPC itself would try again for a while, in a thread.
-    try:
-        socket.create_connection((HOST, info.grpc_port), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise NoAnswer(str(error)) from error
+    _connect(info.grpc_port)  # gRPC itself would try again for a while, in a thread
     with grpc.insecure_channel(info.grpc_url, options=_OPTIONS) as channel:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel), service_pb2
+
+
+def _connect(port: int) -> None:
+    """Raises NoAnswer where no program listens."""
+    try:
+        socket.create_connection((HOST, port), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise NoAnswer(str(error)) from error
 
 
 def _reason(info: ServerInfo, error: Any) -> str:

@@ -8,7 +8,7 @@ it behind when it ends.
 OWNER is the process id, our parent's, whose death ends the server too (its files in DIRECTORY are
 removed then). SIGUSR1 lets the server outlive its owner; from then on the supervisor starts it
 again, with the same command, when it or one of its Python stubs dies. SIGTERM ends the server, once
-the commands that have queries under way have ended or 5 s are over.
+the commands that have queries under way have ended or 10 s are over.
 Prints the server's process id on stdout, keeps it in DIRECTORY/server.pid, and waits.
 
 It exists because a killed owner cannot clean up, PR_SET_PDEATHSIG follows a thread rather than a
@@ -51,7 +51,7 @@ _TEMPORARY = Path("/tmp/python_env_*")  # whatever TMPDIR is
 _PR_SET_PDEATHSIG = 1
 _LOG_S = 1.0
 _GRACE_S = 8.0  # from asking the server to end until it is killed; above tritonserver's own limit
-_DRAIN_S = 5.0  # for queries of commands, before the server is asked to end
+_DRAIN_S = 10.0  # for queries of commands, before the server is asked to end
 _DRAIN_STEP_S = 0.05
 _LOOK_S = 1.0  # between two looks for new stubs
 _LOOKS_S = 60.0  # after a start: all stubs are there when the server is ready

@@ -35,7 +35,7 @@ from compllm.storage import require_space
 _POLL_S = 0.05  # tritonserver sends no signal when it is ready: it must be asked
 STARTING_S = 30.0  # of a server's life: until then one that is not ready is still starting
 _FOR_ADMINS = "shared-memory,model-repository,logging,trace"  # no client of the product needs them
-_STOP_S = 18.0  # the supervisor's own limits and some more
+_STOP_S = 23.0  # the supervisor's own limits and some more
 _START_ATTEMPTS = 3  # a port that was free may be taken before the server binds it
 
 
