@@ -72,8 +72,8 @@ demo: install
 	$(PY) -m compllm up && $(PY) -m compllm ask "$$QUESTION"
 demo: export QUESTION := $(QUESTION)
 
-# Two processes share the test files. With TEST_JOBS=0 it is one, where --pdb and -s work.
-TEST_JOBS ?= 2
+# TEST_JOBS=2: two processes share the test files. With 0 it is one, where --pdb and -s work.
+TEST_JOBS ?= 0
 
 test: prepare
 	$(PY) -m pytest -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
