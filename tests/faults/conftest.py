@@ -1,0 +1,90 @@
+"""The servers under attack: one that all attacks must leave well, and one that is killed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from comp_llm_client import MAX_TOKENS
+from helpers import bare_catalogue, own_home
+
+from compllm.errors import ServerError
+from compllm.server import triton_server
+from compllm.server.triton_state import ServerInfo
+
+_USES = 3  # of one server that is killed: its supervisor waits longer before each further restart
+
+
+@contextlib.contextmanager
+def _tiny_home(home: Path, encoder_dir: Path) -> Iterator[None]:
+    """Settings that fit the small engine, while the block runs."""
+    with own_home(home, encoder_dir) as patch:
+        patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
+        patch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "16")
+        patch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", str(MAX_TOKENS))
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(
+    engine_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServerInfo]:
+    """One server of both models, for all attacks after which it must be as before."""
+    with contextlib.ExitStack() as stack:
+        with _tiny_home(tmp_path_factory.mktemp("home"), encoder_dir):
+            info = stack.enter_context(
+                triton_server.running(engine_dir, has_face=True, is_shared=False)
+            )
+        yield info
+
+
+class _Killable:
+    """A server of `compllm up` with both models, in a home of its own."""
+
+    def __init__(self, engine_dir: Path, home: Path) -> None:
+        self.home = home
+        self._engine_dir = engine_dir
+        self._num_uses = 0
+
+    def up(self) -> ServerInfo:
+        """The server, ready; every few uses a new one. The environment is the home's."""
+        if self._num_uses % _USES == 0:
+            triton_server.down()
+        self._num_uses += 1
+        return triton_server.up(self._engine_dir, has_face=True)
+
+
+@pytest.fixture(scope="session")
+def _killable(
+    engine_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[_Killable]:
+    home = tmp_path_factory.mktemp("home")
+    with _tiny_home(home, encoder_dir):
+        pass  # its files stay
+    yield _Killable(engine_dir, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPLLM_HOME", str(home))
+        triton_server.down()
+
+
+@pytest.fixture
+def own_server(_killable: _Killable, monkeypatch: pytest.MonkeyPatch) -> ServerInfo:
+    """The server of the user whose home it is: it may be killed, and its supervisor starts it
+    again."""
+    monkeypatch.setenv("COMPLLM_HOME", str(_killable.home))
+    monkeypatch.setenv("COMPLLM_CATALOGUE", str(_killable.home / "experts.toml"))
+    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "16")
+    monkeypatch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", str(MAX_TOKENS))
+    return _killable.up()
+
+
+@pytest.fixture
+def home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user of their own, whose server is stopped in the end. After `engine_dir`, which reads the
+    real one's cache."""
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    yield tmp_path
+    with contextlib.suppress(ServerError):
+        triton_server.down()
