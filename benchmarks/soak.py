@@ -50,6 +50,7 @@ from benchmarks.triton_load import read_metrics
 USERS = 16  # of the closed loop that finds the capacity
 _HOSTILE_PER_S, _LEAVERS_PER_S = 0.5, 0.5
 _SAMPLE_S = 5.0
+_START_S = 300.0  # on a machine that others use, too
 _IDLE_S = 30.0  # until nothing may be left in the engine
 _MOST_SHOWN = 40  # differences in the result file
 _VERDICTS = ("right", "near tie", "wrong", "lost")
@@ -314,7 +315,7 @@ async def measure(options: argparse.Namespace, report: Report, engine: Path) -> 
     config = load_config()
     catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
     pool = make_pool(catalogue, Manifest.read(engine), options.questions, rng)
-    info = await asyncio.to_thread(triton_server.up, engine, has_face=True)
+    info = await asyncio.to_thread(triton_server.up, engine, has_face=True, timeout_s=_START_S)
     try:
         clients = Clients(info, Tokenizer.from_dir(engine), options.max_tokens, options.deadline)
         oracle = await ask_alone(clients, pool)
