@@ -17,7 +17,8 @@ from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
+SLOWEST_S = 5.0  # of a question meanwhile
 MOST_BYTES = 1.5e9  # of a trial's process: it took 15 GB
 PATTERNS = [{"pattern": f"^(.*a.{{{number}}}.*)?$"} for number in range(60)]
 COSTLY = {
@@ -49,7 +50,9 @@ def attacked(server: ServerInfo, guide_type: str, guide: str) -> Iterator[list[s
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_costly_guide_holds_up_no_question(server: ServerInfo, name: str) -> None:
+def test_a_costly_guide_holds_up_no_question(
+    server: ServerInfo, slowness: float, name: str
+) -> None:
     before = infer(server)
     generate(server, text_input=QUESTION)
     start_s, slowest_s, most_bytes = time.monotonic(), 0.0, 0
@@ -61,7 +64,7 @@ def test_a_costly_guide_holds_up_no_question(server: ServerInfo, name: str) -> N
             slowest_s = max(slowest_s, time.monotonic() - asked_s)
             most_bytes = max(most_bytes, trial_bytes(server))
     assert len(endings) == 1
-    assert slowest_s < 5
+    assert slowest_s < SLOWEST_S * slowness
     assert most_bytes < MOST_BYTES
     assert infer(server) == before
 

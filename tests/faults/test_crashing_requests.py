@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import grpc
 import psutil
 import pytest
-from core_client import Refused, infer, message, responses, until_right
+from core_client import Refused, check_right_within, infer, message, responses
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
@@ -28,7 +28,6 @@ from compllm.server.triton_state import HOST, ServerInfo, models
 
 pytestmark = pytest.mark.triton
 
-AGAIN_S = 10.0
 WAIT_S = 60.0
 GENERATE = "/v2/models/comp_llm/generate"
 
@@ -41,35 +40,37 @@ def post(server: ServerInfo, body: bytes | Iterator[bytes]) -> None:
         connection.getresponse().read()
 
 
-def check_again(server: ServerInfo, expected: list[int]) -> None:
+def check_again(server: ServerInfo, expected: list[int], again_s: float) -> None:
     """There is a right answer soon, by the server or by the one that took its place."""
-    assert until_right(server, expected) < AGAIN_S
+    check_right_within(server, expected, again_s)
     again = triton_server.status(wait_s=WAIT_S)
     assert again is not None
     assert again.pid == server.pid
 
 
 def test_after_a_body_of_nested_brackets_the_next_answer_comes_soon(
-    own_server: ServerInfo,
+    own_server: ServerInfo, again_s: float
 ) -> None:
     expected = infer(own_server)
     post(own_server, b'{"text_input": ' + b"[" * 50_000)
-    check_again(own_server, expected)
+    check_again(own_server, expected, again_s)
 
 
 @pytest.mark.long
-def test_after_a_body_of_many_chunks_the_next_answer_comes_soon(own_server: ServerInfo) -> None:
+def test_after_a_body_of_many_chunks_the_next_answer_comes_soon(
+    own_server: ServerInfo, again_s: float
+) -> None:
     """CVE-2025-23310, which the wheel's Triton has."""
     expected = infer(own_server)
     post(own_server, (b" " for _ in range(600_000)))
-    check_again(own_server, expected)
+    check_again(own_server, expected, again_s)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["tensorrt_llm", "comp_llm"])
 @pytest.mark.parametrize("seconds", [0.5, 1.0, 2.0])
 def test_after_a_pause_of_a_models_process_the_next_answer_comes_soon(
-    own_server: ServerInfo, name: str, seconds: float
+    own_server: ServerInfo, again_s: float, name: str, seconds: float
 ) -> None:
     expected = infer(own_server)
     children = psutil.Process(own_server.server_pid).children()
@@ -83,12 +84,12 @@ def test_after_a_pause_of_a_models_process_the_next_answer_comes_soon(
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
             stub.send_signal(signal.SIGCONT)
-    check_again(own_server, expected)
+    check_again(own_server, expected, again_s)
 
 
 @pytest.mark.long
 def test_after_a_stream_that_ended_with_a_status_the_next_answer_comes_soon(
-    own_server: ServerInfo,
+    own_server: ServerInfo, again_s: float
 ) -> None:
     """A good request, then one that is refused, on a stream with `triton_grpc_error`."""
     expected = infer(own_server)
@@ -96,7 +97,7 @@ def test_after_a_stream_that_ended_with_a_status_the_next_answer_comes_soon(
         with contextlib.suppress(grpc.RpcError):
             pair = [message(max_tokens=200), message(max_tokens=0)]
             responses(own_server, pair, (("triton_grpc_error", "true"),))
-    check_again(own_server, expected)
+    check_again(own_server, expected, again_s)
 
 
 def test_shared_memory_and_models_are_for_the_owner_alone(own_server: ServerInfo) -> None:
