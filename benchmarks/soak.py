@@ -12,7 +12,8 @@ that it may.
 
 lost: no whole answer within `--budget` seconds. wrong: another answer than alone. Where an answer
 of the engine parts from the one alone at a token that was as likely as the other (`--tie` nats), it
-is counted apart, as a near tie.
+is counted apart, as a near tie. So is an answer whose plan says that the generator failed or was
+late, and that the query itself was asked in its place (a fallback).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _SAMPLE_S = 5.0
 _START_S = 300.0  # on a machine that others use, too
 _IDLE_S = 30.0  # until nothing may be left in the engine
 _MOST_SHOWN = 40  # differences in the result file
-_VERDICTS = ("right", "near tie", "wrong", "lost")
+_VERDICTS = ("right", "near tie", "fallback", "wrong", "lost")
 
 
 @dataclass(slots=True)
@@ -72,7 +73,7 @@ class Seen:
 class Verdict:
     """How an answer compares with the one alone. gap: see `Answer.gap`."""
 
-    kind: str  # right | near tie | wrong | lost
+    kind: str  # one of _VERDICTS
     gap: float | None = None
 
 
@@ -81,6 +82,8 @@ def judge(oracle: Answer, answer: Answer | None, tie: float) -> Verdict:
         return Verdict("lost")
     if answer.is_same(oracle):
         return Verdict("right")
+    if answer.fallback and not oracle.fallback:
+        return Verdict("fallback")
     gap = answer.gap(oracle)
     return Verdict("near tie" if gap is not None and gap <= tie else "wrong", gap)
 
@@ -235,6 +238,7 @@ def report_queries(
         where = outcome.error
         if outcome.answer is not None:
             where = outcome.answer.parting(oracle[outcome.question])
+            where = outcome.answer.fallback if verdict.kind == "fallback" else where
         key = (f"{verdict.kind}: {question}", where)
         differences[key] += 1
         gaps[key] = verdict.gap

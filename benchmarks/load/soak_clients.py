@@ -60,11 +60,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer. steps: the plan's lines and the nodes' responses. token_ids, log_probs: of the
-    engine's own."""
+    """One answer. steps: the plan's lines and the nodes' responses. fallback: why the query was its
+    own plan, as plan_json says; empty: it was not. token_ids, log_probs: of the engine's own."""
 
     text: str = ""
     steps: tuple[tuple[str, str], ...] = ()
+    fallback: str = ""
     token_ids: tuple[int, ...] = ()
     log_probs: tuple[float, ...] = ()
 
@@ -179,9 +180,9 @@ class Clients:
         if "stats_json" not in outputs:
             raise MayRepeat("stream ended early")
         nodes = json.loads(outputs["stats_json"])["nodes"]
-        lines = json.loads(outputs["plan_json"])["lines"]
-        steps = zip(lines, (node["response"] for node in nodes), strict=True)
-        return Answer(outputs["text_output"], tuple(steps))
+        plan = json.loads(outputs["plan_json"])
+        steps = zip(plan["lines"], (node["response"] for node in nodes), strict=True)
+        return Answer(outputs["text_output"], tuple(steps), plan.get("fallback_reason", ""))
 
     async def ask_until_right(
         self, question: Question, outcome: Outcome, budget_s: float, start_s: float

@@ -31,6 +31,12 @@ def test_an_answer_is_judged_by_the_one_alone(answer: Answer | None, kind: str) 
     assert soak.judge(ALONE, answer, 0.02).kind == kind
 
 
+def test_a_plan_that_failed_is_counted_apart() -> None:
+    alone = Answer("26 and 7", (("1 | a?", "26"), ("2 | b?", "7")))
+    late = Answer("26", (("1 | a and b?", "26"),), fallback="the generator was late")
+    assert soak.judge(alone, late, 0.02).kind == "fallback"
+
+
 def test_the_first_step_that_differs_is_named() -> None:
     one = Answer("26", (("1 | a?", "26"), ("2 | b?", "7")))
     assert (
