@@ -49,7 +49,10 @@ def attacked(server: ServerInfo, guide_type: str, guide: str) -> Iterator[list[s
         assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("name", COSTLY)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "schema" else pytest.param(name, marks=pytest.mark.long) for name in COSTLY],
+)
 def test_a_costly_guide_holds_up_no_question(
     server: ServerInfo, slowness: float, name: str
 ) -> None:
