@@ -147,3 +147,30 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
         return directory
 
     return make
+
+
+@pytest.fixture(scope="session")
+def engine_dir(
+    tiny_checkpoint: Path,
+    make_adapter: MakeAdapter,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Adapters `chemistry` and `biology` on a tiny Llama with the real base's tokenizer."""
+    from compllm.build_scripts.build_openvino import AdapterSource, build_engine
+
+    out = tmp_path_factory.mktemp("engines") / "tiny"
+    sources = [
+        AdapterSource(make_adapter(tiny_checkpoint, name, seed=seed, scale=1.0), name)
+        for seed, name in enumerate(("chemistry", "biology"))
+    ]
+    # fp16 weights are computed with in float32: the same tokens alone and in any batch.
+    build_engine(tiny_checkpoint, sources, out, "fp16")
+    return out
+
+
+@pytest.fixture(scope="session")
+def task_ids(engine_dir: Path) -> dict[str, int]:
+    """lora_task_id by adapter name."""
+    from compllm.formats.manifest import Manifest
+
+    return {entry.name: entry.task_id for entry in Manifest.read(engine_dir).adapters}

@@ -1,41 +1,16 @@
-"""A small real engine with two adapters, behind a real tritonserver."""
+"""The small engine of `tests/conftest.py`, behind a real tritonserver."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from comp_llm_client import MAX_TOKENS
 from helpers import bare_catalogue, own_home
 
-from compllm.build_scripts.build_openvino import AdapterSource, build_engine
-from compllm.formats.manifest import Manifest
 from compllm.server import triton_server
 from compllm.server.triton_state import ServerInfo
-
-
-@pytest.fixture(scope="session")
-def engine_dir(
-    tiny_checkpoint: Path,
-    make_adapter: Callable[..., Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """Adapters `chemistry` and `biology` on a tiny Llama with the real base's tokenizer."""
-    out = tmp_path_factory.mktemp("engines") / "tiny"
-    sources = [
-        AdapterSource(make_adapter(tiny_checkpoint, name, seed=seed, scale=1.0), name)
-        for seed, name in enumerate(("chemistry", "biology"))
-    ]
-    # fp16 weights are computed with in float32: the same tokens alone and in any batch.
-    build_engine(tiny_checkpoint, sources, out, "fp16")
-    return out
-
-
-@pytest.fixture(scope="session")
-def task_ids(engine_dir: Path) -> dict[str, int]:
-    """lora_task_id by adapter name."""
-    return {entry.name: entry.task_id for entry in Manifest.read(engine_dir).adapters}
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +21,6 @@ from compllm.server.triton_state import ServerInfo
 
 pytestmark = pytest.mark.triton
 
-WAIT_S = 60.0
 ELEMENT = "1 | What is the atomic number of iron?\n"
 
 
@@ -54,14 +49,6 @@ def url(home: Path, server: ServerInfo, monkeypatch: pytest.MonkeyPatch) -> str:
     """The shared server is the one that commands ask."""
     monkeypatch.setenv("COMPLLM_SERVER_URL", server.grpc_url)
     return server.grpc_url
-
-
-@pytest.fixture
-def own_server(home: Path, engine_dir: Path) -> Iterator[ServerInfo]:
-    """One to be killed."""
-    info = triton_server.up(engine_dir)
-    yield info
-    triton_server.down()
 
 
 @pytest.fixture
@@ -215,97 +202,3 @@ def test_engine_of_another_base_is_not_started(home: Path, engine_dir: Path) -> 
     assert "of base tiny-llama" in line
     assert "not of the base in use" in line
     assert triton_server.status() is None
-
-
-@contextlib.contextmanager
-def asking(plan: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """`compllm ask` as a process of its own, which a watchdog ends."""
-    command = [sys.executable, "-m", "compllm", "ask", "Why?", "--plan", plan, "--deadline", "30"]
-    with subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    ) as process:
-        watchdog = threading.Timer(WAIT_S, process.kill)
-        watchdog.start()
-        yield process
-        watchdog.cancel()
-
-
-def kill_when(process: subprocess.Popen[str], begin: str, server: ServerInfo) -> list[str]:
-    """Kill the server when a line of stderr begins so; the lines that followed."""
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith(begin):
-            os.kill(server.server_pid, signal.SIGKILL)
-            return list(process.stderr)
-    raise AssertionError(f"no line begins with {begin!r}")
-
-
-def test_server_killed_while_nodes_run_is_one_error_line(
-    own_server: ServerInfo,
-    plan_file: Callable[[str | bytes], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "300")
-    with asking(plan_file("1 | What is iron?\n2 | What is gold?\n")) as process:
-        *_, last = kill_when(process, "started  1", own_server)
-        assert process.stdout is not None
-        assert process.stdout.read() == ""
-    assert process.returncode == 1
-    assert last.startswith("error: no answer from the server")
-    again = triton_server.status(wait_s=WAIT_S)
-    assert again is not None
-    assert again.server_pid != own_server.server_pid
-
-
-def test_server_killed_after_a_node_leaves_a_partial_answer(
-    own_server: ServerInfo,
-    plan_file: Callable[[str | bytes], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "150")
-    plan = plan_file("1 | What is iron?\n2 <1> | Why is #1?\n")
-    with asking(plan) as process:
-        *_, last = kill_when(process, "started  2", own_server)
-        assert process.stdout is not None
-        said = process.stdout.read()
-    assert process.returncode == 0
-    assert said.startswith("What is iron? ")
-    assert last.startswith("partial answer: no answer from the server")
-
-
-def test_server_killed_while_the_answer_streams_leaves_what_was_said(
-    own_server: ServerInfo,
-    plan_file: Callable[[str | bytes], str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("COMPLLM_LIMITS_MAX_ANSWER_TOKENS", "200")
-    monkeypatch.setenv("COMPLLM_COMPOSE_POLICY", "always")
-    with asking(plan_file("1 | What is iron?\n")) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        begin = process.stdout.read(1)
-        os.kill(own_server.server_pid, signal.SIGKILL)
-        rest = process.stdout.read()
-        *_, last = process.stderr
-    assert process.returncode == 0
-    assert begin
-    assert rest.endswith("\n")
-    assert last.startswith("partial answer: no answer from the server")
-
-
-def test_a_question_waits_for_a_server_that_is_started_again(
-    own_server: ServerInfo, plan_file: Callable[[str | bytes], str]
-) -> None:
-    os.kill(own_server.server_pid, signal.SIGKILL)
-    with asking(plan_file("1 | What is iron?\n")) as process:
-        assert process.stdout is not None
-        assert process.stdout.read().strip()
-    assert process.returncode == 0
-
-
-def test_a_supervisor_killed_before_the_question_is_told(
-    own_server: ServerInfo, capsys: pytest.CaptureFixture[str]
-) -> None:
-    os.kill(own_server.pid, signal.SIGKILL)
-    assert run(["ask", "Why?"]) == 1
-    assert "`compllm up` starts it again" in only_error(capsys)

@@ -65,6 +65,19 @@ def test_a_server_that_was_just_killed_counts_as_dead(
         process.wait()
 
 
+def test_a_killed_server_counts_as_dead_though_its_supervisor_lives() -> None:
+    """`up` and `status` gave up after a second, while the supervisor started it again."""
+    server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"])
+    with server, socket.create_server((triton_state.HOST, 0)) as closed:
+        port = closed.getsockname()[1]
+        closed.close()
+        ticks = triton_process.start_ticks(os.getpid())
+        info = triton_state.ServerInfo(
+            os.getpid(), ticks, server.pid, "an-id", port, port, port, "a.log"
+        )
+        assert not triton_server.answers(info)
+
+
 def test_unreadable_state_is_an_error_with_its_path() -> None:
     paths.run_dir().mkdir(parents=True)
     (paths.run_dir() / "server.json").write_text("{")

@@ -150,7 +150,7 @@ def _models(response: httpx.Response) -> Models:
             "before /v1?"
         ) from error
     bases = tuple(str(each["id"]) for each in listed if not each.get("parent"))
-    first = next((each for each in listed if not each.get("parent")), {})
+    first: Any = next((each for each in listed if not each.get("parent")), {})
     return Models(
         names, bases, str(first.get("owned_by") or ""), _positive(first.get("max_model_len"))
     )

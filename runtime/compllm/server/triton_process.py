@@ -300,6 +300,11 @@ def is_alive(info: ServerInfo) -> bool:
     return _is_supervised(info)
 
 
+def is_running(info: ServerInfo) -> bool:
+    """Whether the server's own process lives."""
+    return _is_running(info.server_pid)
+
+
 def is_starting(info: ServerInfo) -> bool:
     """Whether the supervisor starts the server, for the first time or again."""
     if not _is_supervised(info):

@@ -27,7 +27,7 @@ from compllm.server.health import NoAnswer, is_foreign, is_ready, name_of, says_
 from compllm.server.server_log import reason_in
 from compllm.server.supervisor import CLIENTS_FILE
 from compllm.server.triton_files import FACE_MODEL
-from compllm.server.triton_process import is_alive, is_starting
+from compllm.server.triton_process import is_alive, is_running, is_starting
 from compllm.server.triton_state import (
     Ports,
     ServerInfo,
@@ -42,7 +42,7 @@ __all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status"
 RESTART_WAIT_S = 20.0  # that a client waits for a server that starts again
 WAIT_STEP_S = 0.1
 _held: list[BinaryIO] = []  # see `use`
-DYING_S = 1.0  # that a killed server takes at most to be gone
+DYING_S = 3.0  # that a killed server takes at most to be gone, on cores that others use
 
 
 def up(
@@ -72,11 +72,14 @@ def up(
         if found is not None and is_alive(found):
             _check_same(found, engine, ports, options, has_face, settings)
             settings = settings or (Path(found.config_file) if found.config_file else None)
-            if is_starting(found) and not is_foreign(found):
-                triton_process.wait_ready(found, time.monotonic() + timeout_s, timeout_s)
-                found = read_state() or found  # another process of the server
-            if answers(found) and _is_current(found, engine):
-                return found
+            for _ in range(2):  # it may die just when it is asked
+                if is_starting(found) and not is_foreign(found):
+                    triton_process.wait_ready(found, time.monotonic() + timeout_s, timeout_s)
+                    found = read_state() or found  # another process of the server
+                if answers(found):
+                    if _is_current(found, engine):
+                        return found
+                    break
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
         settings_hash = _settings_hash(settings) if has_face else ""
@@ -192,7 +195,7 @@ def answers(info: ServerInfo) -> bool:
         _check_answers(info)
     except ServerError:
         deadline_s = time.monotonic() + DYING_S
-        while is_alive(info):
+        while is_alive(info) and is_running(info):  # its supervisor may outlive it
             if time.monotonic() > deadline_s:
                 raise
             time.sleep(DYING_S / 50)

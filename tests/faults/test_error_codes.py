@@ -38,7 +38,7 @@ def server(
     with own_home(home, encoder_dir) as patch:
         patch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(home)))
         with triton_server.running(
-            engine_dir, options=OPTIONS, has_face=True, is_shared=False
+            engine_dir, options=OPTIONS, has_face=True, has_http=True, is_shared=False
         ) as info:
             yield info
 

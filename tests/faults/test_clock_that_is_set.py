@@ -1,0 +1,23 @@
+"""17. The clock is set by a second: a live server looked dead, and `up` killed it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from compllm.server import triton_server
+
+pytestmark = pytest.mark.triton
+
+
+def test_a_clock_that_is_set_does_not_make_a_server_look_dead(
+    engine_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`up` killed a live server after the clock had been set by a second."""
+    info = triton_server.up(engine_dir)
+    monkeypatch.setattr(psutil, "boot_time", lambda: 0.0)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    assert triton_server.up(engine_dir) == info
