@@ -24,6 +24,12 @@ HELLO: Sequence[Body] = (
 )
 
 
+def written(text: str) -> Sequence[Body]:
+    """The events of a text, in pieces as a model writes them."""
+    pieces = [text[start : start + 5] for start in range(0, len(text), 5)]
+    return [*(event(each) for each in pieces), event("", "stop")]
+
+
 class OpenAILoopback:
     """`events` are sent for each streamed request, `answer` makes the others' text."""
 
@@ -33,6 +39,7 @@ class OpenAILoopback:
         self.asked: list[Body] = []  # bodies of the streamed requests
         self.headers: dict[str, str] = {}
         self.events: Sequence[Body | str] = HELLO
+        self.write: Callable[[Body], str] | None = None  # the text of a request, for `events`
         self.is_held = False  # the stream stays open after the events
         self.was_left = asyncio.Event()  # a stream was closed by its client
         self.refusals: list[tuple[int, str]] = []  # status and text, one a request, at first
@@ -89,7 +96,8 @@ class OpenAILoopback:
             return web.Response(status=status, text=text)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for each in self.events:
+        events = self.events if self.write is None else written(self.write(body))
+        for each in events:
             data = each if isinstance(each, str) else json.dumps(each)
             await response.write(f"data: {data}\n\n".encode())
         if self.is_held:

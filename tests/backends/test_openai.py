@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 from openai_loopback import BASE, OpenAILoopback, event
+from path_parts import CATALOGUE, DIAMOND, IRON, NEON, settings
 
 from compllm.backend import GenerateRequest, Guide, Segment, collect
 from compllm.backends.attempts import ClientOptions
 from compllm.backends.openai import OpenAIBackend
 from compllm.errors import BackendError, BackendRejected, BackendUnavailable, ConfigError
+from compllm.pipeline import CompLLM
+from compllm.testing import HashingEncoder
 from compllm.types import SamplingParams
 
 ADAPTERS = {7: "chemistry", 8: "biology"}
@@ -180,6 +183,27 @@ async def test_the_base_is_named_where_there_are_several(
     await collect(backend, _request())
     assert server.asked[0]["model"] == "biology"
     await backend.aclose()
+
+
+async def test_a_query_runs_over_it_from_plan_to_answer(
+    server: OpenAILoopback, base_dir: Path
+) -> None:
+    """Plan, two experts at a time, their child with both responses; every model by its name."""
+    server.takes_ids = False  # so that the prompts can be read here
+    server.models = [BASE, "chem", "math"]
+    responses = {IRON: "26", NEON: "10", "What is 26 plus": "36"}
+
+    def write(body: dict[str, Any]) -> str:
+        found = [text for asked, text in responses.items() if f"user\n{asked}" in body["prompt"]]
+        return found[0] if found else "".join(DIAMOND)
+
+    server.write = write
+    names = {each.id: each.name for each in CATALOGUE.adapters}
+    backend = await OpenAIBackend.connect(server.url, base_dir, names)
+    async with CompLLM(backend, HashingEncoder(), CATALOGUE, settings()) as llm:
+        answer = await llm.ask("Add the atomic numbers of iron and neon.")
+    assert answer.text == "36"
+    assert [each["model"] for each in server.asked] == [BASE, "chem", "chem", "math"]
 
 
 @pytest.mark.parametrize("url", ["http://", "http://host:port"])
