@@ -197,3 +197,12 @@ def test_a_sum_of_a_thing_s_properties_asks_for_the_sum_alone() -> None:
     total = SubQuery(3, "Add #1 and #2.", (1, 2))
     query = "What is the sum of manganese's atomic number and its group?"
     assert ids(query, NUMBER, group, total) == (3,)
+
+
+@pytest.mark.parametrize("how", ["How long is", "How big is", "How heavy is"])
+def test_every_question_with_how_asks(how: str) -> None:
+    """The 6 of "How long is the strand, what is that length times 12?" was left out."""
+    first = SubQuery(1, f"{how} the strand ATGCAG?")
+    query = f"{how} the strand ATGCAG, what is that times 12, and is the product even?"
+    lines = (first, SubQuery(2, "What is #1 times 12?", (1,)), SubQuery(3, "Is #2 even?", (2,)))
+    assert ids(query, *lines) == (1, 2, 3)

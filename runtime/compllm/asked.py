@@ -26,7 +26,7 @@ _CLAUSE = re.compile(
     rf"| (?:and|then) (?:then )?(?=(?:{_HEADS}|whether)\b)"
 )
 _ASKS = re.compile(
-    r"\b(?:what|which|how many|how much|how heavy|who|where|whose)\b"
+    r"\b(?:what|which|how [a-z]+|who|where|whose)\b"
     r"|^(?:(?:and|then|also|please|finally) )*(?:is|are|does|do|has|have|its|their)\b"
     r"|\b(?:tell me|give me|name|state|say|list|i need|i want|i would like|show me)\b"
     r"|\bi'(?:d like|m after)\b"
