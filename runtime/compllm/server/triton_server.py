@@ -66,7 +66,7 @@ def up(
     engine = _checked_engine(engine_dir)
     settings = Path(config).resolve() if config else None
     ports = Ports(grpc_port or None, http_port or None, metrics_port or None)
-    with _lock():
+    with lock():
         found = read_state()
         if found is not None and is_alive(found):
             _check_same(found, engine, ports, options, has_face, settings)
@@ -78,7 +78,7 @@ def up(
                 return found
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
-        settings_hash = _settings_hash(settings) if has_face else ""
+        hashed = settings_hash(settings) if has_face else ""
         info = triton_process.start(
             engine,
             paths.run_dir() / "server",
@@ -88,7 +88,7 @@ def up(
             config=settings,
             timeout_s=timeout_s,
         )
-        info = replace(info, settings_hash=settings_hash)
+        info = replace(info, settings_hash=hashed)
         write_state(info)
         triton_process.release(info)  # not before: killed up to here, we leave nothing behind
         return info
@@ -160,7 +160,7 @@ def down() -> bool:
     """Stop the server that `up` started, and whatever is left of it. False when none was alive."""
     if not paths.run_dir().is_dir():  # nothing was ever started, and nothing is written here
         return False
-    with _lock():
+    with lock():
         info = read_state()
         if info is None:
             return False
@@ -260,10 +260,10 @@ def _is_current(info: ServerInfo, engine: Path) -> bool:
     if not is_same or info.engine_hash != triton_process.engine_hash(engine):
         return False
     config = Path(info.config_file) if info.config_file else None
-    return not info.has_face or info.settings_hash == _settings_hash(config)
+    return not info.has_face or info.settings_hash == settings_hash(config)
 
 
-def _settings_hash(config: Path | None) -> str:
+def settings_hash(config: Path | None) -> str:
     """Over what `comp_llm` reads when it starts: the settings and the catalogue they name, with the
     adapters' ids in it. Raises ConfigError."""
     settings = load_config(config)
@@ -289,7 +289,7 @@ def _stop(info: ServerInfo) -> None:
 
 
 @contextlib.contextmanager
-def _lock() -> Iterator[None]:
+def lock() -> Iterator[None]:
     """One start or stop at a time, over all processes of the user. Raises ConfigError where nothing
     can be written there."""
     require_writable(paths.run_dir())

@@ -78,11 +78,11 @@ def models(info: ServerInfo) -> list[dict[str, Any]]:
     """Name, readiness, state and its reason of each model there is. Raises ServerError."""
     try:
         headers = {ADMIN_HEADER: info.admin_key}
-        _, index = _ask(info, "/v2/repository/index", "POST", headers)
+        _, index = ask(info, "/v2/repository/index", "POST", headers)
         return [
             {
                 "name": each["name"],
-                "is_ready": _ask(info, f"/v2/models/{each['name']}/ready")[0] == 200,
+                "is_ready": ask(info, f"/v2/models/{each['name']}/ready")[0] == 200,
                 "state": each.get("state", "UNAVAILABLE").lower(),
                 **({"reason": each["reason"]} if each.get("reason") else {}),
             }
@@ -92,10 +92,15 @@ def models(info: ServerInfo) -> list[dict[str, Any]]:
         raise ServerError(f"{info.http_url} does not tell its models: {error}") from error
 
 
-def _ask(
-    info: ServerInfo, path: str, method: str = "GET", headers: Mapping[str, str] | None = None
+def ask(
+    info: ServerInfo,
+    path: str,
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = _HEALTH_S,
 ) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=_HEALTH_S)
+    """Status and content of an HTTP response. Raises OSError, http.client.HTTPException."""
+    connection = http.client.HTTPConnection(HOST, info.http_port, timeout=timeout_s)
     try:
         connection.request(method, path, headers=dict(headers or {}))
         response = connection.getresponse()
@@ -107,7 +112,7 @@ def _ask(
 def is_ready(info: ServerInfo) -> bool:
     """Ready, and the very process that was started: its name is in the answer."""
     try:
-        code, _ = _ask(info, "/v2/health/ready")
+        code, _ = ask(info, "/v2/health/ready")
         return code == 200 and _name(info) == info.id
     except (OSError, http.client.HTTPException):
         return False
@@ -123,7 +128,7 @@ def is_foreign(info: ServerInfo) -> bool:
 
 def _name(info: ServerInfo) -> str | None:
     try:
-        return str(json.loads(_ask(info, "/v2")[1])["name"])
+        return str(json.loads(ask(info, "/v2")[1])["name"])
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -132,7 +137,7 @@ def check_answers(info: ServerInfo) -> None:
     """Raises ServerError unless the live server is ready, and is itself."""
     try:
         name = _name(info)
-        status_code = _ask(info, "/v2/health/ready")[0]
+        status_code = ask(info, "/v2/health/ready")[0]
     except (OSError, http.client.HTTPException) as error:
         raise ServerError(
             f"the server (process {info.server_pid}) does not answer at {info.http_url} "
