@@ -24,6 +24,7 @@ from compllm.build_scripts.own.project import NewExpert, Project
 from compllm.build_scripts.own.router import Refit, refit
 from compllm.build_scripts.staging import exclusive, staged_directory
 from compllm.catalogue import Catalogue, check_expert_name
+from compllm.embedded.options import ExecutorOptions
 from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.adapters import WEIGHTS_FILE, Adapter
 from compllm.formats.checkpoint import validate_checkpoint
@@ -164,7 +165,7 @@ def apply(change: Change) -> str:
             project.remove(change.name)
         undo.callback(project.restore)
         after = project.save()
-        outcome = make_live(project)
+        outcome = make_live(project, change.added[1].rank if change.added else 0)
         undo.pop_all()
     if change.added is None:
         _clear_adapter(project.adapter_dir(change.name), after)
@@ -173,9 +174,10 @@ def apply(change: Change) -> str:
     return outcome
 
 
-def make_live(project: Project) -> str:
+def make_live(project: Project, rank: int = 0) -> str:
     """Let the running server serve the project as it is now, where it serves this project.
 
+    rank: of a new adapter; a running engine takes those up to its limit, a new one any.
     Raises ServerError with the reason where Triton refuses; it then serves what it did before.
     """
     server = triton_server.last_started()
@@ -187,6 +189,11 @@ def make_live(project: Project) -> str:
         return (
             f"the server that runs has another base or other settings ({of}): `compllm down`, then "
             f"`compllm up` in {project.folder}"
+        )
+    if rank > ExecutorOptions().max_lora_rank:
+        return (
+            f"its rank is {rank}, and a running server takes adapters up to "
+            f"{ExecutorOptions().max_lora_rank}: `compllm down`, then `compllm up`"
         )
     reload_face(server)
     return "the running server serves it now"

@@ -18,7 +18,7 @@ from compllm.server.triton_files import FACE_MODEL, fill_config
 from compllm.server.triton_server import lock, settings_hash
 from compllm.server.triton_state import ADMIN_HEADER, HOST, ServerInfo, ask, write_state
 
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 600.0  # Triton would go on where we gave up
 
 
 def reload_face(info: ServerInfo) -> ServerInfo:
