@@ -157,7 +157,7 @@ class _Watch:
     def _is_missing(self, server_pid: int) -> bool:
         """Whether a model has no stub. One that is loaded again has two for a while."""
         num_models = len(list(self.models.glob("*/config.pbtxt")))
-        return num_models == 0 or len(_children(server_pid)) < num_models
+        return num_models == 0 or len(_children(server_pid, with_dead=False)) < num_models
 
     def _look(self, server_pid: int, register: Callable[[int, int], None]) -> None:
         """Watch the stubs that are new."""
@@ -168,13 +168,13 @@ class _Watch:
                 register(fd, select.POLLIN)
 
 
-def _children(parent: int) -> set[int]:
-    """Process ids of those that live."""
+def _children(parent: int, *, with_dead: bool = True) -> set[int]:
+    """Process ids. with_dead: also of those that have ended and were not waited for yet."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended just now
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[1]) == parent and fields[0] != "Z":
+            if int(fields[1]) == parent and (with_dead or fields[0] != "Z"):
                 found.add(int(stat.parent.name))
     return found
 
