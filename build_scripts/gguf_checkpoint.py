@@ -3,7 +3,7 @@
 Used once by fetch_base.py. transformers (5.5) reads the weights of a GGUF well, but takes the
 byte-level BPE tokenizer of a Llama for CodeLlama's: it adds tokens, prepends BOS, swaps the end
 token and does not split digits. So the tokenizer is put together here from the vocabulary and
-merges, with the splitting rules that the GGUF names.
+merges, with the splitting rules that the GGUF names: those of SmolLM and of Qwen2 are known.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from compllm.errors import ArtefactError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_CONTROL = 3  # token type of special tokens in a GGUF
+_CONTROL, _USER_DEFINED = 3, 4  # token types of a GGUF: special tokens, and words that stay whole
+_FAMILIES = ("llama", "qwen2")
+# Qwen2's words (llama.cpp, src/llama-vocab.cpp: LLAMA_VOCAB_PRE_TYPE_QWEN2).
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Strings whose token counts are known to differ when a splitting rule is missing.
 _PROBES = ("The capital of France is Paris.", "2024-11-30: 12345 + 6789", "  naïve\n\tcafé ☕ 水")
 
@@ -31,11 +37,16 @@ def convert(gguf: Path, directory: Path) -> None:
     """
     from gguf import GGUFReader
 
-    fields = GGUFReader(gguf).fields
-    wanted = ("tokenizer.", "general.architecture", "llama.context_length")
+    try:
+        fields = GGUFReader(gguf).fields
+    except (ValueError, IndexError, OSError) as error:
+        raise ArtefactError(f"{gguf.name} is no whole GGUF file: {error}") from error
+    contexts = tuple(f"{family}.context_length" for family in _FAMILIES)
+    wanted = ("tokenizer.", "general.architecture", *contexts)
     metadata = {key: fields[key].contents() for key in fields if key.startswith(wanted)}
-    if metadata.get("general.architecture") != "llama":
-        raise ArtefactError(f"the GGUF holds a {metadata.get('general.architecture')}, not a llama")
+    family = metadata.get("general.architecture")
+    if family not in _FAMILIES:
+        raise ArtefactError(f"the GGUF holds a {family}: {' and '.join(_FAMILIES)} are served")
     tokenizer = build_tokenizer(metadata)
     _check_tokenizer(tokenizer, metadata)
     tokenizer.save(str(directory / "tokenizer.json"))
@@ -44,15 +55,20 @@ def convert(gguf: Path, directory: Path) -> None:
 
 
 def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
-    """The byte-level BPE of SmolLM: every digit is a word of its own, then GPT-2's word pattern.
+    """The byte-level BPE of SmolLM or Qwen2. SmolLM: every digit is a word of its own, then GPT-2's
+    word pattern. Qwen2: a pattern of its own, on normalised text.
 
-    The GGUF names the rule `smollm`; llama.cpp (src/llama-vocab.cpp) spells the same two patterns.
+    The GGUF names the rule; llama.cpp (src/llama-vocab.cpp) spells the same patterns. Raises
+    ArtefactError for another one.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     kind = (metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
-        raise ArtefactError(f"the GGUF's tokenizer is {kind}, known is ('gpt2', 'smollm')")
+    if kind not in (("gpt2", "smollm"), ("gpt2", "qwen2")):
+        raise ArtefactError(
+            f"the GGUF's tokenizer is {kind}, known are ('gpt2', 'smollm') and ('gpt2', 'qwen2'): "
+            "give the Hugging Face checkpoint instead"
+        )
     tokens = metadata["tokenizer.ggml.tokens"]
     first_merges = (merge.split(" ", 1) for merge in metadata["tokenizer.ggml.merges"])
     tokenizer = Tokenizer(
@@ -61,12 +77,7 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             merges=[(left, right) for left, right in first_merges],
         )
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    _set_words(tokenizer, kind[1])
     tokenizer.decoder = decoders.ByteLevel()
     types = metadata["tokenizer.ggml.token_type"]
     tokenizer.add_special_tokens(
@@ -76,7 +87,28 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             if kind_ == _CONTROL
         ]
     )
+    tokenizer.add_tokens(
+        [
+            AddedToken(token, special=False, normalized=False)
+            for token, kind_ in zip(tokens, types, strict=True)
+            if kind_ == _USER_DEFINED
+        ]
+    )
     return tokenizer
+
+
+def _set_words(tokenizer: Tokenizer, rule: object) -> None:
+    """How text is split before merges apply."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    if rule == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+        first = pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated", invert=False)
+        second = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    else:
+        first = pre_tokenizers.Digits(individual_digits=True)
+        second = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([first, second])
 
 
 def _check_tokenizer(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
@@ -93,9 +125,11 @@ def _check_tokenizer(tokenizer: Tokenizer, metadata: Mapping[str, Any]) -> None:
 
 
 def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    def token(name: str) -> str:
-        index = metadata[f"tokenizer.ggml.{name}_token_id"]
-        return str(metadata["tokenizer.ggml.tokens"][index])
+    def token(name: str) -> str | None:
+        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return None if index is None else str(metadata["tokenizer.ggml.tokens"][index])
+
+    family = metadata["general.architecture"]
 
     return {
         # Takes tokenizer.json as it stands; GPT2Tokenizer would rebuild its splitting.
@@ -106,7 +140,7 @@ def _tokenizer_config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "unk_token": token("unknown"),
         "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
         "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata["llama.context_length"],
+        "model_max_length": metadata[f"{family}.context_length"],
         "chat_template": metadata["tokenizer.chat_template"],
     }
 

@@ -27,6 +27,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "test_testing": ("backend",),
     "backends/test_llmapi": ("backends.llmapi_wire",),
     "backends/test_triton": (*("backends.channel", "backends.client_stats", "backends.select"),),
+    "cli/test_expert_cli": ("cli.base", "cli.init"),
     "cli/test_cli": ("cli.app", "cli.console", "cli.server", "cli.shared"),
     "cli/test_plan_cli": ("cli.question_file",),
     "cli/test_view": ("printable",),
@@ -71,6 +72,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
         *(f"{BUILD}.repository.{name}" for name in ("launch", "models", "warm_up")),
     ),
     "build_scripts/test_operations": (f"{BUILD}.datasets.sums",),
+    "build_scripts/test_own_facts": (f"{BUILD}.own.examples",),
     "build_scripts/test_refresh": (
         *(f"{BUILD}.datasets.{name}" for name in ("chemistry", "heavy")),
     ),

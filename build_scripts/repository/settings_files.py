@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from compllm.build_scripts.trtllm.record import ADAPTERS, TOKENIZER, TrtManifest
-from compllm.catalogue import Catalogue, load_catalogue
+from compllm.catalogue import Catalogue, load_catalogue, read_table
 from compllm.config import load_config, read_toml
 from compllm.errors import ArtefactError, ConfigError
 
@@ -26,7 +26,7 @@ def write_catalogue(catalogue: Catalogue, manifest: TrtManifest, engines: Path, 
     """experts.toml: every expert on the model and adapter that serve it; with it, the files that it
     names. Raises ArtefactError when an expert's adapter is in no engine, ConfigError when a file is
     missing."""
-    table = read_toml(catalogue.path)
+    table = read_table(catalogue.path)
     models = {entry.expert: entry.name for entry in manifest.engines}
     served = {adapter.name: adapter for adapter in manifest.adapters}
     table["base"]["model"] = models["base"]

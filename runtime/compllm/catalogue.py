@@ -1,7 +1,10 @@
 """The catalogue of experts, read from `engines/experts.toml`: who there is, for what, on which
 adapter; and which adapters plan and compose.
 
-Everything in it is checked when it is read; an error names the file, the key and the value.
+A file of settings may hold it too, as its table `catalogue`: so does a project's compllm.toml. A
+path in it that begins with `shipped:` is below the package's folder `engines`, any other is
+relative to the file. Everything in it is checked when it is read; an error names the file, the key
+and the value.
 """
 
 from __future__ import annotations
@@ -14,11 +17,12 @@ from typing import Any
 
 from compllm.config import read_toml
 from compllm.errors import ConfigError
-from compllm.paths import resource_dir
+from compllm.paths import base_catalogue, resource_dir, selected_base
 from compllm.prompts import TEMPLATES, ChatTemplate
 from compllm.types import Expert
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}\Z")
+SHIPPED = "shipped:"  # a path below the package's folder `engines`
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +101,25 @@ class Catalogue:
         return chosen.id if chosen else None
 
 
-def default_catalogue_path() -> Path:
+def shipped_catalogue_path() -> Path:
     return resource_dir("engines") / "experts.toml"
 
 
+def default_catalogue_path() -> Path:
+    """The shipped one; where `compllm base use` chose a base that the shipped adapters do not fit,
+    that of this base alone."""
+    alone = base_catalogue()
+    is_chosen = selected_base() is not None and alone.is_file()
+    return alone if is_chosen else shipped_catalogue_path()
+
+
 def load_catalogue(path: str | Path | None = None) -> Catalogue:
-    """Read and check a catalogue; None is the one shipped. Raises ConfigError."""
+    """Read and check a catalogue; None is the default one. Raises ConfigError."""
     path = Path(path or default_catalogue_path())
-    top = _Table(path, "", read_toml(path))
-    base = _Table(path, "base", top.take("base", dict))
-    adapters = _adapters(path, top.take("adapters", dict, {}))
-    entries = [
-        _Table(path, f"experts[{index}]", entry)
-        for index, entry in enumerate(top.take("experts", list, []), start=1)
-    ]
+    top = _top(path)
+    base = top.table("base")
+    adapters = _adapters(top.table("adapters", {}))
+    entries = top.tables("experts")
     model = base.take("model", str, "tensorrt_llm")
     template = base.take("template", str, "chatml")
     if template not in TEMPLATES:
@@ -128,10 +137,10 @@ def load_catalogue(path: str | Path | None = None) -> Catalogue:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise top.error("experts", name, "names used once; 'base' is the base model's")
-    router = _Table(path, "router", top.take("router", dict))
+    router = top.table("router")
     threshold = router.take_number("threshold", -1.0, 1.0)
     encoder, head = router.take("encoder", str), router.take("head", str, "")
-    settings = RouterSettings(threshold, encoder, path.parent / head if head else None)
+    settings = RouterSettings(threshold, encoder, located(path, head) if head else None)
     catalogue = Catalogue(
         path,
         base_expert,
@@ -141,13 +150,43 @@ def load_catalogue(path: str | Path | None = None) -> Catalogue:
         tuple(examples),
         settings,
         top.take_texts("out_of_domain"),
-        _role(path, top, "generator", adapters),
-        _role(path, top, "aggregator", adapters),
-        _confidence(path, top),
+        _role(top.table("generator", {}), adapters),
+        _role(top.table("aggregator", {}), adapters),
+        _confidence(path, top.table("confidence", {})),
     )
     for table in (top, base, router):
         table.finish()
     return catalogue
+
+
+def check_expert_name(name: str) -> str:
+    """The name, when an expert can have it. Raises ConfigError."""
+    if not _NAME.match(name) or name == "base":
+        raise ConfigError(
+            f"{name[:80]!r} cannot be an expert's name: give a lower-case name such as "
+            "'chemistry' (letters, digits, '_' and '-', at most 64; 'base' is the base model's)"
+        )
+    return name
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The catalogue's keys, of a file of its own or of one of settings. Raises ConfigError."""
+    table = read_toml(path)
+    inner = table.get("catalogue")
+    return inner if isinstance(inner, dict) else table
+
+
+def located(path: Path, text: str) -> Path:
+    """Where a path is that the catalogue at `path` names."""
+    if text.startswith(SHIPPED):
+        return resource_dir("engines") / text.removeprefix(SHIPPED)
+    return path.parent / text
+
+
+def _top(path: Path) -> _Table:
+    table = read_toml(path)
+    inner = table.get("catalogue")
+    return _Table(path, "catalogue", inner) if isinstance(inner, dict) else _Table(path, "", table)
 
 
 def _expert(entry: _Table, model: str, adapters: dict[str, Adapter]) -> Expert:
@@ -178,14 +217,15 @@ def _pattern(entry: _Table, key: str) -> str:
     return text
 
 
-def _adapters(path: Path, tables: dict[str, Any]) -> dict[str, Adapter]:
+def _adapters(tables: _Table) -> dict[str, Adapter]:
     adapters: dict[str, Adapter] = {}
-    for name, value in tables.items():
-        table = _Table(path, f"adapters.{name}", value)
+    for name in tables.keys:
+        table = tables.table(name)
+        is_named = "id" in table.keys
         folder = table.take("path", str, "")
-        where = path.parent / folder if folder else None
+        where = located(tables.path, folder) if folder else None
         trained_id = _trained_id(where) if where is not None else None
-        if where is not None and "id" not in value:
+        if where is not None and not is_named:
             if trained_id is None:
                 expected = f"an 'id', or a lora_task_id in {where / 'manifest.json'}"
                 raise table.error("path", str(where), expected)
@@ -212,8 +252,7 @@ def _trained_id(directory: Path) -> int | None:
     return adapter_id if isinstance(adapter_id, int) else None
 
 
-def _role(path: Path, top: _Table, role: str, adapters: dict[str, Adapter]) -> Adapter | None:
-    table = _Table(path, role, top.take(role, dict, {}))
+def _role(table: _Table, adapters: dict[str, Adapter]) -> Adapter | None:
     name = table.take("adapter", str, "")
     if name and name not in adapters:
         raise table.error("adapter", name, "one of " + (", ".join(adapters) or "none"))
@@ -221,11 +260,10 @@ def _role(path: Path, top: _Table, role: str, adapters: dict[str, Adapter]) -> A
     return adapters[name] if name else None
 
 
-def _confidence(path: Path, top: _Table) -> Path | None:
-    table = _Table(path, "confidence", top.take("confidence", dict, {}))
+def _confidence(path: Path, table: _Table) -> Path | None:
     file = table.take("file", str, "")
     table.finish()
-    return path.parent / file if file else None
+    return located(path, file) if file else None
 
 
 _REQUIRED = object()
@@ -235,15 +273,31 @@ class _Table:
     """A TOML table that is emptied key by key, so that what is left over is unknown."""
 
     def __init__(self, path: Path, name: str, values: Any) -> None:
-        self._path, self._name = path, name
+        self.path, self._name = path, name
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: {name} = {values!r}: expected a table")
         self._values = dict(values)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those that are not taken yet."""
+        return tuple(self._values)
+
+    def table(self, key: str, default: Any = _REQUIRED) -> _Table:
+        """The table under a key."""
+        return _Table(self.path, self._key(key), self.take(key, dict, default))
+
+    def tables(self, key: str) -> list[_Table]:
+        """The list of tables under a key; none where it is not there."""
+        return [
+            _Table(self.path, f"{self._key(key)}[{index}]", entry)
+            for index, entry in enumerate(self.take(key, list, []), start=1)
+        ]
+
     def take(self, key: str, kind: type, default: Any = _REQUIRED) -> Any:
         value: Any = self._values.pop(key, default)
         if value is _REQUIRED:
-            raise ConfigError(f"{self._path}: {self._key(key)} is missing")
+            raise ConfigError(f"{self.path}: {self._key(key)} is missing")
         is_empty = kind is str and default is _REQUIRED and value == ""
         if not isinstance(value, kind) or is_empty:
             nouns: dict[type, str] = {
@@ -273,10 +327,10 @@ class _Table:
 
     def finish(self) -> None:
         if self._values:
-            raise ConfigError(f"{self._path}: unknown key {self._key(next(iter(self._values)))}")
+            raise ConfigError(f"{self.path}: unknown key {self._key(next(iter(self._values)))}")
 
     def error(self, key: str, value: object, expected: str) -> ConfigError:
-        return ConfigError(f"{self._path}: {self._key(key)} = {value!r}: expected {expected}")
+        return ConfigError(f"{self.path}: {self._key(key)} = {value!r}: expected {expected}")
 
     def _key(self, key: str) -> str:
         return f"{self._name}.{key}" if self._name else key

@@ -163,7 +163,9 @@ class Config:
     sharing: SharingConfig = field(default_factory=SharingConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     answer: AnswerConfig = field(default_factory=AnswerConfig)
-    catalogue: str = ""  # path of an experts.toml; empty: the one shipped with the package
+    # Path of an experts.toml; empty: the one shipped with the package. A file of settings may hold
+    # the catalogue itself, as the table `catalogue`: then this is the file's own path.
+    catalogue: str = ""
 
 
 def load_config(
@@ -190,6 +192,8 @@ def load_config(
     }
     if path is not None:
         table = read_toml(Path(path))
+        if isinstance(table.get("catalogue"), dict):
+            table["catalogue"] = str(path)
         values |= {key: (value, f"in {path}") for key, value in _flat(table).items()}
     values |= _from_environment(environ)
     for key, value in (overrides or {}).items():

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import platformdirs
+
+PROJECT_FILE = "compllm.toml"  # settings and catalogue of a project folder
+
+
+def find_project(start: Path) -> Path | None:
+    """The project file of a folder or of the nearest one above it; None where there is none."""
+    start = start.absolute()
+    for folder in (start, *start.parents):
+        if (folder / PROJECT_FILE).is_file():
+            return folder / PROJECT_FILE
+    return None
 
 
 def home_dir() -> Path:
@@ -40,14 +52,28 @@ def base_dir() -> Path:
     return selected_base() or default_base_dir()
 
 
+def base_catalogue() -> Path:
+    """The catalogue of a selected base for which nothing is shipped: the base alone."""
+    return home_dir() / "base" / "experts.toml"
+
+
 def encoder_dir() -> Path:
     """The fetched sentence encoder, a sentence-transformers directory."""
     return home_dir() / "encoder" / "all-MiniLM-L6-v2"
 
 
 def engine_dir() -> Path:
-    """The default embedded engine, as `build_openvino.py` writes it."""
-    return home_dir() / "engines" / "embedded"
+    """The embedded engine of the base in use, as `build_openvino.py` writes it. Each base has its
+    own, so that a change of bases loses none."""
+    return engine_dir_of(selected_base())
+
+
+def engine_dir_of(base: Path | None) -> Path:
+    """The engine's folder of a selected checkpoint; None: of the default base."""
+    name = "embedded"
+    if base is not None:
+        name += f"-{base.name}-{hashlib.sha256(os.fsencode(base)).hexdigest()[:8]}"
+    return home_dir() / "engines" / name
 
 
 def run_dir() -> Path:

@@ -116,9 +116,26 @@ def test_tokenizer_splits_digits_and_adds_nothing(converted: tuple[Path, dict[st
     assert tokenizer.model_max_length == 256
 
 
+def test_the_tokenizer_of_qwen2_splits_and_normalises_as_qwen2_does() -> None:
+    tokens = vocabulary()
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": [*tokens, "<tool_call>"],
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)) + [4],
+        "tokenizer.ggml.merges": ["h e", "1 2", "he l"],
+    }
+    tokenizer = gguf_checkpoint.build_tokenizer(metadata)
+    found = tokenizer.encode("hel12<tool_call><|im_end|>").tokens
+    assert found == ["hel", "1", "2", "<tool_call>", "<|im_end|>"]
+    assert tokenizer.get_vocab_size() == len(tokens) + 1
+    decomposed, composed = "e\u0301", "\u00e9"
+    assert tokenizer.encode(decomposed).ids == tokenizer.encode(composed).ids
+
+
 def test_unknown_splitting_is_refused(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "other.gguf", pre="qwen2")
-    with pytest.raises(ArtefactError, match="'qwen2'"):
+    write_gguf(tmp_path / "other.gguf", pre="llama-bpe")
+    with pytest.raises(ArtefactError, match="'llama-bpe'"):
         gguf_checkpoint.convert(tmp_path / "other.gguf", tmp_path)
 
 

@@ -120,9 +120,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     names = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
     assert names == {
         "ask", "plan", "route", "train", "explain", "replay", "simulate", "experts",
-        "up", "down", "status", "doctor",
+        "up", "down", "status", "doctor", "init",
     }  # fmt: skip
-    assert all(f"  {name} " in out for name in names)
+    groups = {str(group.name) for group in app.registered_groups}
+    assert groups == {"eval", "expert", "base"}
+    assert all(f"  {name} " in out for name in names | groups)
 
 
 def test_without_a_command_the_help_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,6 +106,45 @@ def test_a_server_whose_engine_is_dead_is_started_again(tmp_path: Path) -> None:
         process.wait(30)
 
 
+def test_a_model_that_is_loaded_again_is_no_death(tmp_path: Path) -> None:
+    """The old stub of a model ends when the new one is there; a stub that is missing is a death."""
+    for name in ("one", "two"):
+        (tmp_path / "models" / name).mkdir(parents=True)
+        (tmp_path / "models" / name / "config.pbtxt").touch()
+    server = f"""
+import subprocess, sys, time
+from pathlib import Path
+def stub():
+    return subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(90)"])
+def wait_for(name):
+    while not Path({str(tmp_path)!r}, name).exists():
+        time.sleep(0.02)
+stubs = [stub(), stub()]
+print("up", flush=True)
+wait_for("reload")
+stubs.append(stub())
+stubs[0].kill(); stubs[0].wait()
+print("reloaded", flush=True)
+wait_for("die")
+stubs[1].kill(); stubs[1].wait()
+time.sleep(90)
+"""
+    command = [sys.executable, "-S", "-E", supervisor.__file__, str(os.getpid()), "no-such-prefix"]
+    with subprocess.Popen([*command, str(tmp_path), sys.executable, "-c", server]) as process:
+        log = tmp_path / "server.log"
+        _until(lambda: "up" in server_log.read_log(log))
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(1.5)  # the supervisor looks for stubs each second
+        (tmp_path / "reload").touch()
+        _until(lambda: "reloaded" in log.read_text())
+        time.sleep(1.5)
+        assert "started again" not in log.read_text()
+        (tmp_path / "die").touch()
+        _until(lambda: "a model's Python process" in log.read_text())
+        process.terminate()
+        process.wait(30)
+
+
 def _until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not is_so():

@@ -21,8 +21,11 @@ import typer
 
 from compllm import __version__
 from compllm.cli import ask as ask_cli
+from compllm.cli import base as base_cli
 from compllm.cli import eval as eval_cli
+from compllm.cli import expert as expert_cli
 from compllm.cli import explain as explain_cli
+from compllm.cli import init as init_cli
 from compllm.cli import plan as plan_cli
 from compllm.cli import replay as replay_cli
 from compllm.cli import route as route_cli
@@ -149,6 +152,9 @@ def doctor(
         raise typer.Exit(1)
 
 
+app.command()(init_cli.init)
+app.add_typer(expert_cli.app, name="expert")
+app.add_typer(base_cli.app, name="base")
 app.command()(route_cli.route)
 app.command()(explain_cli.explain)
 app.command()(replay_cli.replay)

@@ -162,10 +162,11 @@ def _find_encoder_ir(directory: Path) -> None:
 def _catalogue() -> Iterator[Check]:
     from compllm.backends.adapter_files import check_server_files
     from compllm.catalogue import load_catalogue
+    from compllm.cli.shared import found_config
     from compllm.config import load_config
 
     try:
-        config = load_config()
+        config = load_config(found_config(None))
         catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
     except ConfigError as error:
         yield _fault("catalogue", error, "correct it, or leave the setting out")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from compllm.cli.console import print_json
+from compllm.cli.shared import found_config
 
 if TYPE_CHECKING:
     from compllm.server.triton_server import ServerInfo
@@ -35,8 +36,9 @@ def up(
         typer.Option(
             "--config",
             metavar="FILE",
+            callback=found_config,
             help="A TOML file of settings: the catalogue, limits and so on. Clients on this "
-            "machine take them too.",
+            "machine take them too. Default: the compllm.toml of this folder or of one above.",
         ),
     ] = None,
     timeout: Annotated[

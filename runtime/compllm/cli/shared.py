@@ -7,6 +7,7 @@ Apart from `app.py`, which the command modules cannot import.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from enum import StrEnum
@@ -18,6 +19,7 @@ import typer
 from compllm.cli.console import STDIN, read_text
 from compllm.errors import ConfigError, ServerError
 from compllm.gc_freeze import freeze_startup_objects
+from compllm.paths import find_project
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +43,14 @@ class Gate(StrEnum):
     off = "off"
     on = "on"
     auto = "auto"
+
+
+def found_config(given: Path | None) -> Path | None:
+    """The file of settings that a command takes: the given one, that of $COMPLLM_CONFIG (which
+    `load_config` reads for None), else the project's whose folder the command runs in."""
+    if given is not None or os.environ.get("COMPLLM_CONFIG"):
+        return given
+    return find_project(Path.cwd())
 
 
 QueryArgument = Annotated[
@@ -68,7 +78,9 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="A TOML file of settings; default: the settings of the running server.",
+        callback=found_config,
+        help="A TOML file of settings; default: the compllm.toml of this folder or of one above, "
+        "else the settings of the running server.",
     ),
 ]
 DeadlineOption = Annotated[

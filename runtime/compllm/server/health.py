@@ -30,7 +30,7 @@ def name_of(info: ServerInfo) -> str | None:
     NoAnswer."""
     import grpc
 
-    with _asked(info) as (stub, messages):
+    with asked(info) as (stub, messages):
         try:
             question = messages.ServerMetadataRequest()
             return str(stub.ServerMetadata(question, timeout=HEALTH_S).name)
@@ -57,7 +57,7 @@ def says_ready(info: ServerInfo) -> bool:
     """What the server says. Raises NoAnswer."""
     import grpc
 
-    with _asked(info) as (stub, messages):
+    with asked(info) as (stub, messages):
         try:
             answer = stub.ServerReady(messages.ServerReadyRequest(), timeout=HEALTH_S)
         except grpc.RpcError as error:
@@ -77,10 +77,10 @@ def models(info: ServerInfo) -> list[dict[str, Any]]:
     """Name, readiness, state and its reason of each model there is. Raises ServerError."""
     import grpc
 
-    key = ((_HEADER_PREFIX + ADMIN_HEADER, info.admin_key),)
-    with _asked(info) as (stub, messages):
+    with asked(info) as (stub, messages):
         try:
             question = messages.RepositoryIndexRequest()
+            key = admin_key(info)
             index = stub.RepositoryIndex(question, timeout=HEALTH_S, metadata=key).models
             found = []
             for each in index:
@@ -102,8 +102,13 @@ def models(info: ServerInfo) -> list[dict[str, Any]]:
             ) from error
 
 
+def admin_key(info: ServerInfo) -> tuple[tuple[str, str], ...]:
+    """What a request brings along that only the server's owner may make."""
+    return ((_HEADER_PREFIX + ADMIN_HEADER, info.admin_key),)
+
+
 @contextmanager
-def _asked(info: ServerInfo) -> Iterator[tuple[Any, Any]]:
+def asked(info: ServerInfo) -> Iterator[tuple[Any, Any]]:
     """Triton's gRPC service at the server's port, and its messages. Raises NoAnswer where no
     program listens there."""
     import grpc

@@ -108,6 +108,7 @@ class _Watch:
     wake: int
     owner: int | None
     dead_engine: int  # readable when an engine has given up
+    models: Path  # the model repository: each model has one stub
     stubs: dict[int, int] = field(default_factory=dict)  # pidfd -> process id
 
     def until_end(self, server: subprocess.Popen[bytes]) -> _End:
@@ -136,8 +137,13 @@ class _Watch:
                     return _End(is_orphan=True)
                 elif server_fd in ready:
                     return _End(f"tritonserver (process {server.pid}) {_how(server.wait())}")
-                elif dead := [pid for fd, pid in self.stubs.items() if fd in ready]:
-                    return _End(f"a model's Python process ({dead[0]}) ended")
+                elif dead := [fd for fd in self.stubs if fd in ready]:
+                    if self._is_missing(server.pid):
+                        return _End(f"a model's Python process ({self.stubs[dead[0]]}) ended")
+                    for fd in dead:  # of a model that was loaded again: the new one is there
+                        poll.unregister(fd)
+                        os.close(fd)
+                        del self.stubs[fd]
                 elif self.dead_engine in ready:
                     if self.owner is None:
                         return _End("the engine is dead")
@@ -155,6 +161,11 @@ class _Watch:
         poll.register(self.wake, select.POLLIN)
         return not poll.poll(seconds * 1000) or set(os.read(self.wake, 64)) == {signal.SIGUSR1}
 
+    def _is_missing(self, server_pid: int) -> bool:
+        """Whether a model has no stub. One that is loaded again has two for a while."""
+        num_models = len(list(self.models.glob("*/config.pbtxt")))
+        return num_models == 0 or len(_children(server_pid, with_dead=False)) < num_models
+
     def _look(self, server_pid: int, register: Callable[[int, int], None]) -> None:
         """Watch the stubs that are new."""
         for pid in _children(server_pid) - set(self.stubs.values()):
@@ -164,12 +175,13 @@ class _Watch:
                 register(fd, select.POLLIN)
 
 
-def _children(parent: int) -> set[int]:
+def _children(parent: int, *, with_dead: bool = True) -> set[int]:
+    """Process ids. with_dead: also of those that have ended and were not waited for yet."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it ended just now
             fields = stat.read_text(errors="replace").rpartition(")")[2].split()
-            if int(fields[1]) == parent:
+            if int(fields[1]) == parent and (with_dead or fields[0] != "Z"):
                 found.add(int(stat.parent.name))
     return found
 
@@ -270,7 +282,7 @@ def main(argv: list[str]) -> int:
     if os.getppid() != owner_pid:
         return 1  # the owner died before it could be watched
     log = _Log(directory)
-    watch = _Watch(wake, owner, log.dead_engine)
+    watch = _Watch(wake, owner, log.dead_engine, directory / "models")
     server, copier = _start(command, directory, log)
     print(server.pid, flush=True)
     os.close(1)  # a reader of the number sees the end of the output

@@ -90,14 +90,21 @@ def write_repository(
 ) -> Path:
     """Copy the packaged models, with `${name}` in their config.pbtxt replaced by `values`."""
     shutil.rmtree(to, ignore_errors=True)
-    quoted = {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in values.items()}
     for model in models:
         source = resource_dir("triton_repo") / model
         shutil.copytree(source, to / model, ignore=shutil.ignore_patterns("__pycache__"))
-        config = to / model / "config.pbtxt"
-        filled = string.Template(config.read_text(encoding="utf-8")).substitute(quoted)
-        config.write_text(filled, encoding="utf-8")
+        fill_config(to, model, values)
     return to
+
+
+def fill_config(repository: Path, model: str, values: Mapping[str, str]) -> None:
+    """Write a model's config.pbtxt as a whole, from the packaged one. OSError passes through."""
+    quoted = {key: value.replace("\\", "\\\\").replace('"', '\\"') for key, value in values.items()}
+    text = (resource_dir("triton_repo") / model / "config.pbtxt").read_text(encoding="utf-8")
+    config = repository / model / "config.pbtxt"
+    partial = config.with_suffix(".partial")
+    partial.write_text(string.Template(text).substitute(quoted), encoding="utf-8")
+    partial.replace(config)
 
 
 def _pytriton_dir() -> Path | None:

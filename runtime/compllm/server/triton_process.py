@@ -86,10 +86,7 @@ def _start(
     }
     settings = ""
     if has_face:
-        face_config = load_config(config)
-        catalogue = served.catalogue_of(face_config)
-        settings = served.settings_of(face_config, catalogue)
-        values["catalogue"] = served.summary_of(catalogue)
+        settings, values["catalogue"] = face_settings(config)
     names = [triton_files.CORE_MODEL, *([triton_files.FACE_MODEL] if has_face else [])]
     for attempt in range(1, _START_ATTEMPTS + 1):
         bound = free_ports(ports)
@@ -117,6 +114,14 @@ def _start(
         else:
             return info
     raise AssertionError("unreachable")
+
+
+def face_settings(config: Path | None) -> tuple[str, str]:
+    """The settings for the state file, and the summary of the catalogue that they name, for the
+    model `comp_llm`. Raises ConfigError."""
+    settings = load_config(config)
+    catalogue = served.catalogue_of(settings)
+    return served.settings_of(settings, catalogue), served.summary_of(catalogue)
 
 
 def clear(directory: Path) -> None:
@@ -154,6 +159,9 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
         str(binary),
         f"--id={name}",
         f"--model-repository={models}",
+        # All models at the start; reload.py loads one again.
+        "--model-control-mode=explicit",
+        "--load-model=*",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         f"--grpc-restricted-protocol={_FOR_ADMINS}:{ADMIN_HEADER}={key}",

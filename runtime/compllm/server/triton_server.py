@@ -67,7 +67,7 @@ def up(
     engine = _checked_engine(engine_dir)
     settings = Path(config).resolve() if config else None
     ports = Ports(grpc_port or None, http_port, metrics_port or None)
-    with _lock():
+    with lock():
         found = read_state()
         if found is not None and is_alive(found):
             _check_same(found, engine, ports, options, has_face, settings)
@@ -82,7 +82,7 @@ def up(
                     break
         if found is not None:
             _stop(found)  # a stub may have outlived a killed one
-        settings_hash = _settings_hash(settings) if has_face else ""
+        hashed = settings_hash(settings) if has_face else ""
         info = triton_process.start(
             engine,
             paths.run_dir() / "server",
@@ -92,7 +92,7 @@ def up(
             config=settings,
             timeout_s=timeout_s,
         )
-        info = replace(info, settings_hash=settings_hash)
+        info = replace(info, settings_hash=hashed)
         try:
             write_state(info)
         except OSError:
@@ -179,7 +179,7 @@ def down() -> bool:
     """Stop the server that `up` started, and whatever is left of it. False when none was alive."""
     if not paths.run_dir().is_dir():  # nothing was ever started, and nothing is written here
         return False
-    with _lock():
+    with lock():
         info = read_state()
         if info is None:
             return False
@@ -307,10 +307,10 @@ def _is_current(info: ServerInfo, engine: Path) -> bool:
     if not is_same or info.engine_hash != triton_process.engine_hash(engine):
         return False
     config = Path(info.config_file) if info.config_file else None
-    return not info.has_face or info.settings_hash == _settings_hash(config)
+    return not info.has_face or info.settings_hash == settings_hash(config)
 
 
-def _settings_hash(config: Path | None) -> str:
+def settings_hash(config: Path | None) -> str:
     """Over what `comp_llm` reads when it starts: the settings and the catalogue they name, with the
     adapters' ids in it. Raises ConfigError."""
     settings = load_config(config)
@@ -336,7 +336,7 @@ def _stop(info: ServerInfo) -> None:
 
 
 @contextlib.contextmanager
-def _lock() -> Iterator[None]:
+def lock() -> Iterator[None]:
     """One start or stop at a time, over all processes of the user. Raises ConfigError where nothing
     can be written there."""
     require_writable(paths.run_dir())
