@@ -5,5 +5,6 @@ path       the path of a query: its overheads, its overlaps, replayed graphs
 load       many queries at a time, and any Triton server
 accuracy   answers, plans, confidences
 routing    routers
+soak       ten minutes of load, kills and hostile requests
 report, intervals, store, tables, triton_load   what they share
 """

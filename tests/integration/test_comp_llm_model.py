@@ -49,8 +49,12 @@ pytestmark = pytest.mark.triton
 
 @pytest.fixture(scope="module")
 def face(engine_dir: Path, home: Path) -> Iterator[ServerInfo]:
-    with triton_server.running(engine_dir, has_face=True, has_http=True, is_shared=False) as info:
-        yield info
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPLLM_LIMITS_MAX_RUNNING", "64")
+        with triton_server.running(
+            engine_dir, has_face=True, has_http=True, is_shared=False
+        ) as info:
+            yield info
 
 
 @pytest.fixture(autouse=True)
