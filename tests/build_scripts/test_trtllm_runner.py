@@ -125,7 +125,8 @@ def test_every_expert_gets_an_engine_of_its_own_weights(
     ]
     assert (manifest.adapters, manifest.engine("base").lora_modules) == ((), ())
     assert "merge.py" in manifest.engine("chem").commands[0]
-    assert made.tools.calls() == ["convert_checkpoint.py", "trtllm-build"] * 3
+    # fp8, which the GPU of these tests has, is the default without adapters.
+    assert made.tools.calls() == ["quantize.py", "trtllm-build"] * 3
 
 
 def test_unchanged_plan_runs_nothing(bench: MakeBench) -> None:
