@@ -89,12 +89,20 @@ def test_interruption_ends_with_130(
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status", "of_sigint"),
+    [
+        (signal.SIGTERM, 143, "default_int_handler"),
+        (signal.SIGINT, 130, "default_int_handler"),
+        (signal.SIGTERM, 143, "SIG_IGN"),  # as of a job that a script starts in the background
+    ],
+)
 def test_a_signal_ends_a_command_with_its_own_status_and_one_line(
-    number: signal.Signals, status: int
+    number: signal.Signals, status: int, of_sigint: str
 ) -> None:
     program = (
         "import os, signal\n"
+        f"signal.signal(signal.SIGINT, signal.{of_sigint})\n"
         "from compllm.cli import app\n"
         "from compllm.pipeline import CompLLM\n"
         "async def connect(config):\n"

@@ -50,6 +50,8 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         stderr=subprocess.PIPE,
         text=True,
         bufsize=1,
+        # Tests that run in the background of a script ignore SIGINT, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         watchdog = threading.Timer(WAIT_S, process.kill)
         watchdog.start()

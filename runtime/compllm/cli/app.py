@@ -219,6 +219,8 @@ class _Terminations:
     @classmethod
     def take(cls, _signal: int, _frame: FrameType | None) -> None:
         cls.num += 1
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a script's job in the background
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
 
