@@ -39,7 +39,9 @@ from compllm.storage import require_writable
 
 __all__ = ["ServerInfo", "check_up", "down", "last_started", "running", "status", "up", "use"]
 
-RESTART_WAIT_S = 20.0  # that a client waits for a server that starts again
+# That a client waits for a server that starts again: the longest pause between two starts, and a
+# start on a machine that others use.
+RESTART_WAIT_S = 60.0
 WAIT_STEP_S = 0.1
 _held: list[BinaryIO] = []  # see `use`
 DYING_S = 3.0  # that a killed server takes at most to be gone, on cores that others use
