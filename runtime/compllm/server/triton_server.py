@@ -213,7 +213,8 @@ def _check_answers(info: ServerInfo) -> None:
     except NoAnswer as error:
         raise ServerError(
             f"the server (process {info.server_pid}) does not answer at {info.grpc_url} "
-            f"({error}); log: {info.log}. `compllm down`, then `compllm up`"
+            f"({error}); log: {info.log}. Try again in some seconds: a dead server is started "
+            "again. Else `compllm down`, then `compllm up`"
         ) from error
     if name != info.id:
         raise ServerError(
