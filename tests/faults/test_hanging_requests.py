@@ -54,7 +54,9 @@ async def test_a_question_of_too_many_tokens_ends_soon(
     """Within the limit of characters, and beyond what the engine reads."""
     before, start_s = infer(server), time.monotonic()
     async with triton_aio.InferenceServerClient(server.grpc_url) as client:
-        with pytest.raises(InferenceServerException, match=r"tokens; the limit is|characters, at most"):
+        with pytest.raises(
+            InferenceServerException, match=r"tokens; the limit is|characters, at most"
+        ):
             await stream(client, text=text)
     assert time.monotonic() - start_s < SOON_S * slowness
     assert infer(server) == before
