@@ -92,7 +92,7 @@ async def load_adapters(
                 f"{', '.join(models.names)}): {remedy}"
             )
         request = {"lora_name": name, "lora_path": f"{adapter.folder.rstrip('/')}/{name}"}
-        response = await client.post("load_lora_adapter", json=request)
+        response = await _posted(client, "load_lora_adapter", request)
         if response.status_code != 200:
             error = error_of(response.status_code, response.text, f"{client.base_url}")
             raise ConfigError(f"the adapter {name!r} cannot be loaded: {error}. Else {remedy}")
@@ -112,10 +112,10 @@ async def capabilities(
         whole = await _said(client, {**fields, "prompt": prompt, "max_tokens": 1, "logprobs": 1})
     has_log_probs = whole is not None and bool(_choice(whole).get("logprobs"))
     guide: GuideForm = ""
-    for form in get_args(GuideForm):
+    for form in filter(None, get_args(GuideForm)):
         more = guide_fields(Guide("regex", _ODD), form)
         found = await _said(client, {**fields, "prompt": prompt, "max_tokens": 8, **more})
-        if form and found is not None and _choice(found).get("text") == _ODD:
+        if found is not None and _choice(found).get("text") == _ODD:
             guide = form
             break
     slots, length = await _llama_limits(client) if family.name == "llama-server" else (None, None)
@@ -158,14 +158,22 @@ def _models(response: httpx.Response) -> Models:
 
 async def _said(client: httpx.AsyncClient, fields: Mapping[str, Any]) -> dict[str, Any] | None:
     """The whole answer; None where the server refuses the request."""
+    response = await _posted(client, "completions", fields)
     try:
-        response = await client.post("completions", json=fields)
         answer = response.json() if response.status_code == 200 else None
     except ValueError:
         return None
+    return answer if isinstance(answer, dict) else None
+
+
+async def _posted(
+    client: httpx.AsyncClient, path: str, fields: Mapping[str, Any]
+) -> httpx.Response:
+    """Raises BackendUnavailable where no answer comes."""
+    try:
+        return await client.post(path, json=dict(fields))
     except httpx.TransportError as error:
         raise BackendUnavailable(f"no answer from {client.base_url} ({_why(error)})") from error
-    return answer if isinstance(answer, dict) else None
 
 
 def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ import asyncio
 from compllm.backends import openai_probe
 from compllm.backends.select import connect_as_set, is_http
 from compllm.cli.doctor import Check
+from compllm.cli.shared import found_config
 from compllm.config import Config, load_config
 from compllm.errors import BackendError, ConfigError
 from compllm.served import catalogue_of
@@ -22,7 +23,7 @@ def examine_url(url: str) -> tuple[Check, ...]:
         remedy = "give http://host:port; `compllm status` shows a Triton"
         return (Check("server", "missing", f"{url} is no http URL", remedy),)
     try:
-        config = load_config(None, {"server.url": url})
+        config = load_config(found_config(None), {"server.url": url})
         return tuple(asyncio.run(_checks(url, config)))
     except (ConfigError, BackendError) as error:
         return (Check("server", "missing", str(error)),)

@@ -38,7 +38,7 @@ def name_of(info: ServerInfo) -> str | None:
             if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 if any(each in str(error.details()) for each in _HTTP_ANSWERS):
                     return None
-                raise NoAnswer(_reason(info, error)) from error
+                raise NoAnswer(_reason(error)) from error
             return None
 
 
@@ -61,7 +61,7 @@ def says_ready(info: ServerInfo) -> bool:
         try:
             answer = stub.ServerReady(messages.ServerReadyRequest(), timeout=HEALTH_S)
         except grpc.RpcError as error:
-            raise NoAnswer(_reason(info, error)) from error
+            raise NoAnswer(_reason(error)) from error
         return bool(answer.ready)
 
 
@@ -75,6 +75,14 @@ def is_foreign(info: ServerInfo) -> bool:
 
 def models(info: ServerInfo) -> list[dict[str, Any]]:
     """Name, readiness, state and its reason of each model there is. Raises ServerError."""
+    try:
+        return _models(info)
+    except NoAnswer as error:
+        raise ServerError(f"{info.grpc_url} does not report its models: {error}") from error
+
+
+def _models(info: ServerInfo) -> list[dict[str, Any]]:
+    """Raises NoAnswer."""
     import grpc
 
     with asked(info) as (stub, messages):
@@ -97,9 +105,7 @@ def models(info: ServerInfo) -> list[dict[str, Any]]:
                 )
             return found
         except grpc.RpcError as error:
-            raise ServerError(
-                f"{info.grpc_url} does not report its models: {error.details()}"
-            ) from error
+            raise NoAnswer(_reason(error)) from error
 
 
 def admin_key(info: ServerInfo) -> tuple[tuple[str, str], ...]:
@@ -127,5 +133,5 @@ def _connect(port: int) -> None:
         raise NoAnswer(str(error)) from error
 
 
-def _reason(info: ServerInfo, error: Any) -> str:
+def _reason(error: Any) -> str:
     return " ".join(str(error.details() or error.code().name).split())[:200]
