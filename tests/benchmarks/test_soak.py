@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from benchmarks import soak
-from benchmarks.load import soak_faults
-from benchmarks.load.soak_clients import Answer, endings
+from benchmarks.load import soak_faults, soak_report
+from benchmarks.load.soak_clients import Answer
 from benchmarks.load.soak_faults import Sample
+from benchmarks.load.soak_hostile import endings
 from helpers import bare_catalogue
 
 ALONE = Answer(token_ids=(5, 6, 7), log_probs=(-0.1, -0.7, -0.2))
@@ -28,13 +29,13 @@ ALONE = Answer(token_ids=(5, 6, 7), log_probs=(-0.1, -0.7, -0.2))
     ],
 )
 def test_an_answer_is_judged_by_the_one_alone(answer: Answer | None, kind: str) -> None:
-    assert soak.judge(ALONE, answer, 0.02).kind == kind
+    assert soak_report.judge(ALONE, answer, 0.02).kind == kind
 
 
 def test_a_plan_that_failed_is_counted_apart() -> None:
     alone = Answer("26 and 7", (("1 | a?", "26"), ("2 | b?", "7")))
     late = Answer("26", (("1 | a and b?", "26"),), fallback="the generator was late")
-    assert soak.judge(alone, late, 0.02).kind == "fallback"
+    assert soak_report.judge(alone, late, 0.02).kind == "fallback"
 
 
 def test_the_first_step_that_differs_is_named() -> None:
