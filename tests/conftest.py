@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -174,3 +175,16 @@ def task_ids(engine_dir: Path) -> dict[str, int]:
     from compllm.formats.manifest import Manifest
 
     return {entry.name: entry.task_id for entry in Manifest.read(engine_dir).adapters}
+
+
+@pytest.fixture
+def home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user of their own, whose server is stopped in the end. After `engine_dir`, which reads the
+    real one's cache."""
+    from compllm.errors import ServerError
+    from compllm.server import triton_server
+
+    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
+    yield tmp_path
+    with contextlib.suppress(ServerError):
+        triton_server.down()

@@ -82,7 +82,9 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "build_scripts/test_train_confidence": (
         *(f"{BUILD}.calibration.{name}" for name in ("examples", "fit", "questions")),
     ),
-    "build_scripts/test_train_gate": (f"{BUILD}.gating.fit", f"{BUILD}.gating.questions"),
+    "build_scripts/test_train_gate": (
+        *(f"{BUILD}.{name}" for name in ("gating.fit", "gating.questions", "json_lines")),
+    ),
     "build_scripts/test_train_lora": (
         *(f"{BUILD}.training.{name}" for name in ("agreement", "options", "sweep")),
         f"{BUILD}.verify_lora",

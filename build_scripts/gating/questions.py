@@ -9,15 +9,14 @@ in parallel parts is worth it; it is split by hash.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from compllm.build_scripts.json_lines import read_json_lines
 from compllm.build_scripts.routing.questions import MORE
-from compllm.errors import ConfigError
 
 Part = Literal["train", "validation", "test"]
 SINGLE = "single"  # the generator's questions of one step
@@ -72,7 +71,7 @@ def more_of(generator: Path) -> Path:
 
 
 def _generated(folder: Path, part: Part) -> Iterator[Labelled]:
-    for record in _records(folder / f"{part}.jsonl", ("question", "plan", "source")):
+    for _, record in read_json_lines(folder / f"{part}.jsonl", ("question", "plan", "source")):
         is_direct = len(record["plan"].splitlines()) == 1
         yield Labelled(record["question"], is_direct, record["source"])
 
@@ -87,25 +86,7 @@ def _everyday(folder: Path, part: Part) -> Iterator[Labelled]:
 def _requested(path: Path | None, part: Part) -> Iterator[Labelled]:
     if path is None:
         return
-    for record in _records(path, ("request", "parallel")):
+    for _, record in read_json_lines(path, ("request", "parallel")):
         place = hashlib.sha256(record["request"].encode("utf-8", "replace")).digest()[0] % 10
         if _PART_OF_TEN[place] == part:
             yield Labelled(record["request"], not record["parallel"], REQUESTS)
-
-
-def _records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}: line {number} is not JSON: {error}") from error
-        missing = [key for key in keys if not isinstance(record, dict) or key not in record]
-        if missing:
-            raise ConfigError(f"{path}: line {number} has no {missing[0]!r}")
-        yield record

@@ -35,7 +35,7 @@ _ALONE = """\
 # No shipped adapter is made for it. A project (`compllm init`) has experts for it.
 [base]
 domain = "anything"
-system = "You answer short questions. Give only the answer, in a few words."
+system = "{system}"
 template = "{template}"
 
 [router]
@@ -102,11 +102,15 @@ def use_base(wanted: str) -> BaseShape:
     template = fitting_template(path)
     select_checkpoint(path)
     if not fits_shipped():
-        router = load_catalogue(shipped_catalogue_path()).router
+        shipped = load_catalogue(shipped_catalogue_path())
         write_atomically(
             paths.base_catalogue(),
             _ALONE.format(
-                base=path, template=template, threshold=router.threshold, encoder=router.encoder
+                base=path,
+                system=shipped.base.system,
+                template=template,
+                threshold=shipped.router.threshold,
+                encoder=shipped.router.encoder,
             ),
         )
     return shape

@@ -8,12 +8,12 @@ blanks and closing signs alone: the same question cannot belong to two experts.
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from compllm.build_scripts.json_lines import read_json_lines, read_text
 from compllm.catalogue import Catalogue
 from compllm.errors import ConfigError
 
@@ -70,18 +70,12 @@ def key_of(text: str) -> str:
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and record: of JSON lines (.jsonl), CSV with a header (.csv) or text, whose lines
     are questions. Raises ConfigError that names the line."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from error
     if path.suffix.lower() == ".jsonl":
-        yield from _json_lines(path, text)
+        yield from read_json_lines(path)
     elif path.suffix.lower() == ".csv":
-        yield from _csv_rows(path, text)
+        yield from _csv_rows(path, read_text(path))
     else:
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             if line.strip() and not line.lstrip().startswith("#"):
                 yield number, {"question": line}
 
@@ -94,19 +88,6 @@ def text_of(record: dict[str, Any], key: str, where: str) -> str:
     if len(value) > MAX_CHARS:
         raise ConfigError(f"{where}: {key} has {len(value)} characters: at most {MAX_CHARS}")
     return " ".join(value.split())
-
-
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}: line {number} is not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ConfigError(f"{path}: line {number} is not a JSON object: {line[:60]!r}")
-        yield number, record
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

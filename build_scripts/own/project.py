@@ -24,7 +24,6 @@ from compllm.storage import require_writable
 
 ADAPTERS = "adapters"  # folder of the project's own adapters
 SHIPPED_HEAD = f"{SHIPPED}routers/logistic.npz"
-_BASE_SYSTEM = "You answer short questions. Give only the answer, in a few words."
 
 _CATALOGUE = """\
 # The catalogue: the base, its adapters, the experts, and what routes a sub-query to them.
@@ -96,17 +95,17 @@ def make_project(folder: Path, encoder: str, template: str, *, has_shipped: bool
     """
     check_absent(folder)
     path = folder / PROJECT_FILE
+    shipped = load_catalogue(shipped_catalogue_path())
     text = _settings_text() + _CATALOGUE.format(
-        system=_BASE_SYSTEM,
+        system=shipped.base.system,
         templates='"chatml" (SmolLM2, Qwen) or "llama3"',
         template=template,
-        threshold=load_catalogue(shipped_catalogue_path()).router.threshold,
+        threshold=shipped.router.threshold,
         encoder=encoder,
     )
     if has_shipped:
         text += _SHIPPED_ROLES.format(shipped=SHIPPED)
     document = tomlkit.parse(text + _ADAPTERS)
-    shipped = load_catalogue(shipped_catalogue_path())
     _catalogue(document)["out_of_domain"] = _lines(shipped.out_of_domain)
     if has_shipped:
         for adapter in shipped.adapters:

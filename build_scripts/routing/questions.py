@@ -7,13 +7,13 @@ sets of `make_datasets.py` hold a folder for each domain. The catalogue's own ex
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compllm.build_scripts.json_lines import read_json_lines
 from compllm.catalogue import Catalogue
 from compllm.errors import ConfigError
 
@@ -192,23 +192,7 @@ def thin_out(questions: Iterable[Question], limit: int, seed: int) -> list[Quest
 
 
 def _records(path: Path, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ConfigError(f"{path}: line {number} is not a JSON object: {line[:60]!r}")
-                missing = [key for key in keys if key not in record]
-                if missing:
-                    raise ConfigError(f"{path}: line {number} has no {missing[0]!r}")
-                if not isinstance(text := record.get("question", ""), str):
-                    raise ConfigError(
-                        f"{path}: line {number}: the question is {text!r}, expected text"
-                    )
-                yield record
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read questions from {path}: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: line {number} is not a JSON object: {error}") from error
+    for number, record in read_json_lines(path, keys):
+        if not isinstance(text := record.get("question", ""), str):
+            raise ConfigError(f"{path}: line {number}: the question is {text!r}, expected text")
+        yield record

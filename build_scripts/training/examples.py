@@ -9,7 +9,6 @@ record trains follows from what it holds: a plan (generator), facts (aggregator)
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from compllm.backend import Prompt, Segment
 from compllm.backends.tokenizer import Tokenizer
+from compllm.build_scripts.json_lines import read_json_lines
 from compllm.errors import ConfigError
 from compllm.prompts import (
     CHATML,
@@ -50,22 +50,12 @@ class Example:
 def read_records(directory: Path, split: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of `directory`/`split`.jsonl. Raises ConfigError with file and line."""
     path = directory / f"{split}.jsonl"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    if not path.is_file():
         raise ConfigError(
-            f"cannot read {path} ({error.strerror}): give a folder that holds "
-            "train.jsonl and validation.jsonl, as make_datasets.py writes it"
-        ) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ConfigError(f"{path}:{number}: not JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise ConfigError(f"{path}:{number}: expected an object, saw {line[:60]!r}")
+            f"{path} is no file: give a folder that holds train.jsonl and validation.jsonl, as "
+            "make_datasets.py writes it"
+        )
+    for number, record in read_json_lines(path):
         record["_where"] = f"{path}:{number}"
         yield record
 

@@ -256,35 +256,32 @@ def test_shipped_adapters_are_the_default(
     assert [source.name for source in build_openvino.default_adapters()] == ["chem"]
 
 
+@pytest.fixture
+def shipped(chem: AdapterSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The one adapter that this package ships."""
+    monkeypatch.setattr(build_openvino, "resource_dir", lambda name: tmp_path / name)
+    return Path(shutil.copytree(chem.directory, tmp_path / "engines" / "adapters" / "chem"))
+
+
 def test_shipped_adapters_of_another_base_are_left_out(
-    chem: AdapterSource,
+    shipped: Path,
     tiny_checkpoint: Path,
     base_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(build_openvino, "resource_dir", lambda name: tmp_path / name)
-    copy = tmp_path / "engines" / "adapters" / "chem"
-    shutil.copytree(chem.directory, copy)
-    rewrite_json(copy / "adapter_config.json", {"base_model_name_or_path": "maker/tiny-llama"})
+    rewrite_json(shipped / "adapter_config.json", {"base_model_name_or_path": "maker/tiny-llama"})
     assert len(build_openvino.default_adapters(tiny_checkpoint)) == 1
     assert build_openvino.default_adapters(base_dir) == ()
     assert "are left out: chem" in capsys.readouterr().err
 
 
 def test_shipped_adapters_of_other_weights_of_the_same_name_are_left_out(
-    chem: AdapterSource,
+    shipped: Path,
     tiny_checkpoint: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(build_openvino, "resource_dir", lambda name: tmp_path / name)
-    copy = tmp_path / "engines" / "adapters" / "chem"
-    shutil.copytree(chem.directory, copy)
     for sha256, names in ((weights_sha256(tiny_checkpoint), ["chem"]), ("0" * 64, [])):
-        (copy / "manifest.json").write_text(json.dumps({"base": {"sha256": sha256}}))
+        (shipped / "manifest.json").write_text(json.dumps({"base": {"sha256": sha256}}))
         found = build_openvino.default_adapters(tiny_checkpoint)
         assert [each.name for each in found] == names
     assert "are left out: chem" in capsys.readouterr().err

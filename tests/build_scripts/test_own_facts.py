@@ -58,7 +58,7 @@ def test_a_fact_that_is_there_twice_counts_once(tmp_path: Path) -> None:
         ("f.csv", csv("Where is room 9?,\n"), "line 7: answer is '': expected a text"),
         ("f.csv", csv('"Where,x\n'), "line 7 is not CSV"),
         ("f.csv", "question,reply\na,b\n", "line 2 has the unknown key 'reply'"),
-        ("f.jsonl", '{"question": "a", "answer": "b"}\n{oops\n', "line 2 is not JSON"),
+        ("f.jsonl", '{"question": "a", "answer": "b"}\n{oops\n', "line 2 is not a JSON object"),
         ("f.jsonl", "[1]\n", "line 1 is not a JSON object"),
         ("f.jsonl", '{"question": "a", "answer": 3}\n', "line 1: answer is 3: expected a text"),
         (

@@ -90,7 +90,7 @@ def test_the_record_names_every_file_that_was_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("{", "line 2 is not JSON"), ("{}", "line 2 has no 'question'")]
+    ("line", "said"), [("{", "line 2 is not a JSON object"), ("{}", "line 2 has no 'question'")]
 )
 def test_a_bad_line_is_named(line: str, said: str, tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl", row("a?", 1, "single"))

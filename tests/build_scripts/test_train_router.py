@@ -219,7 +219,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, says: str) -> None:
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot read questions"):
+    with pytest.raises(ConfigError, match="cannot read"):
         read_subjects(tmp_path / "gone.jsonl")
 
 

@@ -11,7 +11,6 @@ import pytest
 from comp_llm_client import MAX_TOKENS
 from helpers import bare_catalogue, own_home
 
-from compllm.errors import ServerError
 from compllm.server import triton_server
 from compllm.server.triton_state import ServerInfo
 
@@ -121,13 +120,3 @@ def own_server(_killable: _Killable, monkeypatch: pytest.MonkeyPatch) -> ServerI
 def again_s(own_server: ServerInfo, slowness: float) -> float:
     """Within these seconds there must be a right answer after a death: 10 on free cores."""
     return 10.0 * slowness
-
-
-@pytest.fixture
-def home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user of their own, whose server is stopped in the end. After `engine_dir`, which reads the
-    real one's cache."""
-    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
-    yield tmp_path
-    with contextlib.suppress(ServerError):
-        triton_server.down()

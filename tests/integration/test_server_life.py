@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
 import os
@@ -13,7 +12,6 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -27,16 +25,6 @@ from compllm.server import triton_server
 from compllm.server.triton_state import HOST
 
 pytestmark = pytest.mark.triton
-
-
-@pytest.fixture
-def home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A user of their own, whose server is stopped in the end. After `engine_dir`, which reads the
-    real one's cache."""
-    monkeypatch.setenv("COMPLLM_HOME", str(tmp_path))
-    yield tmp_path
-    with contextlib.suppress(ServerError):
-        triton_server.down()
 
 
 def test_up_is_found_again_and_down_leaves_nothing(engine_dir: Path, home: Path) -> None:
