@@ -178,7 +178,7 @@ def task_ids(engine_dir: Path) -> dict[str, int]:
 
 
 @pytest.fixture
-def home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def fresh_home(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user of their own, whose server is stopped in the end. After `engine_dir`, which reads the
     real one's cache."""
     from compllm.errors import ServerError

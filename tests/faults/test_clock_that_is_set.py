@@ -13,7 +13,7 @@ pytestmark = pytest.mark.triton
 
 
 def test_a_clock_that_is_set_does_not_make_a_server_look_dead(
-    engine_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    engine_dir: Path, fresh_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`up` killed a live server after the clock had been set by a second."""
     info = triton_server.up(engine_dir)

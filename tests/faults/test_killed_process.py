@@ -115,26 +115,26 @@ def test_each_part_may_die_under_load(
 
 @pytest.mark.parametrize("part", ["tritonserver", "triton_python_backend_stub"])
 def test_a_server_whose_part_was_killed_is_started_again(
-    engine_dir: Path, home: Path, part: str
+    engine_dir: Path, fresh_home: Path, part: str
 ) -> None:
     """A server without its stub said that it was ready, and answered no request for good."""
     info = triton_server.up(engine_dir)
     before = set(shared_memory(info))
-    (killed,) = (each for each in processes(home) if each.name() == part)
+    (killed,) = (each for each in processes(fresh_home) if each.name() == part)
     killed.kill()
     again = until_started_again(info)
     assert (again.pid, again.grpc_port, again.id) == (info.pid, info.grpc_port, info.id)
-    assert len(processes(home)) == 3
+    assert len(processes(fresh_home)) == 3
     assert shared_memory(info)
     assert not {each for each in before if each.exists()} - set(shared_memory(info))
     assert "the server is started again (death 1 of" in reason_in(Path(info.log))
     assert triton_server.up(engine_dir) == again
     assert triton_server.down()
-    wait_until_gone(home)
+    wait_until_gone(fresh_home)
     assert not shared_memory(info)
 
 
-def test_up_waits_for_a_server_that_is_started_again(engine_dir: Path, home: Path) -> None:
+def test_up_waits_for_a_server_that_is_started_again(engine_dir: Path, fresh_home: Path) -> None:
     info = triton_server.up(engine_dir)
     os.kill(info.server_pid, signal.SIGKILL)
     again = triton_server.up(engine_dir)
@@ -144,7 +144,7 @@ def test_up_waits_for_a_server_that_is_started_again(engine_dir: Path, home: Pat
 
 
 def test_a_server_that_dies_again_and_again_is_started_each_time(
-    engine_dir: Path, home: Path
+    engine_dir: Path, fresh_home: Path
 ) -> None:
     """Six hostile requests within ten minutes ended it for good."""
     info = triton_server.up(engine_dir)
@@ -156,11 +156,11 @@ def test_a_server_that_dies_again_and_again_is_started_each_time(
     assert len(set(pids)) == 4
     assert "(death 3 of the last 10 minutes)" in reason_in(Path(info.log))
     assert triton_server.down()
-    wait_until_gone(home)
+    wait_until_gone(fresh_home)
 
 
 def test_a_killed_supervisor_takes_its_server_along_and_is_reported(
-    engine_dir: Path, home: Path
+    engine_dir: Path, fresh_home: Path
 ) -> None:
     info = triton_server.up(engine_dir)
     os.kill(info.server_pid, signal.SIGKILL)
@@ -173,5 +173,5 @@ def test_a_killed_supervisor_takes_its_server_along_and_is_reported(
     assert f"its supervisor (process {info.pid}) is gone" in str(caught.value)
     assert "SIGKILL" not in str(caught.value)
     assert not triton_server.down()
-    wait_until_gone(home)
+    wait_until_gone(fresh_home)
     assert not shared_memory(info)
