@@ -1,6 +1,6 @@
 """The table of errors.py row by row at a real tritonserver, as a gRPC client sees it.
 
-Triton closes a stream with an error's status where the client asks so with `triton_grpc_error`.
+Triton closes a stream with an error's status where the server's owner asks so with a header.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from compllm import errors
 from compllm.backends.wire import add_array, add_texts
 from compllm.errors import Situation
 from compllm.server import triton_server
-from compllm.server.triton_state import ServerInfo
+from compllm.server.triton_state import ServerInfo, status_header
 
 pytestmark = pytest.mark.triton
 
@@ -65,7 +65,7 @@ def _status(server: ServerInfo, messages: Iterable[Any]) -> tuple[str, str]:
     """Name of the status that ends the stream, and its text."""
     with grpc.insecure_channel(server.grpc_url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        metadata = (("triton_grpc_error", "true"),)
+        metadata = ((status_header(server.admin_key), "true"),)
         try:
             for _ in stub.ModelStreamInfer(iter(messages), timeout=WAIT_S, metadata=metadata):
                 pass
@@ -78,7 +78,7 @@ def _status(server: ServerInfo, messages: Iterable[Any]) -> tuple[str, str]:
 def _full_queue(server: ServerInfo) -> Iterator[None]:
     """More long requests than the engine runs and holds, on a stream of their own.
 
-    That stream stays open at an error: Triton ends one with `triton_grpc_error` at its first, and
+    That stream stays open at an error: Triton ends one with the header at its first, and
     Triton 24.10 dies when another response comes for it.
     """
     messages = [_engine_request(number, max_tokens=200) for number in range(2, 6)]

@@ -101,6 +101,18 @@ def test_named_binary_comes_first_then_the_package(
     assert triton_files.find_tritonserver() == binary
 
 
+def test_the_copy_of_the_server_knows_the_status_header_by_another_name(tmp_path: Path) -> None:
+    binary = tmp_path / "tritonserver"
+    binary.write_bytes(b"\0triton_grpc_error\0 the triton_grpc_error mode\0")
+    name = triton_state.status_header("0123456789abcdef" * 2)
+    copy = triton_files.without_status_header(binary, tmp_path / "bin", name)
+    expected = [b"", name.encode(), b" the %s mode" % name.encode(), b""]
+    assert copy.read_bytes().split(b"\0") == expected
+    assert copy.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(ValueError, match="not of 17 characters"):
+        triton_files.without_status_header(binary, tmp_path / "bin", "short")
+
+
 def test_backend_directory_has_the_stub_of_this_interpreter(tmp_path: Path) -> None:
     backends = triton_files.make_backends(triton_files.find_tritonserver(), tmp_path / "backends")
     stub = (backends / "python" / "triton_python_backend_stub").resolve()
@@ -118,9 +130,10 @@ def test_own_libpython_and_own_interpreter_come_first(monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", "/usr/bin")
     monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
     env = triton_files.environment(triton_files.find_tritonserver())
-    libpython, package, last = env["LD_LIBRARY_PATH"].split(os.pathsep)
+    libpython, package, lib, last = env["LD_LIBRARY_PATH"].split(os.pathsep)
     assert list(Path(libpython).glob("libpython3*"))
     assert Path(package).name == "nvidia_pytriton.libs"
+    assert lib.endswith("tritonserver/lib")
     assert last == "/elsewhere"
     assert env["PATH"] == f"{Path(sys.executable).parent}{os.pathsep}/usr/bin"
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from compllm.errors import ServerError
 from compllm.paths import resource_dir
+from compllm.server.triton_state import STATUS_HEADER
 
 CORE_MODEL = "tensorrt_llm"
 FACE_MODEL = "comp_llm"  # the whole path, for any Triton client
@@ -37,6 +38,27 @@ def find_tritonserver() -> Path:
     if found is None:
         raise ServerError(f"no tritonserver in $TRITONSERVER, a package or PATH: {_INSTALL}")
     return Path(found).resolve()
+
+
+def without_status_header(binary: Path, to: Path, name: str) -> Path:
+    """A copy of the server's program in `to` that ends a gRPC stream with an error's status for the
+    header `name` alone, of as many characters as Triton's own. OSError passes through.
+
+    Triton 24.10 crashes when a client sends the header that everybody knows and then a request that
+    is refused while another one is still answered. No option of the server closes the header.
+    """
+    if len(name) != len(STATUS_HEADER):
+        raise ValueError(f"the header {name!r} is not of {len(STATUS_HEADER)} characters")
+    program = binary.read_bytes().replace(STATUS_HEADER.encode(), name.encode())
+    to.mkdir(parents=True, exist_ok=True)
+    copy = to / binary.name
+    copy.write_bytes(program)
+    copy.chmod(0o700)  # the name is for the owner alone
+    if not os.access(copy, os.X_OK):
+        raise ServerError(
+            f"{to} is on a file system that runs no programs: set COMPLLM_HOME to another folder"
+        )
+    return copy
 
 
 def make_backends(binary: Path, to: Path) -> Path:
@@ -73,7 +95,11 @@ def environment(binary: Path) -> dict[str, str]:
     library breaks `import ssl`, so ours stands before the package's own libraries.
     """
     env = dict(os.environ)
-    libraries = [str(_libpython().parent), str(binary.parents[3] / "nvidia_pytriton.libs")]
+    libraries = [
+        str(_libpython().parent),
+        str(binary.parents[3] / "nvidia_pytriton.libs"),
+        str(binary.parents[1] / "lib"),  # an installed server's, which a copy finds only here
+    ]
     env["LD_LIBRARY_PATH"] = os.pathsep.join(
         [*libraries, *filter(None, [env.get("LD_LIBRARY_PATH")])]
     )

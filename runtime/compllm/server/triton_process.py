@@ -29,7 +29,7 @@ from compllm.niceness import NICENESS, session_gives_way
 from compllm.server import server_log, supervisor, triton_files
 from compllm.server.health import is_ready
 from compllm.server.server_log import read_log, reason_in
-from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo
+from compllm.server.triton_state import ADMIN_HEADER, HOST, Ports, ServerInfo, status_header
 from compllm.storage import require_space
 
 _POLL_S = 0.05  # tritonserver sends no signal when it is ready: it must be asked
@@ -155,8 +155,9 @@ def spawn(binary: Path, models: Path, backends: Path, ports: BoundPorts) -> Serv
     name = f"compllm-{os.getpid()}-{time.monotonic_ns()}"
     # The name is public. A client that knew the prefix could register the server's own memory.
     prefix, key = f"compllm-{secrets.token_hex(16)}-", secrets.token_hex(16)
+    program = triton_files.without_status_header(binary, directory / "bin", status_header(key))
     command = [
-        str(binary),
+        str(program),
         f"--id={name}",
         f"--model-repository={models}",
         # All models at the start; reload.py loads one again.

@@ -15,7 +15,13 @@ from compllm.server.supervisor import PID_FILE
 
 HOST = "127.0.0.1"
 ADMIN_HEADER = "compllm-admin"
+STATUS_HEADER = "triton_grpc_error"  # of a gRPC stream that is to end with an error's status
 _STATE = "server.json"
+
+
+def status_header(admin_key: str) -> str:
+    """What the owner's server takes in place of STATUS_HEADER: a header of as many characters."""
+    return admin_key[: len(STATUS_HEADER)]
 
 
 @dataclass(frozen=True, slots=True)
