@@ -30,6 +30,14 @@ def written(text: str) -> Sequence[Body]:
     return [*(event(each) for each in pieces), event("", "stop")]
 
 
+def _as_chat(each: Body | str) -> Body | str:
+    if isinstance(each, str) or not each["choices"]:
+        return each
+    (choice,) = each["choices"]
+    delta = {"content": choice["text"] or None}
+    return each | {"choices": [{"delta": delta, "finish_reason": choice["finish_reason"]}]}
+
+
 class OpenAILoopback:
     """`events` are sent for each streamed request, `answer` makes the others' text."""
 
@@ -38,6 +46,7 @@ class OpenAILoopback:
         self.models: list[str] = [BASE]
         self.asked: list[Body] = []  # bodies of the streamed requests
         self.headers: dict[str, str] = {}
+        self.last_key = ""  # of the streamed requests
         self.events: Sequence[Body | str] = HELLO
         self.write: Callable[[Body], str] | None = None  # the text of a request, for `events`
         self.is_held = False  # the stream stays open after the events
@@ -54,6 +63,7 @@ class OpenAILoopback:
             [
                 web.get("/v1/models", self._models),
                 web.post("/v1/completions", self._completions),
+                web.post("/v1/chat/completions", self._completions),
                 web.post("/v1/load_lora_adapter", self._load),
             ]
         )
@@ -91,12 +101,15 @@ class OpenAILoopback:
         if not body.get("stream"):
             return self._whole(body)
         self.asked.append(body)
+        self.last_key = request.headers.get("Authorization", "")
         if self.refusals:
             status, text = self.refusals.pop(0)
             return web.Response(status=status, text=text)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         events = self.events if self.write is None else written(self.write(body))
+        if "messages" in body:
+            events = [_as_chat(each) for each in events]
         for each in events:
             data = each if isinstance(each, str) else json.dumps(each)
             await response.write(f"data: {data}\n\n".encode())
@@ -110,6 +123,9 @@ class OpenAILoopback:
         return response
 
     def _whole(self, body: Body) -> web.Response:
+        if "messages" in body:
+            message = {"role": "assistant", "content": self.answer(body)}
+            return web.json_response({"choices": [{"message": message}]})
         if isinstance(body["prompt"], list) and not self.takes_ids:
             return web.json_response({"error": {"message": "prompt must be text"}}, status=400)
         choice: Body = {"text": self.answer(body), "finish_reason": "length"}

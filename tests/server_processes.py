@@ -37,6 +37,11 @@ def shared_memory(info: ServerInfo) -> list[Path]:
     return list(Path("/dev/shm").glob(f"{info.shm_prefix}*"))
 
 
+def temporary_folders() -> set[str]:
+    """All in the machine's temporary directory that is not a test's own."""
+    return {each.name for each in Path("/tmp").iterdir() if each.name.startswith("python_env_")}
+
+
 def until_started_again(info: ServerInfo) -> ServerInfo:
     """The next server of the same supervisor, ready."""
     while int((Path(info.log).parent / PID_FILE).read_text()) == info.server_pid:

@@ -57,6 +57,21 @@ def test_an_adapter_may_be_said_to_be_of_this_base(tmp_path: Path) -> None:
         load_catalogue(write(tmp_path, text.replace("true", "'yes'")))
 
 
+def test_an_expert_may_be_at_a_server_of_its_own(tmp_path: Path) -> None:
+    there = 'url = "http://host:8000"\nmodel = "big"\nkey_env = "KEY"'
+    catalogue = load_catalogue(write(tmp_path, GOOD.replace('adapter = "chem"', there)))
+    (endpoint,) = catalogue.endpoints
+    assert (endpoint.url, endpoint.model, endpoint.key_env) == ("http://host:8000", "big", "KEY")
+    assert catalogue.expert("chemistry").model == endpoint.key == "big at http://host:8000"
+    for wrong, said in (
+        ('adapter = "chem"\n' + there, "adapter = 'chem': expected no adapter beside a url"),
+        (there.replace("http:", "ftp:"), "url = 'ftp://host:8000': expected http://HOST:PORT"),
+        ('url = "http://host"', r"model is missing"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load_catalogue(write(tmp_path, GOOD.replace('adapter = "chem"', wrong)))
+
+
 def test_an_expert_gets_its_adapters_id(tmp_path: Path) -> None:
     catalogue = load_catalogue(write(tmp_path, GOOD))
     expert = catalogue.expert("chemistry")

@@ -25,6 +25,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "test_served": ("connect",),
     "test_pipeline": ("query_run", "types"),
     "test_testing": ("backend",),
+    "backends/test_openai": ("backends.openai_http",),
     "backends/test_llmapi": ("backends.llmapi_wire",),
     "backends/test_triton": (*("backends.channel", "backends.client_stats", "backends.select"),),
     "cli/test_expert_cli": ("cli.base", "cli.init"),

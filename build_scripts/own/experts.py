@@ -23,7 +23,7 @@ from compllm.build_scripts.own.examples import check_contradictions
 from compllm.build_scripts.own.project import NewExpert, Project
 from compllm.build_scripts.own.router import Refit, refit
 from compllm.build_scripts.staging import exclusive, staged_directory
-from compllm.catalogue import Catalogue, check_expert_name
+from compllm.catalogue import Catalogue, Endpoint, check_expert_name
 from compllm.embedded.options import ExecutorOptions
 from compllm.errors import ArtefactError, ConfigError
 from compllm.formats.adapters import WEIGHTS_FILE, Adapter
@@ -44,11 +44,12 @@ class Wish:
     """The expert that is asked for."""
 
     name: str
-    adapter: Path  # a PEFT directory
+    adapter: Path | None  # a PEFT directory; None: an endpoint answers
     domain: str
     examples: tuple[str, ...]
     system: str = ""
     is_same_base: bool = False
+    endpoint: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ class Change:
     project: Project
     name: str
     refit: Refit
-    added: tuple[Wish, Adapter] | None = None  # None: the expert is removed
+    added: Wish | None = None  # None: the expert is removed
+    adapter: Adapter | None = None  # of what is added
 
 
 @contextmanager
@@ -80,8 +82,10 @@ def check_new(catalogue: Catalogue, name: str) -> None:
         )
 
 
-def read_adapter(wish: Wish) -> Adapter:
+def read_adapter(wish: Wish) -> Adapter | None:
     """The adapter, checked against the base in use. Raises ArtefactError."""
+    if wish.adapter is None:
+        return None
     try:
         return AdapterSource(wish.adapter, wish.name, wish.is_same_base).read(shape_in_use())
     except ArtefactError as error:
@@ -107,14 +111,19 @@ def plan_add(project: Project, wish: Wish, encoder: SentenceEncoder) -> Change:
     check_contradictions(before, wish.examples)
     adapter = read_adapter(wish)
     expert = Expert(
-        wish.name, wish.domain, wish.system, before.base.model, wish.name, adapter.task_id
+        wish.name,
+        wish.domain,
+        wish.system,
+        wish.endpoint.key if wish.endpoint else before.base.model,
+        wish.name if adapter else None,
+        adapter.task_id if adapter else None,
     )
     after = replace(
         before,
         experts=(*before.experts, expert),
         examples=(*before.examples, wish.examples),
     )
-    return Change(project, wish.name, refit(before, after, encoder), (wish, adapter))
+    return Change(project, wish.name, refit(before, after, encoder), wish, adapter)
 
 
 def plan_remove(project: Project, name: str, encoder: SentenceEncoder) -> Change:
@@ -138,34 +147,34 @@ def plan_remove(project: Project, name: str, encoder: SentenceEncoder) -> Change
 
 def apply(change: Change) -> str:
     """Do it; returns one sentence on what the server serves now. What fails leaves nothing."""
-    project = change.project
+    project, wish, adapter = change.project, change.added, change.adapter
     old_head = project.catalogue.router.head
     with ExitStack() as undo:
-        if change.added is not None:
-            _copy_adapter(*change.added, project.adapter_dir(change.name), undo)
+        if wish is not None and adapter is not None:
+            _copy_adapter(wish, adapter, project.adapter_dir(change.name), undo)
         head = change.refit.write(project.folder)
         new_head = project.folder / head if head and ":" not in head else None
         if new_head is not None and new_head != old_head:
             undo.callback(new_head.unlink, missing_ok=True)
         project.set_head(head)
-        if change.added is not None:
-            wish, adapter = change.added
+        if wish is not None:
             _update_engine(wish, undo)
             project.add(
                 NewExpert(
                     wish.name,
                     wish.domain,
-                    adapter.task_id,
+                    adapter.task_id if adapter else None,
                     wish.examples,
                     wish.system,
                     wish.is_same_base,
+                    wish.endpoint,
                 )
             )
         else:
             project.remove(change.name)
         undo.callback(project.restore)
         after = project.save()
-        outcome = make_live(project, change.added[1].rank if change.added else 0)
+        outcome = make_live(project, adapter.rank if adapter else 0)
         undo.pop_all()
     if change.added is None:
         _clear_adapter(project.adapter_dir(change.name), after)
@@ -201,6 +210,7 @@ def make_live(project: Project, rank: int = 0) -> str:
 
 def _copy_adapter(wish: Wish, adapter: Adapter, folder: Path, undo: ExitStack) -> None:
     """With the record of its training, under the name and id that it has here."""
+    assert wish.adapter is not None
     if folder.exists():
         raise ConfigError(f"{folder} is there already: remove it, or take another name")
     undo.callback(_remove_if_empty, folder.parent)
@@ -226,7 +236,7 @@ def _engine() -> Manifest | None:
 
 def _update_engine(wish: Wish, undo: ExitStack) -> None:
     """A running server takes the weights from the engine's folder."""
-    if _engine() is not None:
+    if wish.adapter is not None and _engine() is not None:
         undo.callback(_remove_from_engine, wish.name)
         update_adapters(
             paths.engine_dir(), [AdapterSource(wish.adapter, wish.name, wish.is_same_base)]

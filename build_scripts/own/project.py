@@ -16,7 +16,14 @@ from typing import Any
 import tomlkit
 
 from compllm.build_scripts.staging import write_atomically
-from compllm.catalogue import SHIPPED, Catalogue, load_catalogue, read_table, shipped_catalogue_path
+from compllm.catalogue import (
+    SHIPPED,
+    Catalogue,
+    Endpoint,
+    load_catalogue,
+    read_table,
+    shipped_catalogue_path,
+)
 from compllm.config import Config, load_config
 from compllm.errors import ConfigError
 from compllm.paths import PROJECT_FILE
@@ -30,7 +37,8 @@ _CATALOGUE = """\
 # `compllm expert add` and `compllm expert remove` change it; an edit by hand is as good.
 #
 # An expert is a table [[catalogue.experts]] of these keys. `name`. `domain`: in words. `adapter`:
-# by name; without it the base answers as this expert. `system`: read before each question; a
+# by name; without it the base answers as this expert. `url`, `model` and, for its key, `key_env`:
+# an OpenAI-compatible server that answers as this expert. `system`: read before each question; a
 # trained adapter needs none. `spell`: words that are read letter by letter. `examples`: its
 # questions.
 [catalogue]
@@ -82,10 +90,11 @@ class NewExpert:
 
     name: str
     domain: str
-    adapter_id: int
+    adapter_id: int | None  # None: it has no adapter
     examples: tuple[str, ...]
     system: str = ""
     is_same_base: bool = False
+    endpoint: Endpoint | None = None
 
 
 def make_project(folder: Path, encoder: str, template: str, *, has_shipped: bool) -> Path:
@@ -152,23 +161,32 @@ class Project:
 
     def add(self, expert: NewExpert) -> None:
         catalogue = _catalogue(self._document)
-        adapter = tomlkit.table()
-        adapter["path"] = f"{ADAPTERS}/{expert.name}"
-        adapter["id"] = expert.adapter_id
-        if expert.is_same_base:
-            adapter["same_base"] = True
-        if "adapters" not in catalogue:
-            catalogue["adapters"] = tomlkit.table()
-        catalogue["adapters"][expert.name] = adapter
         table = tomlkit.table()
         table["name"], table["domain"] = expert.name, expert.domain
-        table["adapter"] = expert.name
+        if expert.adapter_id is not None:
+            self._add_adapter(expert, expert.adapter_id)
+            table["adapter"] = expert.name
+        if expert.endpoint is not None:
+            table["url"], table["model"] = expert.endpoint.url, expert.endpoint.model
+            if expert.endpoint.key_env:
+                table["key_env"] = expert.endpoint.key_env
         if expert.system:
             table["system"] = expert.system
         table["examples"] = _lines(expert.examples)
         if "experts" not in catalogue:
             catalogue["experts"] = tomlkit.aot()
         catalogue["experts"].append(table)
+
+    def _add_adapter(self, expert: NewExpert, adapter_id: int) -> None:
+        catalogue = _catalogue(self._document)
+        adapter = tomlkit.table()
+        adapter["path"] = f"{ADAPTERS}/{expert.name}"
+        adapter["id"] = adapter_id
+        if expert.is_same_base:
+            adapter["same_base"] = True
+        if "adapters" not in catalogue:
+            catalogue["adapters"] = tomlkit.table()
+        catalogue["adapters"][expert.name] = adapter
 
     def remove(self, name: str) -> None:
         """Its adapter's table stays where another expert or a role has it."""

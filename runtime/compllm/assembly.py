@@ -66,7 +66,7 @@ def make_query_admission(engine: Engine, config: Config) -> QueryAdmission:
 
     More queries at once raise the rate little, and each of them takes longer (docs/TRITON.md)."""
     limits = config.limits
-    batched = max(load.limit for load in engine.admission.loads().values())
+    batched = engine.admission.loads()[engine.base.model].limit
     limit = limits.max_running or max(LEAST_RUNNING, batched // 4)
     return QueryAdmission(limit, limits.max_wait_s or math.inf)
 

@@ -25,6 +25,8 @@ class Segment:
 
     text: str
     is_template: bool = False
+    # Of whom the text is (system, user, assistant), for an engine with a chat template of its own.
+    role: str = field(default="", compare=False)
 
 
 Prompt = tuple[Segment, ...]

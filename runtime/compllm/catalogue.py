@@ -36,6 +36,16 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """An OpenAI-compatible server that answers as an expert."""
+
+    key: str  # Expert.model of that expert
+    url: str  # http://host:port, with or without /v1
+    model: str  # its name there
+    key_env: str = ""  # the environment variable that holds the server's key; empty: it wants none
+
+
+@dataclass(frozen=True, slots=True)
 class RouterSettings:
     """A threshold belongs to the encoder it was calibrated with, a head brings its own."""
 
@@ -68,6 +78,7 @@ class Catalogue:
     generator: Adapter | None = None  # writes plans; None: the base, shown examples
     aggregator: Adapter | None = None  # writes answers; None: the base, shown an example
     confidence: Path | None = None  # the calibration of answers; None: they have no confidence
+    endpoints: tuple[Endpoint, ...] = ()  # of the experts that no engine here answers as
 
     @property
     def files(self) -> tuple[NamedFile, ...]:
@@ -127,8 +138,12 @@ def load_catalogue(path: str | Path | None = None) -> Catalogue:
     domain = base.take("domain", str, "anything")
     base_expert = Expert("base", domain, base.take("system", str), model)
     experts, examples = [], []
+    endpoints: dict[str, Endpoint] = {}
     for entry in entries:
-        experts.append(_expert(entry, model, adapters))
+        endpoint = _endpoint(entry)
+        if endpoint is not None:
+            endpoints[endpoint.key] = endpoint
+        experts.append(_expert(entry, endpoint.key if endpoint else model, adapters))
         examples.append(entry.take_texts("examples"))
         if not examples[-1]:
             raise entry.error("examples", [], "at least one example question")
@@ -153,6 +168,7 @@ def load_catalogue(path: str | Path | None = None) -> Catalogue:
         _role(top.table("generator", {}), adapters),
         _role(top.table("aggregator", {}), adapters),
         _confidence(path, top.table("confidence", {})),
+        tuple(endpoints.values()),
     )
     for table in (top, base, router):
         table.finish()
@@ -187,6 +203,23 @@ def _top(path: Path) -> _Table:
     table = read_toml(path)
     inner = table.get("catalogue")
     return _Table(path, "catalogue", inner) if isinstance(inner, dict) else _Table(path, "", table)
+
+
+def endpoint_of(url: str, model: str, key_env: str = "") -> Endpoint:
+    """One that experts of the same server and model share."""
+    return Endpoint(f"{model} at {url.rstrip('/')}", url, model, key_env)
+
+
+def _endpoint(entry: _Table) -> Endpoint | None:
+    """That of an expert with a `url`: it then has a `model` there, and no adapter."""
+    if "url" not in entry.keys:
+        return None
+    url = entry.take("url", str)
+    if not url.startswith(("http://", "https://")):
+        raise entry.error("url", url, "http://HOST:PORT or https://HOST of an expert's own server")
+    if "adapter" in entry.keys:
+        raise entry.error("adapter", entry.take("adapter", str, ""), "no adapter beside a url")
+    return endpoint_of(url, entry.take("model", str), entry.take("key_env", str, ""))
 
 
 def _expert(entry: _Table, model: str, adapters: dict[str, Adapter]) -> Expert:

@@ -105,7 +105,7 @@ def chat(
         if role == "system" and not text:
             continue
         head += f"{template.role_start}{role}{template.role_end}"
-        segments += (Segment(head, is_template=True), Segment(text))
+        segments += (Segment(head, is_template=True), Segment(text, role=role))
         head = template.turn_end
     if is_open:
         head += f"{template.role_start}assistant{template.role_end}"

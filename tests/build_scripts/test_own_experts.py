@@ -17,6 +17,7 @@ from compllm.build_scripts.fetch_base import select_checkpoint
 from compllm.build_scripts.own import experts
 from compllm.build_scripts.own.experts import Wish, apply, plan_add, plan_remove
 from compllm.build_scripts.own.project import Project, make_project
+from compllm.catalogue import endpoint_of
 from compllm.errors import ArtefactError, ConfigError, ServerError
 from compllm.formats.manifest import Manifest
 from compllm.testing import HashingEncoder
@@ -58,6 +59,20 @@ def test_an_added_expert_is_in_the_project_and_in_the_engine(project: Project, w
     assert catalogue.router.head.is_file()
     there = files(project.folder / "adapters" / "law")
     assert set(there) == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_an_expert_at_a_server_has_its_address_and_no_adapter(project: Project) -> None:
+    endpoint = endpoint_of("http://127.0.0.1:8000/v1", "big", "KEY")
+    apply(
+        plan_add(project, Wish("wine", None, "wine", LAW, "Be short.", endpoint=endpoint), ENCODER)
+    )
+    catalogue = Project(project.path).catalogue
+    (expert,) = catalogue.experts
+    assert catalogue.endpoints == (endpoint,)
+    assert (expert.model, expert.adapter_id, expert.system) == (endpoint.key, None, "Be short.")
+    assert engine_adapters() == []
+    apply(plan_remove(Project(project.path), "wine", ENCODER))
+    assert [each.name for each in project.folder.iterdir()] == ["compllm.toml"]
 
 
 def test_removing_it_leaves_the_folder_and_the_engine_as_before(

@@ -5,16 +5,20 @@ Left out is what only costs time: training takes one pass over the facts.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from helpers import MakeAdapter, own_home
+from openai_loopback import OpenAILoopback
 
 PAGE = Path(__file__).parents[2] / "docs" / "OWN.md"
 _SHOWN = re.compile(r"^\s*# -> (.+)$", re.MULTILINE)
@@ -51,10 +55,34 @@ def work(
         subprocess.run(["compllm", "down"], check=True, capture_output=True)
 
 
-def test_every_command_of_the_page_does_what_it_shows(work: Path) -> None:
+@contextmanager
+def _a_server_of_an_expert() -> Iterator[str]:
+    """Its URL. It runs on a thread of its own."""
+    loop, server = asyncio.new_event_loop(), OpenAILoopback()
+    server.models = ["big-model"]
+    stop = loop.run_until_complete(server.start())
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield server.url
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.run_until_complete(stop())
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with _a_server_of_an_expert() as url:
+        yield url
+
+
+def test_every_command_of_the_page_does_what_it_shows(work: Path, url: str) -> None:
     folder = work
     for block in blocks(PAGE.read_text(encoding="utf-8")):
         script = block.replace("compllm up", "compllm up --timeout 400")
+        script = script.replace("http://127.0.0.1:8000", url)
         script = script.replace("--train rooms.csv", "--train rooms.csv --epochs 1")
         script = re.sub(r"(expert add \w+)", r"\1 --yes", script)
         ended = subprocess.run(

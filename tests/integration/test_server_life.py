@@ -16,7 +16,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from server_processes import processes, shared_memory, wait_until_gone
+from server_processes import (
+    processes,
+    shared_memory,
+    temporary_folders,
+    until_started_again,
+    wait_until_gone,
+)
 
 from compllm import paths
 from compllm.errors import ConfigError, ServerError
@@ -89,6 +95,19 @@ def test_http_is_closed_until_a_port_is_asked_for(engine_dir: Path, fresh_home: 
     }
     assert {each.removeprefix("::ffff:") for each in addresses} == {HOST}
     assert triton_server.up(engine_dir) == info  # it is not asked for, and may be open
+
+
+def test_no_temporary_folder_is_left_after_deaths_and_down(
+    engine_dir: Path, fresh_home: Path
+) -> None:
+    """Triton's Python backend makes one at each start, and leaves it where it is killed."""
+    before = temporary_folders()
+    info = triton_server.up(engine_dir)
+    os.kill(info.server_pid, signal.SIGKILL)
+    until_started_again(info)
+    assert triton_server.down()
+    wait_until_gone(fresh_home)
+    assert temporary_folders() - before == set()
 
 
 def test_killed_owner_takes_its_server_along(engine_dir: Path, fresh_home: Path) -> None:

@@ -4,7 +4,8 @@ select           the backend that fits a server
 triton           TensorRT-LLM's core model and the embedded engine, over gRPC; wire: its messages
 llmapi           TensorRT-LLM 1.3 and later; llmapi_wire: its messages
 openai           vLLM, SGLang, llama-server and others over HTTP; openai_wire: its messages,
-                 openai_probe: what a server can do
+                 openai_probe: what a server can do; openai_http: one request
+endpoints        experts behind servers of their own
 attempts         what all have in common: statistics, second attempts
 connection       what both for Triton have in common; channel, stream: the gRPC channel, its one
                  stream

@@ -42,9 +42,13 @@ class Models:
     max_seq_len: int | None = None  # of vLLM; others do not list it
 
 
-async def models_at(client: httpx.AsyncClient, timeout_s: float) -> Models:
-    """Waits until the server answers. Raises BackendUnavailable when time is up, and what
-    `error_of` says of another answer than a list."""
+async def models_at(
+    client: httpx.AsyncClient, timeout_s: float, key_setting: str = "server.api_key_env"
+) -> Models:
+    """Waits until the server answers. key_setting: which setting names its key.
+
+    Raises BackendUnavailable when time is up, and what `error_of` says of another answer than a
+    list."""
     loop = asyncio.get_running_loop()
     end_s = loop.time() + timeout_s
     while True:
@@ -57,7 +61,9 @@ async def models_at(client: httpx.AsyncClient, timeout_s: float) -> Models:
         else:
             if response.status_code == 200:
                 return _models(response)
-            refusal = error_of(response.status_code, response.text, str(client.base_url))
+            refusal = error_of(
+                response.status_code, response.text, str(client.base_url), key_setting
+            )
             if not isinstance(refusal, BackendUnavailable) or loop.time() > end_s:
                 raise refusal
         await asyncio.sleep(_PAUSE_S)

@@ -1,4 +1,4 @@
-"""The messages of OpenAI's `/v1/completions`, as vLLM, SGLang, llama-server and others speak it.
+"""The messages of OpenAI's completions and chat, as vLLM, SGLang, llama-server and others have it.
 
 Pure: what a server can do and a request go in, a JSON body comes out; an event's JSON goes in, a
 `Piece` comes out. openai.py sends and receives them; openai_probe.py finds out what a server can.
@@ -107,12 +107,17 @@ def body(
     Raises BackendRejected where the request asks for what the server does not have. A guide that
     the server does not have is left out: the plan's parser trusts no text.
     """
+    named = {**can.family.more, **model}
+    sampling = sampling_fields(request, can)
+    whole = prompt if isinstance(prompt, str) else list(prompt)
+    return named | {"prompt": whole} | sampling | guide_fields(request.guide, can.guide)
+
+
+def sampling_fields(request: GenerateRequest, can: Capabilities) -> dict[str, Any]:
+    """How to draw, and that the response comes as a stream. Raises BackendRejected."""
     sampling, family = request.sampling, can.family
     is_greedy = sampling.temperature == 0 or sampling.top_p == 0
     fields: dict[str, Any] = {
-        **family.more,
-        **model,
-        "prompt": prompt if isinstance(prompt, str) else list(prompt),
         "max_tokens": sampling.max_tokens,
         "temperature": 0.0 if is_greedy else sampling.temperature,
         "stream": True,
@@ -133,7 +138,7 @@ def body(
         fields["stop"] = list(sampling.stop[: None if family.has_many_stops else _MAX_STOPS])
     if request.wants_log_probs and can.has_log_probs:
         fields["logprobs"] = 1
-    return fields | guide_fields(request.guide, can.guide)
+    return fields
 
 
 def guide_fields(guide: Guide | None, form: GuideForm) -> dict[str, Any]:
@@ -161,15 +166,18 @@ def _piece(event: Mapping[str, Any]) -> Piece:
     if not choices:
         return Piece(num_input_tokens=counts[0], num_output_tokens=counts[1])
     choice = choices[0]
-    text = choice.get("text") or ""
+    text = choice.get("text") or (choice.get("delta") or {}).get("content") or ""
     if not isinstance(text, str):
         raise TypeError("text is no string")
     reason = _reason(choice.get("finish_reason"))
     return Piece(text, reason, _log_probs(choice.get("logprobs")), *counts)
 
 
-def error_of(status: int, text: str, url: str) -> BackendError:
-    """The error that an HTTP status other than 200 is for the path."""
+def error_of(
+    status: int, text: str, url: str, key_setting: str = "server.api_key_env"
+) -> BackendError:
+    """The error that an HTTP status other than 200 is for the path. key_setting: which setting
+    names the server's key."""
     try:
         said = _message(json.loads(text))
     except ValueError:
@@ -177,7 +185,7 @@ def error_of(status: int, text: str, url: str) -> BackendError:
     answer = f"{url} answered {status}: {said or 'nothing'}"
     if status in (401, 403):
         return BackendRejected(
-            f"{answer}. Set server.api_key_env to the name of the environment variable that holds "
+            f"{answer}. Set {key_setting} to the name of the environment variable that holds "
             "the server's key"
         )
     return BackendUnavailable(answer) if status in _AGAIN else BackendRejected(answer)

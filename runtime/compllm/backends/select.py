@@ -1,6 +1,6 @@
 """Which backend a server needs: by its URL, and of a Triton by the model's own configuration.
 
-Stands before `openai.py`, `triton.py` and `llmapi.py`.
+Stands before `openai.py`, `triton.py`, `llmapi.py` and `endpoints.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compllm.backend import Backend
 from compllm.backends.attempts import ClientOptions
 from compllm.backends.channel import CORE_MODEL, model_configs
 from compllm.backends.llmapi import LlmApiBackend, is_llmapi, server_adapters
@@ -31,21 +32,34 @@ def is_http(url: str) -> bool:
     return url.startswith(_SCHEMES)
 
 
-def key_of(variable: str) -> str:
+def key_of(variable: str, setting: str = "server.api_key_env") -> str:
     """The key in this environment variable; empty without a variable. Raises ConfigError where it
     is not set."""
     key = os.environ.get(variable, "") if variable else ""
     if variable and not key:
         raise ConfigError(
-            f"server.api_key_env names the environment variable {variable}, which is not set"
+            f"{setting} names the environment variable {variable}, which is not set: set it for "
+            "the client, and for `compllm up`"
         )
     return key
 
 
-async def connect_as_set(
+async def connect_as_set(url: str, server: ServerConfig, catalogue: Catalogue) -> Backend:
+    """`connect` by the settings: what the path does. Before it stand the experts' own servers.
+    Raises BackendUnavailable, ConfigError."""
+    keys = [key_of(each.key_env, "an expert's key_env") for each in catalogue.endpoints]
+    own = await connect_own(url, server, catalogue)
+    if not keys:
+        return own
+    from compllm.backends.endpoints import ChatEngine, WithEndpoints
+
+    return WithEndpoints(own, list(map(ChatEngine, catalogue.endpoints, keys)))
+
+
+async def connect_own(
     url: str, server: ServerConfig, catalogue: Catalogue
 ) -> TritonBackend | LlmApiBackend | OpenAIBackend:
-    """`connect` by the settings: what the path does. Raises BackendUnavailable, ConfigError."""
+    """The backend of the base and its adapters. Raises BackendUnavailable, ConfigError."""
     root = server.adapters_dir
     if is_http(url):
         if not server.tokenizer:
@@ -69,7 +83,11 @@ async def connect_as_set(
         server.tokenizer or None,
         adapters_dir=root or None,
         server_adapters=server_adapters(catalogue.adapters, root) if root else None,
-        other_models=[expert.model for expert in (catalogue.base, *catalogue.experts)],
+        other_models=[
+            expert.model
+            for expert in (catalogue.base, *catalogue.experts)
+            if expert.model not in {each.key for each in catalogue.endpoints}
+        ],
         timeout_s=server.ready_timeout_s,
     )
 

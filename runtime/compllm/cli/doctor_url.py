@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from compllm.backends import openai_probe
-from compllm.backends.select import connect_as_set, is_http
+from compllm.backends.select import connect_own, is_http
 from compllm.cli.doctor import Check
 from compllm.cli.shared import found_config
 from compllm.config import Config, load_config
@@ -33,7 +33,7 @@ async def _checks(url: str, config: Config) -> list[Check]:
     from compllm.backends.openai import OpenAIBackend
 
     catalogue = catalogue_of(config)
-    backend = await connect_as_set(url, config.server, catalogue)
+    backend = await connect_own(url, config.server, catalogue)
     assert isinstance(backend, OpenAIBackend)  # is_http
     await backend.aclose()
     names = ", ".join(each.name for each in catalogue.adapters) or "none"

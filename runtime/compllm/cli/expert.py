@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from compllm.build_scripts.own.facts import Fact
     from compllm.build_scripts.own.project import Project
     from compllm.build_scripts.own.router import Refit
+    from compllm.catalogue import Endpoint
     from compllm.config import Config
     from compllm.routing.embed import SentenceEncoder
     from compllm.routing.route import Router
@@ -56,6 +57,26 @@ def add(
             "there are any, wordings.",
         ),
     ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="The expert answers at an OpenAI-compatible server: http://HOST:PORT.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --url: the model's name at that server."),
+    ] = None,
+    key_env: Annotated[
+        str,
+        typer.Option(
+            metavar="VARIABLE",
+            help="With --url: the environment variable that holds the server's key. "
+            "Default: it wants none.",
+        ),
+    ] = "",
     examples: Annotated[
         Path | None,
         typer.Option(
@@ -75,7 +96,8 @@ def add(
         str,
         typer.Option(
             metavar="TEXT",
-            help="A system text that the adapter was trained with. Default: none.",
+            help="A system text that the adapter was trained with. Default: none; with --url "
+            "the base's, which asks for a few words.",
         ),
     ] = "",
     is_same_base: Annotated[
@@ -96,16 +118,21 @@ def add(
     is_yes: YesOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Add an expert: a LoRA adapter, or one that is trained here on facts.
+    """Add an expert: a LoRA adapter, one that is trained here on facts, or a server of its own.
 
-    The adapter is checked and copied into the project, the router is fitted again, and a running
-    server of the project serves the expert without a restart. A step that fails leaves nothing.
+    An adapter is checked and copied into the project; a server is asked for a few words. The router
+    is fitted again, and a running server of the project serves the expert without a restart. A step
+    that fails leaves nothing.
     """
     from compllm.build_scripts.own import experts as own
     from compllm.build_scripts.own.examples import check_contradictions
 
-    if (adapter is None) == (train is None):
-        raise ConfigError("give --adapter DIR (a PEFT directory) or --train FACTS")
+    if [adapter, train, url].count(None) != 2:
+        raise ConfigError(
+            "give one of --adapter DIR (a PEFT directory), --train FACTS and --url URL"
+        )
+    if url is None and (model is not None or key_env):
+        raise ConfigError("--model and --key-env belong to --url URL")
     if train is None and examples is None and describe is None:
         raise ConfigError("give --examples FILE (questions, one a line) or --describe TEXT")
     project = _project(config)
@@ -115,18 +142,21 @@ def add(
         questions, facts = _questions(train, examples, describe)
         check_contradictions(project.catalogue, questions)
         encoder = _encoder()
-        if adapter is None:
+        endpoint = _endpoint(url, model, key_env) if url is not None else None
+        if train is not None:
             from compllm.build_scripts.own.training import train_on
 
             template = project.catalogue.template
             adapter = train_on(facts, name, template, epochs=epochs, max_minutes=max_minutes)
         domain = describe or name.replace("_", " ").replace("-", " ")
-        wish = own.Wish(name, adapter, domain, questions, system, is_same_base)
+        if endpoint is not None:
+            system = system or project.catalogue.base.system
+        wish = own.Wish(name, adapter, domain, questions, system, is_same_base, endpoint)
         change = own.plan_add(project, wish, encoder)
         _show(change.refit)
         _refuse_worse(change, is_yes=is_yes)
         outcome = own.apply(change)
-        if train is not None:
+        if train is not None and adapter is not None:
             from compllm.build_scripts.own.training import forget
 
             forget(adapter)
@@ -223,6 +253,22 @@ def remove(name: NameArgument, config: ConfigOption = None) -> None:
         _show(change.refit)
         outcome = own.apply(change)
     print(f"expert {name} removed: {outcome}")
+
+
+def _endpoint(url: str, model: str | None, key_env: str) -> Endpoint:
+    """A server that answered. Raises ConfigError."""
+    from compllm.backends.endpoints import check_endpoint
+    from compllm.backends.select import key_of
+    from compllm.catalogue import endpoint_of
+
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"--url is {url!r}: give http://HOST:PORT or https://HOST")
+    if not model:
+        raise ConfigError("give --model NAME: the model's name at that server")
+    endpoint = endpoint_of(url, model, key_env)
+    said = asyncio.run(check_endpoint(endpoint, key_of(key_env, "--key-env")))
+    say(f"{model} at {url} answers: {said.strip()!r}")
+    return endpoint
 
 
 def _project(config: Path | None) -> Project:

@@ -1,0 +1,132 @@
+"""Experts behind servers of their own: OpenAI's chat interface, which applies the model's template.
+
+`WithEndpoints` stands before the path's own backend and sends each request where its `model` says.
+Nothing is asked of a server at the start. Where one is away the base answers for its expert, as it
+does for an adapter that fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+
+from compllm.backend import (
+    Backend,
+    Chunk,
+    CountsTokens,
+    GenerateRequest,
+    Prompt,
+    TellsLimits,
+    open_chunks,
+)
+from compllm.backends import openai_wire
+from compllm.backends.attempts import ClientOptions
+from compllm.backends.openai_http import HttpEngine, open_client
+from compllm.backends.openai_probe import models_at
+from compllm.backends.openai_wire import Capabilities
+from compllm.catalogue import Endpoint
+from compllm.errors import BackendError, BackendRejected, ConfigError
+
+_AT_ONCE = 16  # requests in flight at one endpoint, which does not say what it batches
+_HELLO = "Say hello."
+
+
+class ChatEngine(HttpEngine):
+    """The server of one endpoint. Raises ConfigError for a URL that is none."""
+
+    path = "chat/completions"
+    key_setting = "the expert's key_env"
+
+    def __init__(self, endpoint: Endpoint, key: str, options: ClientOptions | None = None) -> None:
+        options = options or ClientOptions()
+        super().__init__(open_client(endpoint.url, key, options, "an expert's url"), options)
+        self.endpoint = endpoint
+
+    async def fields(self, request: GenerateRequest) -> tuple[dict[str, Any], int]:
+        """See `HttpEngine.fields`. The number of tokens is the server's to say."""
+        turns = [{"role": each.role, "content": each.text} for each in request.prompt if each.role]
+        if not turns:
+            raise BackendRejected("the prompt has no turns, and a chat server takes nothing else")
+        sampling = openai_wire.sampling_fields(request, Capabilities())
+        return {"model": self.endpoint.model, "messages": turns, **sampling}, 0
+
+    def count(self, text: str) -> int:
+        """Pieces: the tokenizer is the server's."""
+        return 1 if text else 0
+
+
+class WithEndpoints:
+    """The path's own backend, and those of the endpoints by their key."""
+
+    def __init__(self, own: Backend, endpoints: Sequence[ChatEngine]) -> None:
+        self._own = own
+        self._endpoints = {each.endpoint.key: each for each in endpoints}
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
+        """See `Backend.generate`."""
+        backend: Backend = self._endpoints.get(request.model) or self._own
+        async with open_chunks(backend, request) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    def max_batch_size(self, model: str) -> int | None:
+        """See `backend.TellsLimits`."""
+        if model in self._endpoints:
+            return _AT_ONCE
+        return self._own.max_batch_size(model) if isinstance(self._own, TellsLimits) else None
+
+    async def num_tokens(self, prompt: Prompt) -> int:
+        """See `backend.CountsTokens`."""
+        return await self._own.num_tokens(prompt) if isinstance(self._own, CountsTokens) else 0
+
+    def max_seq_len(self, model: str) -> int | None:
+        """See `backend.CountsTokens`; None for an endpoint, which refuses what is too long."""
+        if model in self._endpoints or not isinstance(self._own, CountsTokens):
+            return None
+        return self._own.max_seq_len(model)
+
+    async def aclose(self) -> None:
+        """Close all of them. Idempotent."""
+        async with AsyncExitStack() as closing:
+            for each in (self._own, *self._endpoints.values()):
+                closing.push_async_callback(each.aclose)
+
+
+async def check_endpoint(endpoint: Endpoint, key: str, timeout_s: float = 10.0) -> str:
+    """Ask the server for its models and for a few words, which are returned.
+
+    Raises ConfigError with the remedy: no server, a wrong key, no such model, no chat."""
+    engine = ChatEngine(endpoint, key, ClientOptions(response_timeout_s=120.0, max_attempts=1))
+    fields = {
+        "model": endpoint.model,
+        "messages": [{"role": "user", "content": _HELLO}],
+        "max_tokens": 8,
+        "temperature": 0.0,
+    }
+    async with AsyncExitStack() as closing:
+        closing.push_async_callback(engine.aclose)
+        client = engine.client
+        try:
+            models = await models_at(client, timeout_s, engine.key_setting)
+            if endpoint.model not in models.names:
+                raise ConfigError(
+                    f"{endpoint.url} has no model named {endpoint.model!r}: give --model one of "
+                    f"{', '.join(models.names) or 'none'}"
+                )
+            response = await client.post(engine.path, json=fields)
+            if response.status_code != 200:
+                raise openai_wire.error_of(
+                    response.status_code, response.text, engine.url, engine.key_setting
+                )
+            said = response.json()["choices"][0]["message"]["content"]
+        except (BackendError, httpx.TransportError) as error:
+            why = str(error) or type(error).__name__
+            raise ConfigError(f"the endpoint cannot be used: {why}") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"{endpoint.url} does not answer as OpenAI's chat interface does: {error!r}"
+            ) from error
+    return str(said or "")
