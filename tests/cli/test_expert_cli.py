@@ -37,24 +37,21 @@ def folder(
         yield tmp_path / "mine"
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
+def test_an_endpoint_that_is_wrongly_named_changes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (folder / "compllm.toml").read_text()
+    for options, said in (
         ([], "give one of --adapter DIR"),
         (["--url", "http://127.0.0.1:9", "--adapter", "x"], "give one of --adapter DIR"),
         (["--adapter", "x", "--model", "m"], "--model and --key-env belong to --url"),
         (["--url", "127.0.0.1:9"], "--url is '127.0.0.1:9': give http://HOST:PORT"),
         (["--url", "http://127.0.0.1:9"], "give --model NAME"),
         (["--url", "http://x:9", "--model", "m", "--key-env", "NO_KEY"], "NO_KEY, which is not"),
-    ],
-)
-def test_an_endpoint_that_is_wrongly_named_changes_nothing(
-    folder: Path, options: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = (folder / "compllm.toml").read_text()
-    assert run(["expert", "add", "wine", "--examples", "../law.txt", *options]) == 2
-    assert said in error_of(capsys)
-    assert (folder / "compllm.toml").read_text() == before
+    ):
+        assert run(["expert", "add", "wine", "--examples", "../law.txt", *options]) == 2
+        assert said in error_of(capsys)
+        assert (folder / "compllm.toml").read_text() == before
 
 
 def test_a_project_is_made_and_its_experts_come_and_go(

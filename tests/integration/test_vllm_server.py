@@ -55,12 +55,12 @@ def url(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         str(len(adapters)), "--max-lora-rank", "16", "--lora-modules", *adapters,
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("vllm") / "log"
-    environment = os.environ | {
+    settings = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+        server = subprocess.Popen(command, env=os.environ | settings, stdout=output, stderr=output)
     try:
         address = f"http://127.0.0.1:{port}"
         _wait(f"{address}/health", server, log)
