@@ -1,7 +1,7 @@
 """A real vLLM on this processor, with the shipped adapters: README's questions as over Triton.
 
-vLLM wants an environment of its own: `VLLM` names its program, and without it this is skipped.
-docs/BACKENDS.md says how such an environment is made.
+vLLM wants an environment of its own: VLLM_PYTHON names its interpreter, and without it this is
+skipped. docs/BACKENDS.md says how such an environment is made.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from compllm.config import load_config
 from compllm.server import triton_server
 from compllm.types import Answer, Query
 
-VLLM = os.environ.get("VLLM", "")
+PYTHON = os.environ.get("VLLM_PYTHON", "")
 START_S = 500.0
 # README's; test_shown_questions.py has their answers.
 QUESTIONS = (
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.triton,
     pytest.mark.long,
     pytest.mark.timeout(1500),
-    pytest.mark.skipif(not shutil.which(VLLM), reason="$VLLM names no vllm program"),
+    pytest.mark.skipif(not shutil.which(PYTHON), reason="$VLLM_PYTHON names no interpreter"),
 ]
 
 
@@ -50,9 +50,10 @@ def url(base_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
         port = free.getsockname()[1]
     adapters = [f"{each.name}={each.path}" for each in load_catalogue().adapters]
     command = [
-        VLLM, "serve", str(base_dir), "--served-model-name", "base", "--host", "127.0.0.1",
-        "--port", str(port), "--max-model-len", "2048", "--enable-lora", "--max-loras",
-        str(len(adapters)), "--max-lora-rank", "16", "--lora-modules", *adapters,
+        PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", str(base_dir),
+        "--served-model-name", "base", "--host", "127.0.0.1", "--port", str(port),
+        "--max-model-len", "2048", "--enable-lora", "--max-loras", str(len(adapters)),
+        "--max-lora-rank", "16", "--lora-modules", *adapters,
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("vllm") / "log"
     settings = {
