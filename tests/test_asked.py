@@ -42,6 +42,32 @@ def test_a_step_that_is_only_named_is_not(query: str) -> None:
     assert ids(query, NUMBER, plus if "plus" in query else EVEN) == (2,)
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "Translate CGA, then tell me how many codons that amino acid has.",
+        "find the amino acid that CGA encodes. how many codons does that amino acid have?",
+        "Write the amino acid for CGA and say how many codons it has.",
+        "CGA encodes something. Name the amino acid and say how many codons it has.",
+    ],
+)
+def test_a_command_asks_for_its_result(query: str) -> None:
+    lines = AMINO, SubQuery(2, "How many codons does #1 have?", (1,))
+    assert ids(query, *lines) == (1, 2)
+
+
+def test_a_command_inside_a_clause_is_a_step_on_the_way() -> None:
+    number = SubQuery(1, "What is the atomic number of iron?")
+    assert ids(
+        "Find the atomic number of iron, then double it.", number, SubQuery(2, "Double #1.", (1,))
+    ) == (2,)
+    assert ids(
+        "Write x for the atomic number of iron. What is twice x?",
+        number,
+        SubQuery(2, "What is twice #1?", (1,)),
+    ) == (2,)
+
+
 def test_leaves_are_asked_whatever_the_query_says() -> None:
     assert ids("Both, please.", NUMBER, SubQuery(2, "What is neon?")) == (1, 2)
 

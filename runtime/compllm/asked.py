@@ -30,12 +30,14 @@ _ASKS = re.compile(
     r"|^(?:(?:and|then|also|please|finally) )*(?:is|are|does|do|has|have|its|their)\b"
     r"|\b(?:tell me|give me|name|state|say|list|i need|i want|i would like|show me)\b"
     r"|\bi'(?:d like|m after)\b"
+    r"|^(?:(?:and|then|also|please|first) )*(?:find|identify|translate|write (?:the|down))\b"
 )
 _CONDITION = re.compile(
-    r"^(?:(?:and|then) )*(?:if|when|given|suppose|assume|let|write|call|take|start|starting)\b"
+    r"^(?:(?:and|then) )*(?:if|when|given|suppose|assume|let|"
+    r"write(?! (?:the|down)\b)|call|take|start|starting)\b"
 )
 _CONTINUES = re.compile(rf"^(?:(?:and|then|also|finally) )*(?:{_NOUNS})\b")
-_RESULT = re.compile(r"\b(?:what|which|how much|how many)\b")  # asks for a result, names none
+_RESULT = re.compile(r"\b(?:what|which|how much|how many|name)\b")  # asks, and names no step
 _BARE = re.compile(  # "what number is that", "which element do you get": of the clause before
     r"^(?:(?:and|then|so) )*(?:what|which)(?: (?!of\b)[a-z]+){0,3} "
     r"(?:(?:is|are|was) (?:that|this|it)(?: called)?|"
@@ -58,7 +60,8 @@ _STOP = frozenset(
 _SAME = {"twice": "double", "doubled": "double", "half": "halve", "halved": "halve",
          "sum": "add", "plus": "add", "added": "add", "total": "add", "minus": "subtract",
          "away": "subtract", "times": "multiply", "multiplied": "multiply", "squared": "square",
-         "tripled": "triple", "greater": "more", "larger": "more", "above": "more"}  # fmt: skip
+         "tripled": "triple", "translate": "encode", "greater": "more", "larger": "more",
+         "above": "more"}  # fmt: skip
 
 
 def asked_ids(
