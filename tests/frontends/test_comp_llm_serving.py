@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from path_parts import CATALOGUE, DIAMOND, node_reply, plan_reply, settings
 from compllm.assembly import RuntimeStats
 from compllm.backend import Backend
 from compllm.errors import BackendRejected, BackendUnavailable, ConfigError, Situation
+from compllm.frontends.triton import comp_llm_serving
 from compllm.frontends.triton.comp_llm_serving import QueryEnd, QueryModel, Runtime
 from compllm.frontends.triton.lazy_path import LazyPath
 from compllm.pipeline import CompLLM
@@ -316,3 +318,15 @@ def test_model_that_cannot_load_says_why_and_leaves_no_thread() -> None:
     with pytest.raises(ConfigError, match="no sentence encoder"):
         QueryModel(load)
     assert "compllm-loop" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_a_key_that_is_not_set_is_an_error_of_the_loading(tmp_path: Path) -> None:
+    """Not of each later query: `expert add` then takes its changes back."""
+    (tmp_path / "compllm.toml").write_text(
+        '[catalogue.base]\nsystem = "Answer."\n'
+        '[catalogue.router]\nthreshold = 0.3\nencoder = "e"\n'
+        '[[catalogue.experts]]\nname = "wine"\ndomain = "wine"\nexamples = ["What is port?"]\n'
+        'url = "http://127.0.0.1:9"\nmodel = "big"\nkey_env = "NO_SUCH_KEY"\n'
+    )
+    with pytest.raises(ConfigError, match="NO_SUCH_KEY, which is not set"):
+        await comp_llm_serving.load("", str(tmp_path / "compllm.toml"))

@@ -44,10 +44,15 @@ def key_of(variable: str, setting: str = "server.api_key_env") -> str:
     return key
 
 
+def endpoint_keys(catalogue: Catalogue) -> list[str]:
+    """Of the experts' own servers, in the catalogue's order. Raises ConfigError."""
+    return [key_of(each.key_env, "an expert's key_env") for each in catalogue.endpoints]
+
+
 async def connect_as_set(url: str, server: ServerConfig, catalogue: Catalogue) -> Backend:
     """`connect` by the settings: what the path does. Before it stand the experts' own servers.
     Raises BackendUnavailable, ConfigError."""
-    keys = [key_of(each.key_env, "an expert's key_env") for each in catalogue.endpoints]
+    keys = endpoint_keys(catalogue)
     own = await connect_own(url, server, catalogue)
     if not keys:
         return own

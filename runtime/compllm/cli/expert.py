@@ -180,13 +180,18 @@ def list_experts(config: ConfigOption = None, is_json: JsonOption = False) -> No
                 "domain": expert.domain,
                 "adapter": expert.adapter,
                 "adapter_id": expert.adapter_id,
+                "model": expert.model,
                 "examples": len(texts),
             }
             for expert, texts in rows
         ]
         return print_json({"catalogue": str(catalogue.path), "experts": found})
-    table = [(e.name, e.domain, e.adapter or "-", str(len(texts))) for e, texts in rows]
-    print_table(("expert", "domain", "adapter", "examples"), table)
+    away = {each.key for each in catalogue.endpoints}
+    table = [
+        (e.name, e.domain, e.adapter or (e.model if e.model in away else "-"), str(len(texts)))
+        for e, texts in rows
+    ]
+    print_table(("expert", "domain", "adapter or server", "examples"), table)
 
 
 @app.command("test")

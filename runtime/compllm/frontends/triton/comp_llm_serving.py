@@ -26,7 +26,7 @@ from uuid import uuid4
 
 from compllm.assembly import RuntimeStats
 from compllm.backend import Chunk, GenerateRequest
-from compllm.backends.select import connect_as_set
+from compllm.backends.select import connect_as_set, endpoint_keys
 from compllm.catalogue import load_catalogue
 from compllm.config import Config, load_config
 from compllm.errors import (
@@ -102,6 +102,7 @@ async def load(server_url: str = "", config_file: str = "") -> Runtime:
     limits = replace(config.limits, max_wait_s=config.limits.max_wait_s or MAX_WAIT_S)
     config = replace(config, limits=limits)
     catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
+    endpoint_keys(catalogue)  # one that is not set is an error of the loading, too
     url = config.server.url or "127.0.0.1:8001"
     encoder = await SentenceEncoder.load(encoder_dir())
     async with CompLLM(_NoEngine(), encoder, catalogue, config):
