@@ -170,3 +170,11 @@ def test_a_damaged_calibration_is_one_clear_error(
 def test_a_missing_calibration_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.json"):
         load_calibration(tmp_path / "nowhere.json")
+
+
+def test_an_unsure_part_is_withheld_beside_one_without_log_probabilities() -> None:
+    """An expert at a server of its own took the mark from the other parts of the answer."""
+    found = verdict([node(1), node(2, -9.0)])
+    assert found.leaves[1][1] == UNKNOWN
+    assert found.confidence is None
+    assert found.is_low

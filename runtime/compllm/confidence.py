@@ -114,12 +114,14 @@ class Judge:
         stated: list[float] = []
         withheld: list[float] = []
         said: list[tuple[str, str | None]] = []
-        is_low = False
+        is_low = is_unknown = False
         for leaf, (question, response) in zip(leaves, pairs, strict=True):
             below = [nodes[each] for each in closure((line for line, _ in routed), leaf)]
             confidence = calibration.confidence(plan, below, self.base)
-            if confidence is None:
-                return Verdict(tuple(pairs))
+            if confidence is None:  # of an engine without log-probabilities; others are judged
+                is_unknown = True
+                said.append((question, response))
+                continue
             is_base = all(node.expert == self.base for node, _ in below)
             is_leaf_low = confidence < self.threshold(calibration, is_base=is_base)
             is_low |= is_leaf_low
@@ -129,6 +131,8 @@ class Judge:
             else:
                 stated.append(confidence)
             said.append((question, response))
+        if is_unknown:
+            return Verdict(tuple(said), None, is_low)
         sure = math.prod(stated) if stated else max(withheld, default=0.0)
         # Of several leaves, each sure enough, one may still be wrong.
         is_base = all(result.expert == self.base for result in results)

@@ -140,6 +140,19 @@ async def test_an_endpoint_is_tried_before_it_is_taken(theirs: OpenAILoopback) -
         await check_endpoint(endpoint_of(theirs.url, "big"), "wrong")
 
 
+async def test_a_server_that_speaks_something_else_is_named_with_the_remedy(
+    theirs: OpenAILoopback,
+) -> None:
+    theirs.refusals.append((200, "<html>"))
+    with pytest.raises(ConfigError, match="is --url the address that ends before /v1"):
+        await check_endpoint(endpoint_of(theirs.url, "big"), "")
+    theirs.answer = lambda _: {"a": ["list"]}  # type: ignore[assignment, return-value]
+    assert await check_endpoint(endpoint_of(theirs.url, "big"), "") == ""
+    theirs.whole = {"choices": "banana"}
+    with pytest.raises(ConfigError, match=r"does not answer as OpenAI's chat .* give the --url"):
+        await check_endpoint(endpoint_of(theirs.url, "big"), "")
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://"])
 async def test_an_endpoint_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"no answer from|names no host"):

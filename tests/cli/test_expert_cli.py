@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import error_of, printed_json
@@ -11,6 +12,8 @@ from helpers import MakeAdapter, own_home
 
 from compllm import paths
 from compllm.build_scripts.fetch_base import select_checkpoint
+from compllm.build_scripts.own import experts
+from compllm.build_scripts.own.router import Refit, refit
 from compllm.cli.app import run
 
 LAW = tuple(f"Which court decides on a tort of {word}?" for word in ("a", "b", "c", "d", "e", "f"))
@@ -35,6 +38,29 @@ def folder(
         (tmp_path / "law.txt").write_text("\n".join(LAW))
         capsys.readouterr()
         yield tmp_path / "mine"
+
+
+def test_an_expert_whose_questions_are_not_found_is_not_added(
+    folder: Path,
+    tiny_checkpoint: Path,
+    make_adapter: MakeAdapter,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Beside the shipped experts five examples were too few, and the expert was never asked."""
+
+    def refit_to_none(*given: Any) -> Refit:
+        found = refit(*given)
+        found.confusion[0] = (2, 4)  # of six questions two go to it
+        return found
+
+    monkeypatch.setattr(experts, "refit", refit_to_none)
+    before = (folder / "compllm.toml").read_text()
+    adapter = str(make_adapter(tiny_checkpoint))
+    assert run(["expert", "add", "law", "--adapter", adapter, "--examples", "../law.txt"]) == 2
+    said = capsys.readouterr().err
+    assert "sends 2 of law's 6 examples to it, and nothing was changed: give more" in said
+    assert (folder / "compllm.toml").read_text() == before
 
 
 def test_an_endpoint_that_is_wrongly_named_changes_nothing(
@@ -82,7 +108,10 @@ def test_a_project_is_made_and_its_experts_come_and_go(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("expert add x", "give --adapter DIR (a PEFT directory) or --train FACTS"),
+        (
+            "expert add x",
+            "give one of --adapter DIR (a PEFT directory), --train FACTS and --url URL",
+        ),
         ("expert add x --adapter a", "give --examples FILE (questions, one a line) or --describe"),
         ("expert add x --adapter no-such --examples ../law.txt", "no-such is not a directory"),
         ("expert add x --train ../law.txt", "neither .jsonl nor .csv"),

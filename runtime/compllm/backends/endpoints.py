@@ -110,7 +110,7 @@ async def check_endpoint(endpoint: Endpoint, key: str, timeout_s: float = 10.0) 
         closing.push_async_callback(engine.aclose)
         client = engine.client
         try:
-            models = await models_at(client, timeout_s, engine.key_setting)
+            models = await models_at(client, timeout_s, engine.key_setting, "--url")
             if endpoint.model not in models.names:
                 raise ConfigError(
                     f"{endpoint.url} has no model named {endpoint.model!r}: give --model one of "
@@ -124,9 +124,12 @@ async def check_endpoint(endpoint: Endpoint, key: str, timeout_s: float = 10.0) 
             said = response.json()["choices"][0]["message"]["content"]
         except (BackendError, httpx.TransportError) as error:
             why = str(error) or type(error).__name__
-            raise ConfigError(f"the endpoint cannot be used: {why}") from error
-        except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(
-                f"{endpoint.url} does not answer as OpenAI's chat interface does: {error!r}"
+                f"the endpoint cannot be used: {why}: start that server, or correct --url"
             ) from error
-    return str(said or "")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{engine.url}{engine.path} does not answer as OpenAI's chat interface does: give "
+                "the --url of a server that has it"
+            ) from error
+    return said if isinstance(said, str) else ""

@@ -43,9 +43,12 @@ class Models:
 
 
 async def models_at(
-    client: httpx.AsyncClient, timeout_s: float, key_setting: str = "server.api_key_env"
+    client: httpx.AsyncClient,
+    timeout_s: float,
+    key_setting: str = "server.api_key_env",
+    url_setting: str = "server.url",
 ) -> Models:
-    """Waits until the server answers. key_setting: which setting names its key.
+    """Waits until the server answers. The settings are those that an error names.
 
     Raises BackendUnavailable when time is up, and what `error_of` says of another answer than a
     list."""
@@ -60,7 +63,7 @@ async def models_at(
                 raise BackendUnavailable(said) from error
         else:
             if response.status_code == 200:
-                return _models(response)
+                return _models(response, url_setting)
             refusal = error_of(
                 response.status_code, response.text, str(client.base_url), key_setting
             )
@@ -146,14 +149,14 @@ def _family(models: Models) -> Family:
     return FAMILIES.get(models.owner.lower(), Family())
 
 
-def _models(response: httpx.Response) -> Models:
+def _models(response: httpx.Response, url_setting: str) -> Models:
     try:
         listed = response.json()["data"]
         names = tuple(str(each["id"]) for each in listed)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{response.url} is not OpenAI's list of models: is server.url the address that ends "
-            "before /v1?"
+            f"{response.url} is not OpenAI's list of models: is {url_setting} the address that "
+            "ends before /v1?"
         ) from error
     bases = tuple(str(each["id"]) for each in listed if not each.get("parent"))
     first: Any = next((each for each in listed if not each.get("parent")), {})

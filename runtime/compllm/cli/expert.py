@@ -39,7 +39,12 @@ app = typer.Typer(
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The expert's name.")]
 YesOption = Annotated[
-    bool, typer.Option("--yes", help="Do it even where questions of others are routed worse.")
+    bool,
+    typer.Option(
+        "--yes",
+        help="Do it even where questions of others are routed worse, or most of the expert's own "
+        "are not found.",
+    ),
 ]
 
 
@@ -154,6 +159,7 @@ def add(
         wish = own.Wish(name, adapter, domain, questions, system, is_same_base, endpoint)
         change = own.plan_add(project, wish, encoder)
         _show(change.refit)
+        _refuse_lost(change, is_yes=is_yes)
         _refuse_worse(change, is_yes=is_yes)
         outcome = own.apply(change)
         if train is not None and adapter is not None:
@@ -326,6 +332,18 @@ def _show(refit: Refit) -> None:
         say(f"moved: {each.question!r} of {each.owner}: {each.before} -> {each.after}{mark}")
     if len(refit.moved) > _SHOWN:
         say(f"and {len(refit.moved) - _SHOWN} more")
+
+
+def _refuse_lost(change: Change, *, is_yes: bool) -> None:
+    """A new expert to which the router sends less than half of its own questions."""
+    place = change.refit.names.index(change.name)
+    counts = change.refit.confusion[place] if change.refit.confusion.size else [0] * (place + 1)
+    own, found = int(sum(counts)), int(counts[place])
+    if 2 * found < own and not is_yes:
+        raise ConfigError(
+            f"a router fitted without them sends {found} of {change.name}'s {own} examples to it, "
+            "and nothing was changed: give more examples (20 are better), or --yes"
+        )
 
 
 def _refuse_worse(change: Change, *, is_yes: bool) -> None:
