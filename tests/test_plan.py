@@ -182,8 +182,20 @@ def test_whatever_the_guide_allows_the_parser_reads(
 ) -> None:
     guide = plan_guide(max_nodes, max_text_chars=8, is_question_only=is_question_only).text
     text = data.draw(st.from_regex(re.compile(guide, re.ASCII), fullmatch=True))
-    if not re.search("[\x80-\x9f]", text):  # of these the guide knows nothing
+    # Of characters beyond ASCII the guide knows nothing: controls, and a text of white space alone.
+    if not re.search("[\x80-\x9f]", text) and not _has_blank_text(text):
         assert len(parse_plan(text).sub_queries) <= max_nodes
+
+
+def _has_blank_text(plan: str) -> bool:
+    lines = (line.partition("|") for line in plan.split("\n"))
+    return any(bar and not text.strip() for _, bar, text in lines)
+
+
+def test_a_sub_query_of_white_space_beyond_ascii_is_refused() -> None:
+    """A guide lets it through; the plan then falls back to the question itself."""
+    with pytest.raises(PlanError, match="a sub-query without text"):
+        parse_plan("1 | \xa0\u2003")
 
 
 @pytest.mark.parametrize(
