@@ -192,7 +192,8 @@ def plan_guide(
 ) -> Guide:
     """A regex that keeps a generator inside the grammar: at most `max_nodes` sub-queries, in order,
     with rising parents. It cannot write a plan that PlanParser refuses, except by depth, by a
-    control character beyond ASCII, or by a text of white space beyond ASCII alone. Within a text `|`, `<`, `>` and `#` are characters like others.
+    control character beyond ASCII, or by a text of white space beyond ASCII alone. Within a text
+    `|`, `<`, `>` and `#` are characters like others.
 
     is_question_only: a text ends at its first question mark, which keeps a model that was only
     shown examples from rambling. A trained one ends its lines itself, and may write commands
