@@ -54,7 +54,6 @@ class OpenAILoopback:
         self.refusals: list[tuple[int, str]] = []  # status and text, one a request, at first
         self.takes_ids = True
         self.answer: Callable[[Body], str] = lambda body: "x"
-        self.whole: Body | None = None  # in place of the answer to a request that is not streamed
         self.loaded: list[Body] = []
         self.url = ""
 
@@ -124,11 +123,6 @@ class OpenAILoopback:
         return response
 
     def _whole(self, body: Body) -> web.Response:
-        if self.whole is not None:
-            return web.json_response(self.whole)
-        if "messages" in body:
-            message = {"role": "assistant", "content": self.answer(body)}
-            return web.json_response({"choices": [{"message": message}]})
         if isinstance(body["prompt"], list) and not self.takes_ids:
             return web.json_response({"error": {"message": "prompt must be text"}}, status=400)
         choice: Body = {"text": self.answer(body), "finish_reason": "length"}

@@ -38,7 +38,7 @@ def shared_memory(info: ServerInfo) -> list[Path]:
 
 
 def temporary_folders() -> set[str]:
-    """All in the machine's temporary directory that is not a test's own."""
+    """Those that Triton's Python backend makes, of every server on this machine."""
     return {each.name for each in Path("/tmp").iterdir() if each.name.startswith("python_env_")}
 
 

@@ -62,9 +62,12 @@ def test_an_expert_may_be_at_a_server_of_its_own(tmp_path: Path) -> None:
     catalogue = load_catalogue(write(tmp_path, GOOD.replace('adapter = "chem"', there)))
     (endpoint,) = catalogue.endpoints
     assert (endpoint.url, endpoint.model, endpoint.key_env) == ("http://host:8000", "big", "KEY")
-    assert catalogue.expert("chemistry").model == endpoint.key == "big at http://host:8000"
+    assert catalogue.expert("chemistry").model == endpoint.key == "big at http://host:8000 with KEY"
     for wrong, said in (
-        ('adapter = "chem"\n' + there, "adapter = 'chem': expected no adapter beside a url"),
+        (
+            'adapter = "chem"\n' + there,
+            "adapter = 'chem': expected no adapter, because the expert has a url",
+        ),
         (there.replace("http:", "ftp:"), "url = 'ftp://host:8000': expected http://HOST:PORT"),
         ('url = "http://host"', r"model is missing"),
     ):

@@ -39,10 +39,14 @@ class Adapter:
 class Endpoint:
     """An OpenAI-compatible server that answers as an expert."""
 
-    key: str  # Expert.model of that expert
     url: str  # http://host:port, with or without /v1
     model: str  # its name there
     key_env: str = ""  # the environment variable that holds the server's key; empty: it wants none
+
+    @property
+    def key(self) -> str:
+        """`Expert.model` of its expert. Experts of one server, model and key share an endpoint."""
+        return f"{self.model} at {self.url}" + (f" with {self.key_env}" if self.key_env else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +142,11 @@ def load_catalogue(path: str | Path | None = None) -> Catalogue:
     domain = base.take("domain", str, "anything")
     base_expert = Expert("base", domain, base.take("system", str), model)
     experts, examples = [], []
-    endpoints: dict[str, Endpoint] = {}
+    endpoints: dict[Endpoint, None] = {}
     for entry in entries:
         endpoint = _endpoint(entry)
         if endpoint is not None:
-            endpoints[endpoint.key] = endpoint
+            endpoints[endpoint] = None
         experts.append(_expert(entry, endpoint.key if endpoint else model, adapters))
         examples.append(entry.take_texts("examples"))
         if not examples[-1]:
@@ -168,7 +172,7 @@ def load_catalogue(path: str | Path | None = None) -> Catalogue:
         _role(top.table("generator", {}), adapters),
         _role(top.table("aggregator", {}), adapters),
         _confidence(path, top.table("confidence", {})),
-        tuple(endpoints.values()),
+        tuple(endpoints),
     )
     for table in (top, base, router):
         table.finish()
@@ -205,21 +209,17 @@ def _top(path: Path) -> _Table:
     return _Table(path, "catalogue", inner) if isinstance(inner, dict) else _Table(path, "", table)
 
 
-def endpoint_of(url: str, model: str, key_env: str = "") -> Endpoint:
-    """One that experts of the same server and model share."""
-    return Endpoint(f"{model} at {url.rstrip('/')}", url, model, key_env)
-
-
 def _endpoint(entry: _Table) -> Endpoint | None:
     """That of an expert with a `url`: it then has a `model` there, and no adapter."""
     if "url" not in entry.keys:
         return None
     url = entry.take("url", str)
     if not url.startswith(("http://", "https://")):
-        raise entry.error("url", url, "http://HOST:PORT or https://HOST of an expert's own server")
+        raise entry.error("url", url, "http://HOST:PORT or https://HOST of the expert's server")
     if "adapter" in entry.keys:
-        raise entry.error("adapter", entry.take("adapter", str, ""), "no adapter beside a url")
-    return endpoint_of(url, entry.take("model", str), entry.take("key_env", str, ""))
+        adapter = entry.take("adapter", str, "")
+        raise entry.error("adapter", adapter, "no adapter, because the expert has a url")
+    return Endpoint(url, entry.take("model", str), entry.take("key_env", str, ""))
 
 
 def _expert(entry: _Table, model: str, adapters: dict[str, Adapter]) -> Expert:

@@ -1,4 +1,4 @@
-"""endpoints: experts at servers of their own, beside the path's engine."""
+"""endpoints: experts that answer at other servers than the path's engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from compllm.backend import GenerateRequest, Segment, collect
 from compllm.backends.endpoints import ChatEngine, WithEndpoints, check_endpoint
 from compllm.backends.openai import OpenAIBackend
 from compllm.backends.select import connect_as_set
-from compllm.catalogue import Catalogue, Endpoint, endpoint_of
+from compllm.catalogue import Catalogue, Endpoint
 from compllm.config import ServerConfig
 from compllm.errors import BackendRejected, BackendUnavailable, ConfigError
 from compllm.pipeline import CompLLM
@@ -38,7 +38,7 @@ async def own() -> AsyncIterator[OpenAILoopback]:
 @pytest.fixture
 async def theirs() -> AsyncIterator[OpenAILoopback]:
     """The server of one expert."""
-    server = OpenAILoopback("somebody")
+    server = OpenAILoopback("other")
     server.models = ["big", "small"]
     stop = await server.start()
     yield server
@@ -47,7 +47,7 @@ async def theirs() -> AsyncIterator[OpenAILoopback]:
 
 def _with_endpoint(url: str, key_env: str = "") -> Catalogue:
     """CATALOGUE, whose chemistry is at `url`."""
-    endpoint = endpoint_of(url, "big", key_env)
+    endpoint = Endpoint(url, "big", key_env)
 
     def moved(expert: Expert) -> Expert:
         if expert.name != "chemistry":
@@ -106,7 +106,7 @@ async def test_a_key_that_is_not_set_is_named(own: OpenAILoopback) -> None:
 
 
 async def test_usage_and_reason_are_the_servers(theirs: OpenAILoopback) -> None:
-    engine = ChatEngine(endpoint_of(theirs.url, "big"), "")
+    engine = ChatEngine(Endpoint(theirs.url, "big"), "")
     prompt = (Segment("<|user|>", is_template=True), Segment("hi", role="user"))
     text, last = await collect(engine, GenerateRequest("a", prompt))
     assert (text, last.finish_reason) == ("Hello", "stop")
@@ -121,7 +121,7 @@ async def test_limits_are_the_own_engines_and_a_few_requests_at_an_endpoint(
     own: OpenAILoopback, base_dir: Path
 ) -> None:
     backend = await OpenAIBackend.connect(own.url, base_dir, base="base")
-    endpoint = endpoint_of(own.url, "big")
+    endpoint = Endpoint(own.url, "big")
     both = WithEndpoints(backend, [ChatEngine(endpoint, "")])
     assert (both.max_batch_size(endpoint.key), both.max_batch_size("base")) == (16, None)
     assert (both.max_seq_len(endpoint.key), both.max_seq_len("base")) == (None, 2048)
@@ -132,12 +132,12 @@ async def test_limits_are_the_own_engines_and_a_few_requests_at_an_endpoint(
 
 
 async def test_an_endpoint_is_tried_before_it_is_taken(theirs: OpenAILoopback) -> None:
-    assert await check_endpoint(endpoint_of(theirs.url, "big"), "") == "x"
+    assert await check_endpoint(Endpoint(theirs.url, "big"), "") == "Hello"
     with pytest.raises(ConfigError, match="no model named 'none': give --model one of big, small"):
-        await check_endpoint(endpoint_of(theirs.url, "none"), "")
+        await check_endpoint(Endpoint(theirs.url, "none"), "")
     theirs.refusals.append((401, "no"))
     with pytest.raises(ConfigError, match="Set the expert's key_env"):
-        await check_endpoint(endpoint_of(theirs.url, "big"), "wrong")
+        await check_endpoint(Endpoint(theirs.url, "big"), "wrong")
 
 
 async def test_a_server_that_speaks_something_else_is_named_with_the_remedy(
@@ -145,15 +145,17 @@ async def test_a_server_that_speaks_something_else_is_named_with_the_remedy(
 ) -> None:
     theirs.refusals.append((200, "<html>"))
     with pytest.raises(ConfigError, match="is --url the address that ends before /v1"):
-        await check_endpoint(endpoint_of(theirs.url, "big"), "")
-    theirs.answer = lambda _: {"a": ["list"]}  # type: ignore[assignment, return-value]
-    assert await check_endpoint(endpoint_of(theirs.url, "big"), "") == ""
-    theirs.whole = {"choices": "banana"}
-    with pytest.raises(ConfigError, match=r"does not answer as OpenAI's chat .* give the --url"):
-        await check_endpoint(endpoint_of(theirs.url, "big"), "")
+        await check_endpoint(Endpoint(theirs.url, "big"), "")
+    for events, said in (
+        (['{"choices": "banana"}'], "sent an event of a wrong form"),
+        ([], "answered nothing"),
+    ):
+        theirs.events = events
+        with pytest.raises(ConfigError, match=f"{said}.*: start that server, or correct --url"):
+            await check_endpoint(Endpoint(theirs.url, "big"), "")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://"])
 async def test_an_endpoint_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"no answer from|names no host"):
-        await asyncio.wait_for(check_endpoint(Endpoint("k", url, "m"), "", timeout_s=0.1), 10)
+        await asyncio.wait_for(check_endpoint(Endpoint(url, "m"), "", timeout_s=0.1), 10)

@@ -17,7 +17,7 @@ from compllm.build_scripts.fetch_base import select_checkpoint
 from compllm.build_scripts.own import experts
 from compllm.build_scripts.own.experts import Wish, apply, plan_add, plan_remove
 from compllm.build_scripts.own.project import Project, make_project
-from compllm.catalogue import endpoint_of
+from compllm.catalogue import Endpoint
 from compllm.errors import ArtefactError, ConfigError, ServerError
 from compllm.formats.manifest import Manifest
 from compllm.testing import HashingEncoder
@@ -62,7 +62,7 @@ def test_an_added_expert_is_in_the_project_and_in_the_engine(project: Project, w
 
 
 def test_an_expert_at_a_server_has_its_address_and_no_adapter(project: Project) -> None:
-    endpoint = endpoint_of("http://127.0.0.1:8000/v1", "big", "KEY")
+    endpoint = Endpoint("http://127.0.0.1:8000/v1", "big", "KEY")
     apply(
         plan_add(project, Wish("wine", None, "wine", LAW, "Be short.", endpoint=endpoint), ENCODER)
     )

@@ -109,6 +109,8 @@ def test_the_copy_of_the_server_knows_the_status_header_by_another_name(tmp_path
     expected = [b"", name.encode(), b" the %s mode" % name.encode(), b""]
     assert copy.read_bytes().split(b"\0") == expected
     assert copy.stat().st_mode & 0o777 == 0o700
+    binary.write_text("#!/bin/sh")  # it may need its folder
+    assert triton_files.without_status_header(binary, tmp_path / "bin", name) == binary
     with pytest.raises(ValueError, match="not of 17 characters"):
         triton_files.without_status_header(binary, tmp_path / "bin", "short")
 

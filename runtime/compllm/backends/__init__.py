@@ -5,7 +5,7 @@ triton           TensorRT-LLM's core model and the embedded engine, over gRPC; w
 llmapi           TensorRT-LLM 1.3 and later; llmapi_wire: its messages
 openai           vLLM, SGLang, llama-server and others over HTTP; openai_wire: its messages,
                  openai_probe: what a server can do; openai_http: one request
-endpoints        experts behind servers of their own
+endpoints        experts at other servers
 attempts         what all have in common: statistics, second attempts
 connection       what both for Triton have in common; channel, stream: the gRPC channel, its one
                  stream

@@ -1,4 +1,4 @@
-"""Experts behind servers of their own: OpenAI's chat interface, which applies the model's template.
+"""Experts at other servers, over OpenAI's chat interface, which applies the model's template.
 
 `WithEndpoints` stands before the path's own backend and sends each request where its `model` says.
 Nothing is asked of a server at the start. Where one is away the base answers for its expert, as it
@@ -8,10 +8,8 @@ does for an adapter that fails.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
-
-import httpx
 
 from compllm.backend import (
     Backend,
@@ -19,7 +17,9 @@ from compllm.backend import (
     CountsTokens,
     GenerateRequest,
     Prompt,
+    Segment,
     TellsLimits,
+    collect,
     open_chunks,
 )
 from compllm.backends import openai_wire
@@ -29,9 +29,9 @@ from compllm.backends.openai_probe import models_at
 from compllm.backends.openai_wire import Capabilities
 from compllm.catalogue import Endpoint
 from compllm.errors import BackendError, BackendRejected, ConfigError
+from compllm.types import SamplingParams
 
 _AT_ONCE = 16  # requests in flight at one endpoint, which does not say what it batches
-_HELLO = "Say hello."
 
 
 class ChatEngine(HttpEngine):
@@ -96,40 +96,23 @@ class WithEndpoints:
 
 
 async def check_endpoint(endpoint: Endpoint, key: str, timeout_s: float = 10.0) -> str:
-    """Ask the server for its models and for a few words, which are returned.
+    """Ask the server for its models, then for a few words as the path does; returns the words.
 
     Raises ConfigError with the remedy: no server, a wrong key, no such model, no chat."""
     engine = ChatEngine(endpoint, key, ClientOptions(response_timeout_s=120.0, max_attempts=1))
-    fields = {
-        "model": endpoint.model,
-        "messages": [{"role": "user", "content": _HELLO}],
-        "max_tokens": 8,
-        "temperature": 0.0,
-    }
-    async with AsyncExitStack() as closing:
-        closing.push_async_callback(engine.aclose)
-        client = engine.client
+    async with aclosing(engine):
         try:
-            models = await models_at(client, timeout_s, engine.key_setting, "--url")
+            models = await models_at(engine.client, timeout_s, engine.key_setting, "--url")
             if endpoint.model not in models.names:
                 raise ConfigError(
                     f"{endpoint.url} has no model named {endpoint.model!r}: give --model one of "
                     f"{', '.join(models.names) or 'none'}"
                 )
-            response = await client.post(engine.path, json=fields)
-            if response.status_code != 200:
-                raise openai_wire.error_of(
-                    response.status_code, response.text, engine.url, engine.key_setting
-                )
-            said = response.json()["choices"][0]["message"]["content"]
-        except (BackendError, httpx.TransportError) as error:
-            why = str(error) or type(error).__name__
+            prompt = (Segment("Say hello.", role="user"),)
+            hello = GenerateRequest("hello", prompt, SamplingParams(max_tokens=8))
+            return (await collect(engine, hello))[0]
+        except BackendError as error:
             raise ConfigError(
-                f"the endpoint cannot be used: {why}: start that server, or correct --url"
+                f"the endpoint cannot be used: {error}: start that server, or correct --url, "
+                "--model or --key-env"
             ) from error
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                f"{engine.url}{engine.path} does not answer as OpenAI's chat interface does: give "
-                "the --url of a server that has it"
-            ) from error
-    return said if isinstance(said, str) else ""

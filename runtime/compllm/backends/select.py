@@ -45,20 +45,19 @@ def key_of(variable: str, setting: str = "server.api_key_env") -> str:
 
 
 def endpoint_keys(catalogue: Catalogue) -> list[str]:
-    """Of the experts' own servers, in the catalogue's order. Raises ConfigError."""
+    """The keys of the experts' servers, in the catalogue's order. Raises ConfigError."""
     return [key_of(each.key_env, "an expert's key_env") for each in catalogue.endpoints]
 
 
 async def connect_as_set(url: str, server: ServerConfig, catalogue: Catalogue) -> Backend:
-    """`connect` by the settings: what the path does. Before it stand the experts' own servers.
+    """`connect` by the settings, and the servers of the experts that have one: what the path uses.
     Raises BackendUnavailable, ConfigError."""
-    keys = endpoint_keys(catalogue)
-    own = await connect_own(url, server, catalogue)
-    if not keys:
-        return own
-    from compllm.backends.endpoints import ChatEngine, WithEndpoints
+    if not catalogue.endpoints:
+        return await connect_own(url, server, catalogue)
+    from compllm.backends.endpoints import ChatEngine, WithEndpoints  # httpx is for these alone
 
-    return WithEndpoints(own, list(map(ChatEngine, catalogue.endpoints, keys)))
+    engines = list(map(ChatEngine, catalogue.endpoints, endpoint_keys(catalogue)))
+    return WithEndpoints(await connect_own(url, server, catalogue), engines)
 
 
 async def connect_own(

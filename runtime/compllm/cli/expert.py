@@ -270,13 +270,13 @@ def _endpoint(url: str, model: str | None, key_env: str) -> Endpoint:
     """A server that answered. Raises ConfigError."""
     from compllm.backends.endpoints import check_endpoint
     from compllm.backends.select import key_of
-    from compllm.catalogue import endpoint_of
+    from compllm.catalogue import Endpoint
 
     if not url.startswith(("http://", "https://")):
         raise ConfigError(f"--url is {url!r}: give http://HOST:PORT or https://HOST")
     if not model:
         raise ConfigError("give --model NAME: the model's name at that server")
-    endpoint = endpoint_of(url, model, key_env)
+    endpoint = Endpoint(url, model, key_env)
     said = asyncio.run(check_endpoint(endpoint, key_of(key_env, "--key-env")))
     say(f"{model} at {url} answers: {said.strip()!r}")
     return endpoint

@@ -42,17 +42,20 @@ def find_tritonserver() -> Path:
 
 def without_status_header(binary: Path, to: Path, name: str) -> Path:
     """A copy of the server's program in `to` that ends a gRPC stream with an error's status for the
-    header `name` alone, of as many characters as Triton's own. OSError passes through.
+    header `name` alone, of as many characters as Triton's own. A program without Triton's header is
+    used as it is. Raises ServerError where the copy cannot run; OSError passes through.
 
     Triton 24.10 crashes when a client sends the header that everybody knows and then a request that
     is refused while another one is still answered. No option of the server closes the header.
     """
     if len(name) != len(STATUS_HEADER):
         raise ValueError(f"the header {name!r} is not of {len(STATUS_HEADER)} characters")
-    program = binary.read_bytes().replace(STATUS_HEADER.encode(), name.encode())
+    program = binary.read_bytes()
+    if STATUS_HEADER.encode() not in program:  # a script that starts the server, or another Triton
+        return binary
     to.mkdir(parents=True, exist_ok=True)
     copy = to / binary.name
-    copy.write_bytes(program)
+    copy.write_bytes(program.replace(STATUS_HEADER.encode(), name.encode()))
     copy.chmod(0o700)  # the name is for the owner alone
     if not os.access(copy, os.X_OK):
         raise ServerError(
