@@ -35,7 +35,7 @@ def mine(
     paths.encoder_dir().parent.mkdir(parents=True)
     paths.encoder_dir().symlink_to(encoder_dir)
     monkeypatch.setenv("COMPLLM_CATALOGUE", str(bare_catalogue(tmp_path)))
-    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "150")
+    monkeypatch.setenv("COMPLLM_LIMITS_MAX_NODE_TOKENS", "400")
     monkeypatch.setenv("COMPLLM_COMPOSE_POLICY", "never")
     (tmp_path / "plan.txt").write_text(PLAN)
     yield triton_server.up(engine_dir)
@@ -59,9 +59,10 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
         watchdog.cancel()
 
 
-def until_active(server: ServerInfo) -> None:
+def until_active(server: ServerInfo, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + WAIT_S
     while not num_active(server):
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -79,12 +80,14 @@ def test_a_command_that_is_ended_cancels_its_requests_at_the_server(
     name: str, number: signal.Signals, mine: ServerInfo, tmp_path: Path
 ) -> None:
     if name == "ask":
-        arguments = ["ask", "Why?", "--plan", str(tmp_path / "plan.txt"), "--json"]
+        # The metrics are published four times a second: the engine shall not rest between two.
+        (tmp_path / "wide.txt").write_text("".join(f"{n} | Why is {n}?\n" for n in range(1, 33)))
+        arguments = ["ask", "Why?", "--plan", str(tmp_path / "wide.txt"), "--json"]
     else:
         (tmp_path / "q.jsonl").write_text('{"question": "Why?"}\n' * 200)
         arguments = ["plan", "--questions", str(tmp_path / "q.jsonl"), "--gate", "off"]
     with command(*arguments) as process:
-        until_active(mine)
+        until_active(mine, process)
         process.send_signal(number)
         _, err = process.communicate(timeout=WAIT_S)
     said = {signal.SIGTERM: (143, "terminated"), signal.SIGINT: (130, "interrupted")}[number]
