@@ -4,6 +4,7 @@
 
 Writes engines/routers/NAME.npz for each of --routers: `logistic` (the default of the catalogue) and
 `similarity`; `neighbours`, `means`, `logistic-experts` and `logistic-topics` are there to compare.
+A share of the generated questions goes beside them, for the routers of projects (own/router.py).
 The floor is the loosest that keeps --risk on questions that the head was not fitted on. After
 fetch_base.py and convert_encoder.py, which `compllm up` runs; needs the extra `router`.
 """
@@ -35,6 +36,7 @@ from compllm.build_scripts.routing.questions import (
     read_subjects,
     thin_out,
 )
+from compllm.build_scripts.routing.taught import write_taught
 from compllm.build_scripts.routing.thresholds import choose_floor
 from compllm.build_scripts.routing.vectors import kept_vectors, sentence_space
 from compllm.build_scripts.staging import run_script, say
@@ -118,6 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
         path = arguments.out / f"{name}.npz"
         save(path, Artefact(head, choice["floor"], encoder.id, record))
         print(json.dumps({"path": str(path), **record}))
+    write_taught(arguments.out, questions, arguments.seed)
 
 
 def input_hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, str]:

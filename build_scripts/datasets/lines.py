@@ -19,11 +19,13 @@ from compllm.build_scripts.datasets.invented import invent_name
 from compllm.build_scripts.datasets.kinds import Split
 from compllm.build_scripts.datasets.rows import Parents, Row, expert_row, referred
 from compllm.build_scripts.datasets.spoken import maybe_spoken
+from compllm.build_scripts.datasets.worded import worded
 from compllm.prompts import UNKNOWN
 
 _Numbers = tuple[int, ...]
 _SHARE_PLAIN = 0.25  # of the rows whose operands are all plain numbers
 _SHARE_NAMES_REFERRED = 0.85  # of the comparisons of two names
+_SHARE_IN_WORDS = 0.1  # of the questions without `#k`
 _SHARE_PARTLY = 0.4  # of the others: one of two operands is a plain number
 _HELD_ROWS = 6  # of each operation in validation and test
 
@@ -56,10 +58,10 @@ def operations() -> tuple[Operation, ...]:
     from sympy import isprime
 
     return (
-        Operation("addition", _added, lambda x, y: str(x + y), 1500),
-        Operation("subtraction", _subtracted, _minus, 2300),
-        Operation("multiplication", _multiplied, lambda x, y: str(x * y), 700),
-        Operation("division", _divided, _over, 800),
+        Operation("addition", _added, lambda x, y: str(x + y), 1800),
+        Operation("subtraction", _subtracted, _minus, 2900),
+        Operation("multiplication", _multiplied, lambda x, y: str(x * y), 1000),
+        Operation("division", _divided, _over, 1000),
         Operation("double", _upto(60), lambda x: str(2 * x), 250),
         Operation("half", lambda rng: (2 * rng.randint(1, 50),), lambda x: str(x // 2), 450),
         Operation("triple", _upto(30), lambda x: str(3 * x), 150),
@@ -74,7 +76,7 @@ def operations() -> tuple[Operation, ...]:
         Operation("less", _compared, lambda x, y: _yes(x < y), 450),
         Operation("equal", _maybe_equal, lambda x, y: _yes(x == y), 250),
         Operation("divisible", _maybe_divided, lambda x, y: _yes(x % y == 0), 1200),
-        Operation("remainder", _with_remainder, lambda x, y: str(x % y), 1500),
+        Operation("remainder", _with_remainder, lambda x, y: str(x % y), 2200),
         Operation("larger", _compared, lambda x, y: str(max(x, y)), 350),
         Operation("smaller", _compared, lambda x, y: str(min(x, y)), 300),
         Operation("largest", _three, lambda *numbers: str(max(numbers)), 600),
@@ -86,9 +88,16 @@ def operations() -> tuple[Operation, ...]:
         Operation("factor", _with_factor, lambda x, y: str(math.gcd(x, y)), 1200),
         Operation("rounded", _upto(110), lambda x: str(10 * ((x + 5) // 10)), 450),
         Operation("order", _maybe_equal, _order, 700),
-        Operation("percent", _percent, lambda x, y: str(x * y // 100), 350),
-        Operation("solve_sum", _solved, lambda x, y: str(y - x), 150),
-        Operation("solve_product", _solved_product, lambda x, y: str(y // x), 150),
+        Operation("percent", _percent, lambda x, y: str(x * y // 100), 900),
+        Operation("solve_sum", _solved, lambda x, y: str(y - x), 700),
+        Operation("solve_product", _solved_product, lambda x, y: str(y // x), 450),
+        Operation("solve_difference", _solved_difference, lambda x, y: str(x + y), 350),
+        Operation("solve_quotient", _factors, lambda x, y: str(x * y), 200),
+        Operation("cube", _upto(10), lambda x: str(x**3), 150),
+        Operation("multiple", _factors, lambda x, y: str(math.lcm(x, y)), 400),
+        Operation("quarter", lambda rng: (4 * rng.randint(1, 25),), lambda x: str(x // 4), 150),
+        Operation("third", lambda rng: (3 * rng.randint(1, 30),), lambda x: str(x // 3), 150),
+        Operation("average", _with_average, lambda x, y: str((x + y) // 2), 350),
     )
 
 
@@ -103,6 +112,8 @@ class _Writer:
         asked, parents = self._perhaps_referred(numbers)
         question = text.format(**dict(zip("xyz", asked, strict=False)))
         if not parents:
+            if rng.random() < _SHARE_IN_WORDS:
+                question = worded(question)
             question = maybe_spoken(rng, question, self._split)
         name, answer = f"line_{operation.name}", operation.solve(*numbers)
         return expert_row("mathematics", name, question, answer, parents)
@@ -172,10 +183,12 @@ def _stories(split: Split, rng: random.Random) -> Iterator[Row]:
     }
     for text, sign in tables_of("lines")["stories"]:
         draw, solve = steps[sign]
-        for _ in range(18 if split == "train" else 1):
+        for _ in range(16 if split == "train" else 1):
             x, y = draw(rng)
             if (answer := solve(x, y)) != UNKNOWN:
-                yield expert_row("mathematics", "story", text.format(x=x, y=y), answer)
+                question = text.format(x=x, y=y)
+                question = worded(question) if rng.random() < _SHARE_IN_WORDS else question
+                yield expert_row("mathematics", "story", question, answer)
 
 
 def _sums(split: Split, rng: random.Random) -> Iterator[Row]:
@@ -188,11 +201,11 @@ def _sums(split: Split, rng: random.Random) -> Iterator[Row]:
 
 
 def _quotients(split: Split, rng: random.Random) -> Iterator[Row]:
-    """All divisions of the times table, remainders of numbers up to 60, and products up to 20 times
+    """All divisions of the times table, remainders of numbers up to 90, and products up to 20 times
     12, twice each, for training."""
     tables: tuple[tuple[str, list[tuple[int, int]], Callable[[int, int], str]], ...] = (
         ("division", [(x * y, y) for x in range(1, 13) for y in range(1, 13)], _over),
-        ("remainder", list(itertools.product(range(3, 61), (*range(3, 10),))), _left_over),
+        ("remainder", list(itertools.product(range(3, 91), (*range(3, 10),))), _left_over),
         ("multiplication", list(itertools.product(range(13, 21), range(2, 13))), _times),
         ("multiplication", list(itertools.product(range(2, 13), range(13, 21))), _times),
     )
@@ -217,7 +230,9 @@ def _subtracted(rng: random.Random) -> _Numbers:
     x, y = rng.randint(2, 60), rng.randint(1, 20)
     if rng.random() < 0.12:
         x, y = rng.randint(20, 99), rng.randint(10, 60)
-    return (x, y) if x >= y or rng.random() < 0.05 else (y, x)
+    # A result below zero is learnt of small numbers: their pairs are few.
+    is_small = max(x, y) <= 20
+    return (x, y) if x >= y or rng.random() < (0.6 if is_small else 0.03) else (y, x)
 
 
 def _subtracted_any_order(rng: random.Random) -> _Numbers:
@@ -309,13 +324,28 @@ def _percent(rng: random.Random) -> _Numbers:
 
 
 def _solved(rng: random.Random) -> _Numbers:
-    x = rng.randint(1, 20)
-    return x, x + rng.randint(1, 30)
+    x = rng.randint(1, rng.choice((20, 20, 40)))
+    return x, x + rng.randint(1, 40)
 
 
 def _solved_product(rng: random.Random) -> _Numbers:
     x = rng.randint(2, 12)
     return x, x * rng.randint(1, 12)
+
+
+def _solved_difference(rng: random.Random) -> _Numbers:
+    return rng.randint(1, 20), rng.randint(1, 40)
+
+
+def _factors(rng: random.Random) -> _Numbers:
+    return rng.randint(2, 12), rng.randint(2, 12)
+
+
+def _with_average(rng: random.Random) -> _Numbers:
+    """Two numbers whose average is whole."""
+    x = rng.randint(1, 40)
+    y = x + 2 * rng.randint(1, 10)
+    return (x, y) if rng.random() < 0.5 else (y, x)
 
 
 def _maybe_divided(rng: random.Random) -> _Numbers:
@@ -328,7 +358,7 @@ def _maybe_divided(rng: random.Random) -> _Numbers:
 
 def _with_remainder(rng: random.Random) -> _Numbers:
     y = rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 9, 10))
-    return rng.randint(1, 100 if y in (2, 5, 10) else 50), y
+    return rng.randint(1, 100 if y in (2, 5, 10) else 80), y
 
 
 def _three(rng: random.Random) -> _Numbers:

@@ -29,6 +29,7 @@ from compllm.build_scripts.datasets.spoken import (
 )
 from compllm.build_scripts.datasets.strands import like, strand_rows
 from compllm.build_scripts.datasets.sums import more_sums
+from compllm.build_scripts.datasets.worded import ordinal
 from compllm.build_scripts.datasets.wordings import read_wordings
 from compllm.build_scripts.routing.questions import UNKNOWN_KIND
 from compllm.catalogue import load_catalogue
@@ -40,6 +41,7 @@ SHARE_KEPT = 0.15  # of the bank's own examples
 _SHARE_SPOKEN = 0.08  # of the bank's examples, once more in everyday wordings
 _SHARE_SUMS = 0.35  # of the operations as signs, commands and small tables
 _FACT_EXPOSURES = 14
+_ORDINALS = 6  # of each element
 _SECOND_NAMES = ("table salt", "baking soda", "hydrochloric acid")  # no answers
 # Kind -> examples of each well-known element beyond the bank's.
 _HEAVY = {
@@ -114,7 +116,19 @@ def _chemistry(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
             count = _HEAVY[kind.name] if split == "train" else int(rng.random() < 0.4)
             for _ in range(count):
                 rows.append(_asked(kind, operands, split, rng, f"heavy_{kind.name}"))
-    return rows
+    return [*rows, *_ordinals(bank, split, rng)]
+
+
+def _ordinals(bank: Bank, split: Split, rng: random.Random) -> Iterator[Row]:
+    """Elements by their place: "the thirty-fourth element", "the 34th element"."""
+    for kind in [*bank.of("chemistry"), *heavy_kinds(bank)]:
+        if kind.name != "from_number":
+            continue
+        for operands in kind.items:
+            for _ in range(_ORDINALS if split == "train" else int(rng.random() < 0.4)):
+                place = ordinal(int(operands[0]), in_words=rng.random() < 0.7)
+                question = maybe_spoken(rng, rng.choice(forms("ordinals")).format(x=place), split)
+                yield expert_row("chemistry", "ordinal", question, kind.answer(operands))
 
 
 def _mathematics(bank: Bank, split: Split, rng: random.Random) -> list[Row]:

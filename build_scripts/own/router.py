@@ -1,5 +1,8 @@
 """The router of a project: fitted again over all experts' examples and the questions for none.
 
+Where the project has shipped experts, the generated questions that they are shipped with join the
+fit. The shipped questions for no expert join it, too, except those near an own expert's examples.
+
 `refit` gives the head and what it changes: which questions are routed elsewhere than before, and
 for which of them that is worse. The table is out of fold: each question is routed by a head that
 was fitted without it. scikit-learn fits (`routing/fit.py`), the floor is that of `train_router.py`.
@@ -18,7 +21,8 @@ import numpy.typing as npt
 
 from compllm.build_scripts.own.project import SHIPPED_HEAD
 from compllm.build_scripts.routing.fit import FITS, out_of_fold
-from compllm.build_scripts.routing.questions import catalogue_questions
+from compllm.build_scripts.routing.questions import Question, catalogue_questions
+from compllm.build_scripts.routing.taught import taught_questions
 from compllm.build_scripts.routing.thresholds import choose_floor
 from compllm.build_scripts.routing.vectors import kept_vectors, sentence_space
 from compllm.catalogue import Catalogue, load_catalogue, shipped_catalogue_path
@@ -31,6 +35,7 @@ NONE = "none"  # in tables: no expert, the base answers
 _KIND = "logistic"
 _RISK = 0.1  # wanted share of wrong routes among those to an expert
 _MIN_OUTSIDE = 10  # questions for no expert
+_NEAR = 0.6  # cosine: a shipped question for no expert may belong to an own one
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,34 +95,67 @@ def refit(before: Catalogue, after: Catalogue, encoder: SentenceEncoder) -> Refi
     questions = catalogue_questions(after)
     texts = [question.text for question in questions]
     vectors = kept_vectors(sentence_space(encoder), texts)
-    labels = np.array([experts.index(q.expert) if q.expert else -1 for q in questions])
     owners = [question.expert or NONE for question in questions]
     is_shipped = _is_shipped(after)
-    if not experts or is_shipped:
-        artefact, confusion = None, np.zeros((0, 0), np.int64)
-        routes = [NONE] * len(texts)
-        if is_shipped:
-            routes = _routes(
-                asyncio.run(Router.build(load_catalogue(shipped_catalogue_path()), encoder)),
-                vectors,
-            )
-    else:
-        num_outside = int((labels < 0).sum())
-        if num_outside < _MIN_OUTSIDE:
-            raise ConfigError(
-                f"{after.path} has {num_outside} questions in out_of_domain: the router needs at "
-                f"least {_MIN_OUTSIDE} to learn what belongs to no expert"
-            )
-        topics = np.array([question.topic for question in questions])
-        scores = out_of_fold(FITS[_KIND], vectors, labels, topics, experts, groups=texts)
-        floor = choose_floor(scores, labels, _RISK).floor
-        head = FITS[_KIND](vectors, labels, topics, experts)
-        record = {"router": _KIND, "questions": len(texts), "risk": _RISK}
-        artefact = Artefact(head, floor, encoder.id, record)
-        routes = _named(head.scores(vectors), floor, experts)
-        confusion = _confusion(owners, _named(scores, floor, experts), names)
+    artefact, confusion = None, np.zeros((0, 0), np.int64)
+    routes = [NONE] * len(texts)
+    if is_shipped:
+        shipped = load_catalogue(shipped_catalogue_path())
+        routes = _routes(asyncio.run(Router.build(shipped, encoder)), vectors)
+    elif experts:
+        _check_outside(after)
+        artefact, scores = _fit([*questions, *_taught(after, encoder)], encoder, experts)
+        confusion = _confusion(owners, _named(scores[: len(texts)], artefact.floor, experts), names)
+        routes = _named(artefact.head.scores(vectors), artefact.floor, experts)
     moved = _moved(before, encoder, texts, vectors, owners, routes)
     return Refit(artefact, is_shipped, names, confusion, moved)
+
+
+def _fit(
+    questions: Sequence[Question], encoder: SentenceEncoder, experts: tuple[str, ...]
+) -> tuple[Artefact, Array]:
+    """The router, and the scores of each question by a head that was fitted without it."""
+    texts = [question.text for question in questions]
+    vectors = kept_vectors(sentence_space(encoder), texts)
+    labels = np.array([experts.index(q.expert) if q.expert else -1 for q in questions])
+    topics = np.array([question.topic for question in questions])
+    scores = out_of_fold(FITS[_KIND], vectors, labels, topics, experts, groups=texts)
+    record = {"router": _KIND, "questions": len(texts), "risk": _RISK}
+    head = FITS[_KIND](vectors, labels, topics, experts)
+    floor = choose_floor(scores, labels, _RISK).floor
+    return Artefact(head, floor, encoder.id, record), scores
+
+
+def _taught(catalogue: Catalogue, encoder: SentenceEncoder) -> list[Question]:
+    """What the shipped router was fitted on, for the shipped experts that the catalogue has."""
+    shipped = dict(_examples(load_catalogue(shipped_catalogue_path())))
+    own: list[str] = []
+    there = []
+    for name, texts in _examples(catalogue):
+        if shipped.get(name) == texts:
+            there.append(name)
+        else:
+            own += texts
+    if not there:
+        return []
+    taught = taught_questions(there)
+    if not own:
+        return list(taught)
+    space = sentence_space(encoder)
+    near = kept_vectors(space, [each.text for each in taught]) @ kept_vectors(space, own).T
+    return [
+        question
+        for question, cosine in zip(taught, near.max(axis=1), strict=True)
+        if question.expert or cosine < _NEAR
+    ]
+
+
+def _check_outside(catalogue: Catalogue) -> None:
+    if (num_outside := len(catalogue.out_of_domain)) < _MIN_OUTSIDE:
+        raise ConfigError(
+            f"{catalogue.path} has {num_outside} questions in out_of_domain: the router needs at "
+            f"least {_MIN_OUTSIDE} to learn what belongs to no expert"
+        )
 
 
 def _moved(
@@ -165,6 +203,10 @@ def _confusion(
 def _is_shipped(catalogue: Catalogue) -> bool:
     """Whether these experts with their questions are those of the shipped router."""
     shipped = load_catalogue(shipped_catalogue_path())
-    ours = [(e.name, texts) for e, texts in zip(catalogue.experts, catalogue.examples, strict=True)]
-    theirs = [(e.name, texts) for e, texts in zip(shipped.experts, shipped.examples, strict=True)]
-    return ours == theirs and catalogue.router.encoder == shipped.router.encoder
+    is_same = _examples(catalogue) == _examples(shipped)
+    return is_same and catalogue.router.encoder == shipped.router.encoder
+
+
+def _examples(catalogue: Catalogue) -> list[tuple[str, tuple[str, ...]]]:
+    pairs = zip(catalogue.experts, catalogue.examples, strict=True)
+    return [(expert.name, texts) for expert, texts in pairs]

@@ -31,9 +31,14 @@ class Excess:
     """A text that does not fit."""
 
     num_tokens: int
-    limit: int
+    limit: int  # below 1: the new tokens alone fill the engine
 
     def __str__(self) -> str:
+        if self.limit < 1:
+            return (
+                f"{self.num_tokens} tokens; the new tokens that are asked for leave no room in the "
+                "engine: lower limits.max_node_tokens and limits.max_answer_tokens"
+            )
         return f"{self.num_tokens} tokens; the limit is {self.limit}"
 
 

@@ -3,6 +3,7 @@ one."""
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -51,6 +52,12 @@ def test_each_reference_has_its_fact(rows: list[Row]) -> None:
         ("line_digit_sum", r"Add the digits of (\d+)\.", lambda x: sum(map(int, str(x)))),
         ("line_larger", r"Which is larger, (\d+) or (\d+)\?", max),
         ("line_remainder", r"What is (\d+) mod (\d+)\?", lambda x, y: x % y),
+        ("line_solve_sum", r"Solve for x: x \+ (\d+) = (\d+)\.", lambda x, y: y - x),
+        ("line_solve_difference", r"Solve x - (\d+) = (\d+)\.", lambda x, y: x + y),
+        ("line_percent", r"Find (\d+)% of (\d+)\.", lambda x, y: x * y // 100),
+        ("line_multiple", r"What is the LCM of (\d+) and (\d+)\?", math.lcm),
+        ("line_factor", r"What is the HCF of (\d+) and (\d+)\?", math.gcd),
+        ("line_average", r"Find the average of (\d+) and (\d+)\.", lambda x, y: (x + y) / 2),
         ("line_sum_of_three", r"Add (\d+), (\d+) and (\d+)\.", lambda *each: sum(each)),
     ],
 )  # fmt: skip
@@ -59,7 +66,7 @@ def test_the_answers_are_right(rows: list[Row], kind: str, pattern: str, solve) 
     checked = [(match, answer) for match, answer in found if match]
     assert len(checked) >= 10
     for match, answer in checked:
-        assert answer == str(solve(*map(int, match.groups())))
+        assert int(answer) == solve(*map(int, match.groups()))
 
 
 @pytest.mark.parametrize(

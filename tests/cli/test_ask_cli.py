@@ -148,3 +148,12 @@ def test_bad_questions_are_refused(
     give_stdin(monkeypatch, b"\xff\xfe\x00binary")
     assert run([command, "-"]) == 2
     assert "not UTF-8" in error_of(capsys)
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_question_that_begins_with_a_minus_sign_stands_behind_two(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["ask", "-5 plus 3"]) == 2
+    assert error_of(capsys).endswith(': before a text that begins with "-", write "--"')
+    assert run(["ask", "--", "-5 plus 3"]) != 2  # it is read; the backend of this test has no reply

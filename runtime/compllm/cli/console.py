@@ -119,7 +119,10 @@ def explain(error: BaseException) -> tuple[str, int]:
         ours = error.subgroup(CompllmError)
         return explain((ours or error).exceptions[0])
     if isinstance(error, _UsageError):
-        return error.format_message(), 2
+        option = getattr(error, "option_name", "")
+        is_text = option[:1] == "-" and not option[1:2].isalpha() and option[1:2] != "-"
+        hint = ': before a text that begins with "-", write "--"' if is_text else ""
+        return error.format_message() + hint, 2
     if isinstance(error, CompllmError):
         return str(error), situation_of(error).exit_status
     if isinstance(error, ImportError) and not (error.name or "").startswith("compllm"):
