@@ -100,7 +100,8 @@ async def test_an_engine_that_reports_no_usable_length_refuses_nothing_here(
         if length is None:
             assert (await llm.ask("铁" * 2000)).text == "26"
         else:
-            with pytest.raises(Exception, match=r"leave no room in the engine: lower limits\.max_node_tokens") as caught:
+            remedy = r"leave no room in the engine: lower limits\.max_node_tokens"
+            with pytest.raises(Exception, match=remedy) as caught:
                 await llm.ask("Iron?")
             assert not isinstance(caught.value, QueryError)
 

@@ -42,7 +42,8 @@ def test_the_answer_is_the_complement_read_backwards_or_the_mrna(bank: Bank, spl
 def test_a_base_is_counted(bank: Bank, split: Split) -> None:
     names = {"adenine": "A", "cytosine": "C", "guanine": "G", "thymine": "T"}
     asked = re.compile(r"\b(adenine|cytosine|guanine|thymine|[ACGT])(?:'?s)?\b")
-    rows = [row for row in strand_rows(bank, split, random.Random(0)) if row["kind"] == "base_count"]
+    every = strand_rows(bank, split, random.Random(0))
+    rows = [row for row in every if row["kind"] == "base_count"]
     for row in rows:
         (strand,) = STRAND.findall(row["question"])
         base = asked.findall(row["question"].replace(strand, ""))[-1]
