@@ -41,6 +41,7 @@ class Operation:
     draw: Callable[[random.Random], _Numbers]
     solve: Callable[..., str]
     count: int
+    is_plain: bool = False  # never asked of earlier lines: nobody writes "#1x = #2"
 
 
 def line_rows(bank: Bank, split: Split, rng: random.Random) -> list[Row]:
@@ -89,10 +90,12 @@ def operations() -> tuple[Operation, ...]:
         Operation("rounded", _upto(110), lambda x: str(10 * ((x + 5) // 10)), 450),
         Operation("order", _maybe_equal, _order, 700),
         Operation("percent", _percent, lambda x, y: str(x * y // 100), 900),
-        Operation("solve_sum", _solved, lambda x, y: str(y - x), 700),
-        Operation("solve_product", _solved_product, lambda x, y: str(y // x), 450),
-        Operation("solve_difference", _solved_difference, lambda x, y: str(x + y), 350),
-        Operation("solve_quotient", _factors, lambda x, y: str(x * y), 200),
+        Operation("solve_sum", _solved, lambda x, y: str(y - x), 450, is_plain=True),
+        Operation("solve_product", _solved_product, lambda x, y: str(y // x), 300, is_plain=True),
+        Operation(
+            "solve_difference", _solved_difference, lambda x, y: str(x + y), 250, is_plain=True
+        ),
+        Operation("solve_quotient", _factors, lambda x, y: str(x * y), 150, is_plain=True),
         Operation("cube", _upto(10), lambda x: str(x**3), 150),
         Operation("multiple", _factors, lambda x, y: str(math.lcm(x, y)), 400),
         Operation("quarter", lambda rng: (4 * rng.randint(1, 25),), lambda x: str(x // 4), 150),
@@ -109,7 +112,7 @@ class _Writer:
         rng = self._rng
         numbers = operation.draw(rng)
         text = self._text(operation.name)
-        asked, parents = self._perhaps_referred(numbers)
+        asked, parents = self._perhaps_referred(numbers, operation.is_plain)
         question = text.format(**dict(zip("xyz", asked, strict=False)))
         if not parents:
             if rng.random() < _SHARE_IN_WORDS:
@@ -150,11 +153,13 @@ class _Writer:
         first, second = rng.sample(items, 2)
         return first, second
 
-    def _perhaps_referred(self, numbers: _Numbers) -> tuple[tuple[str, ...], Parents]:
+    def _perhaps_referred(
+        self, numbers: _Numbers, is_plain: bool
+    ) -> tuple[tuple[str, ...], Parents]:
         """Plain numbers, or lines of a plan; now and then one of two stays a plain number."""
         rng = self._rng
         places = list(range(len(numbers)))
-        if rng.random() < _SHARE_PLAIN:
+        if is_plain or rng.random() < _SHARE_PLAIN:
             places = []
         elif len(numbers) == 2 and rng.random() < _SHARE_PARTLY:
             places = [rng.choice(places)]

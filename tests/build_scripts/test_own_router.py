@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from compllm.build_scripts.own.router import NONE, refit
 from compllm.catalogue import Catalogue, load_catalogue
 from compllm.errors import ConfigError
 from compllm.routing.artefact import load
+from compllm.routing.embed import SentenceEncoder
+from compllm.routing.route import Router
 from compllm.testing import HashingEncoder
 from compllm.types import Expert
 
@@ -74,10 +77,6 @@ def test_a_question_that_moves_to_its_owner_is_not_worse(tmp_path: Path) -> None
 
 
 def test_the_shipped_experts_alone_keep_the_shipped_router(encoder_dir: Path) -> None:
-    import asyncio
-
-    from compllm.routing.embed import SentenceEncoder
-
     shipped = load_catalogue()
     encoder = asyncio.run(SentenceEncoder.load(encoder_dir))
     found = refit(shipped, shipped, encoder)
@@ -99,3 +98,38 @@ def test_another_encoder_and_too_few_questions_are_refused(tmp_path: Path) -> No
         refit(given, other, ENCODER)
     with pytest.raises(ConfigError, match="has 2 questions in out_of_domain"):
         refit(given, replace(given, out_of_domain=OUTSIDE[:2]), ENCODER)
+
+
+def test_the_shipped_experts_keep_their_questions_beside_an_own_one(
+    encoder_dir: Path, tmp_path: Path
+) -> None:
+    """Of the catalogue's examples alone the router did not learn "What is the symbol of iron?"."""
+    encoder = asyncio.run(SentenceEncoder.load(encoder_dir))
+    shipped = load_catalogue()
+    court = (
+        "What is a tort?", "Who may sign a contract?", "What does a judge decide?",
+        "What is a breach of contract?", "When is a will valid?", "What is a notary?",
+        "Who pays the costs of a lawsuit?", "What is an injunction?", "What is negligence in law?",
+        "What does a defendant do?", "What is the statute of limitations?", "What is an appeal?",
+    )  # fmt: skip
+    law = replace(
+        shipped,
+        experts=(*shipped.experts, Expert("law", "law", "")),
+        examples=(*shipped.examples, court),
+    )
+    found = refit(shipped, law, encoder)
+    head = tmp_path / str(found.write(tmp_path))
+    router = asyncio.run(Router.build(replace(law, router=replace(law.router, head=head)), encoder))
+    asked = {
+        "What is the symbol of iron?": "chemistry",
+        "How many protons does calcium have?": "chemistry",
+        "Which amino acid does GCU encode?": "biology",
+        "What is the complement of ACGT?": "biology",
+        "What is 17 plus 8?": "mathematics",
+        "Is 21 a prime number?": "mathematics",
+        "What is a breach of a contract in law?": "law",
+        "What is the capital of Norway?": NONE,
+        "Who painted the Mona Lisa?": NONE,
+    }
+    routes = router.route(asyncio.run(encoder.encode(list(asked))))
+    assert [NONE if each.is_fallback else each.expert for each in routes] == list(asked.values())
