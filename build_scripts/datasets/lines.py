@@ -25,7 +25,7 @@ from compllm.prompts import UNKNOWN
 _Numbers = tuple[int, ...]
 _SHARE_PLAIN = 0.25  # of the rows whose operands are all plain numbers
 _SHARE_NAMES_REFERRED = 0.85  # of the comparisons of two names
-_SHARE_IN_WORDS = 0.1  # of the questions without `#k`
+_SHARE_IN_WORDS = 0.1
 _SHARE_PARTLY = 0.4  # of the others: one of two operands is a plain number
 _HELD_ROWS = 6  # of each operation in validation and test
 
@@ -114,9 +114,9 @@ class _Writer:
         text = self._text(operation.name)
         asked, parents = self._perhaps_referred(numbers, operation.is_plain)
         question = text.format(**dict(zip("xyz", asked, strict=False)))
+        if rng.random() < _SHARE_IN_WORDS:
+            question = worded(question)
         if not parents:
-            if rng.random() < _SHARE_IN_WORDS:
-                question = worded(question)
             question = maybe_spoken(rng, question, self._split)
         name, answer = f"line_{operation.name}", operation.solve(*numbers)
         return expert_row("mathematics", name, question, answer, parents)

@@ -22,11 +22,11 @@ _TABLES = tuple(
         *("single", "steps", "parts", "relations"),
         *("more_steps", "more_parts", "more_relations"),
         *("third_steps", "third_parts", "third_relations"),
-        *("fourth_steps", "fourth_parts"),
+        *("fourth_steps", "fourth_parts", "fifth"),
     )
 )
-_NEWEST = ("plans_fourth_steps", "plans_fourth_parts")  # trained on the least so far
-_SHARE_NEWEST = 0.5
+_NEWEST = ("plans_fifth",)  # trained on the least so far
+_SHARE_NEWEST = 0.4
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}
 _QUESTIONS = {"Q": None, "R": None, "T": None, "A": "number", "B": "number"}

@@ -10,15 +10,17 @@ from functools import cache
 from typing import Any
 
 _LARGEST = 120  # atomic numbers, and sums of small numbers
-_SIGNS = re.compile(r"[-+*/=%^#()]|\d[a-z]|\d \w \d")  # the last two: "3x", "3 x 4"
+_NUMBER = re.compile(r"(?<![#\d])\d+")  # not that of `#12`
+_SIGNS = re.compile(r"[-+*/=%^()]|\d[a-z]|\d \w \d")  # the last two: "3x", "3 x 4"
 
 
 def worded(text: str) -> str:
-    """The text with its numbers in words. One with signs, or with a number over 120, stays."""
-    numbers = re.findall(r"\d+", text)
+    """The text with its numbers in words; `#k` stays. So does a text with signs, or with a number
+    over 120."""
+    numbers = _NUMBER.findall(text)
     if not numbers or max(map(int, numbers)) > _LARGEST or _SIGNS.search(text):
         return text
-    said = re.sub(r"\d+", lambda found: _words().number_to_words(found[0], andword=""), text)
+    said = _NUMBER.sub(lambda found: _words().number_to_words(found[0], andword=""), text)
     return said[0].upper() + said[1:] if text[0].isdigit() else said
 
 

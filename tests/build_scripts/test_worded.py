@@ -11,6 +11,7 @@ from compllm.build_scripts.datasets.worded import ordinal, worded
     ("text", "said"),
     [
         ("What is 7 times 8?", "What is seven times eight?"),
+        ("Subtract 5 from #1.", "Subtract five from #1."),
         ("12 plus 5", "Twelve plus five"),
         ("Is 115 odd?", "Is one hundred fifteen odd?"),
         ("What is 20 percent of 45?", "What is twenty percent of forty-five?"),
@@ -24,7 +25,7 @@ def test_numbers_are_written_in_words(text: str, said: str) -> None:
     "text",
     [
         "34-12", "What is 20% of 40?", "What is x if 3x = 12?", "12 x 4", "x + 27 = 64",
-        "What is 250 plus 3?", "Subtract 5 from #1.", "Which element is the lightest?",
+        "What is 250 plus 3?", "What is half of #12?", "Which element is the lightest?",
     ],
 )  # fmt: skip
 def test_signs_large_numbers_and_references_stay(text: str) -> None:
