@@ -52,7 +52,7 @@ def test_each_reference_has_its_fact(rows: list[Row]) -> None:
         ("line_digit_sum", r"Add the digits of (\d+)\.", lambda x: sum(map(int, str(x)))),
         ("line_larger", r"Which is larger, (\d+) or (\d+)\?", max),
         ("line_remainder", r"What is (\d+) mod (\d+)\?", lambda x, y: x % y),
-        ("line_solve_sum", r"Solve for x: x \+ (\d+) = (\d+)\.", lambda x, y: y - x),
+        ("line_solve_sum", r"(?:Solve for|Find) x: x \+ (\d+) = (\d+)\.", lambda x, y: y - x),
         ("line_solve_difference", r"Solve x - (\d+) = (\d+)\.", lambda x, y: x + y),
         ("line_percent", r"Find (\d+)% of (\d+)\.", lambda x, y: x * y // 100),
         ("line_multiple", r"What is the LCM of (\d+) and (\d+)\?", math.lcm),
