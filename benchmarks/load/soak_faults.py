@@ -21,6 +21,8 @@ ENGINE, PATH, TRITON = "tensorrt_llm", "comp_llm", "tritonserver"
 TARGETS = (ENGINE, PATH, TRITON)
 SUPERVISOR, TRIAL = "supervisor", "guide trial"
 _SETTLED_S = 60.0  # a process's first minute: what it reads and compiles then is no leak
+# A fresh engine's cache is in memory only after some minutes of this load.
+_SETTLED_SHARE = 2 / 3
 _MINUTE_S = 60.0
 
 
@@ -124,13 +126,13 @@ async def sample(samples: list[Sample], every_s: float, start_s: float) -> None:
 
 def memory(samples: Sequence[Sample], seconds: float) -> dict[str, Mapping[str, float | None]]:
     """By kind of process: medians of its first and last minute, peak, and the slope over the last
-    half of the run. The slope is of the last process, without the first minute of its life."""
+    third of the run. The slope is of the last process, without the first minute of its life."""
     found: dict[str, Mapping[str, float | None]] = {}
     for kind in sorted({each.kind for each in samples}):
         ours = [each for each in samples if each.kind == kind]
         first, last = ours[0].at_s + _MINUTE_S, ours[-1].at_s - _MINUTE_S
         life = [each for each in ours if each.pid == ours[-1].pid]
-        settled_s = max(seconds / 2, life[0].at_s + _SETTLED_S)
+        settled_s = max(seconds * _SETTLED_SHARE, life[0].at_s + _SETTLED_S)
         found[kind] = {
             "processes": len({each.pid for each in ours}),
             "first_minute_mib": statistics.median(e.rss_mib for e in ours if e.at_s <= first),
