@@ -26,7 +26,7 @@ _TABLES = tuple(
     )
 )
 _NEWEST = ("plans_fifth",)  # trained on the least so far
-_SHARE_NEWEST = 0.4
+_SHARE_NEWEST = 0.75
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}
 _QUESTIONS = {"Q": None, "R": None, "T": None, "A": "number", "B": "number"}
