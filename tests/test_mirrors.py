@@ -28,7 +28,9 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "backends/test_openai": ("backends.openai_http",),
     "backends/test_llmapi": ("backends.llmapi_wire",),
     "backends/test_triton": (*("backends.channel", "backends.client_stats", "backends.select"),),
-    "cli/test_expert_cli": ("cli.base", "cli.init"),
+    "cli/test_expert_cli": (
+        *("cli.base", "cli.init", "cli.expert_add", "cli.expert_change", "cli.expert_try"),
+    ),
     "cli/test_cli": ("cli.app", "cli.console", "cli.server", "cli.shared"),
     "cli/test_plan_cli": ("cli.question_file",),
     "cli/test_view": ("printable",),

@@ -8,6 +8,6 @@ refresh sums rows               their further training: single facts, signs, wha
 generators aggregators human    training sets of the sub-query generator and of the aggregator
 everyday                        further training of the generator: questions as people ask them
 leaves chains several ordinary  its parts: leaves, step after step, several things, no expert's
-spoken forms                    everyday wordings; the tables of forms, facts and ordinary things
+spoken worded forms             everyday wordings; the tables of forms, facts and ordinary things
 sets tokens                     all of them, split by split; counting their tokens
 """

@@ -18,33 +18,38 @@ def _port(of: str) -> Any:
     return typer.Option(min=0, max=65535, metavar="PORT", help=f"{of}; 0 takes a free one.")
 
 
+HttpOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=65535,
+        metavar="PORT",
+        help="Open HTTP there, for curl; 0 takes a free one. Default: server.http_port. "
+        "Without either HTTP stays closed.",
+    ),
+]
+SettingsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        callback=found_config,
+        help="A TOML file of settings: the catalogue, limits and so on. Clients on this "
+        "machine take them too. Default: the compllm.toml of this folder or of one above.",
+    ),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(min=1.0, metavar="SECONDS", help="How long the server may take to be ready."),
+]
+
+
 def up(
     port: Annotated[int, _port("Of gRPC, which `compllm ask` uses")] = 0,
-    http_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            metavar="PORT",
-            help="Open HTTP there, for curl; 0 takes a free one. Default: server.http_port. "
-            "Without either HTTP stays closed.",
-        ),
-    ] = None,
+    http_port: HttpOption = None,
     metrics_port: Annotated[int, _port("Of the metrics, for Prometheus")] = 0,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config",
-            metavar="FILE",
-            callback=found_config,
-            help="A TOML file of settings: the catalogue, limits and so on. Clients on this "
-            "machine take them too. Default: the compllm.toml of this folder or of one above.",
-        ),
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(min=1.0, metavar="SECONDS", help="How long the server may take to be ready."),
-    ] = 60.0,
+    config: SettingsOption = None,
+    timeout: TimeoutOption = 60.0,
 ) -> None:
     """Start the embedded server.
 
