@@ -1,7 +1,7 @@
 """Fetch the base model and the sentence encoder into the cache ($COMPLLM_HOME).
 
     python build_scripts/fetch_base.py                   SmolLM2-135M-Instruct, all-MiniLM-L6-v2
-    python build_scripts/fetch_base.py --checkpoint DIR  a local Llama or Qwen2 checkpoint as base
+    python build_scripts/fetch_base.py --checkpoint DIR  a local checkpoint as base
     python build_scripts/fetch_base.py --default-base    back to SmolLM2-135M-Instruct
     python build_scripts/fetch_base.py --encoder-only    no base: its checkpoint is named elsewhere
 

@@ -57,6 +57,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
         *("server.health", "server.triton_files", "server.triton_process", "server.triton_state"),
     ),
     "build_scripts/test_build_openvino": (f"{BUILD}.manifest",),
+    "build_scripts/test_own_roles": (f"{BUILD}.train_role",),
     "build_scripts/test_datasets_bank": (
         *(f"{BUILD}.datasets.{name}" for name in ("biology", "mathematics", "kinds", "wordings")),
     ),

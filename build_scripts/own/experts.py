@@ -183,6 +183,31 @@ def apply(change: Change) -> str:
     return outcome
 
 
+def install_role(project: Project, role: str, name: str, source: Path) -> str:
+    """Let the project use a trained adapter as its generator or aggregator; returns one sentence on
+    what the server serves now. What fails leaves nothing. Raises ConfigError, ArtefactError."""
+    with one_at_a_time():
+        project = Project(project.path)  # another command may have changed it
+        wish = Wish(name, source, "", ())
+        adapter = read_adapter(wish)
+        assert adapter is not None
+        catalogue = project.catalogue
+        before = catalogue.generator if role == "generator" else catalogue.aggregator
+        if before is not None and before.name == name:
+            return "it is the one that the project has, nothing was changed"
+        with ExitStack() as undo:
+            _copy_adapter(wish, adapter, project.adapter_dir(name), undo)
+            _update_engine(wish, undo)
+            project.set_role(role, name, adapter.task_id)
+            undo.callback(project.restore)
+            after = project.save()
+            outcome = make_live(project, adapter.rank)
+            undo.pop_all()
+        if before is not None:
+            _clear_adapter(project.adapter_dir(before.name), after)
+        return outcome
+
+
 def make_live(project: Project, rank: int = 0) -> str:
     """Let the running server serve the project as it is now, where it serves this project.
 

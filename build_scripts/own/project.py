@@ -200,6 +200,20 @@ class Project:
         if adapter is not None and adapter not in users:
             del catalogue["adapters"][adapter]
 
+    def set_role(self, role: str, name: str, adapter_id: int) -> None:
+        """The adapter of the generator or of the aggregator. The one before goes, unless another
+        part names it."""
+        catalogue = _catalogue(self._document)
+        before = catalogue.get(role, {}).get("adapter")
+        self._add_adapter(NewExpert(name, "", adapter_id, ()), adapter_id)
+        if role not in catalogue:
+            catalogue[role] = tomlkit.table()
+        catalogue[role]["adapter"] = name
+        users = [each.get("adapter") for each in catalogue.get("experts", ())]
+        users += [catalogue.get(each, {}).get("adapter") for each in ("generator", "aggregator")]
+        if before is not None and before in catalogue["adapters"] and before not in users:
+            del catalogue["adapters"][before]
+
     def set_head(self, head: str | None) -> None:
         """The router's file, relative to this one's."""
         router = _catalogue(self._document)["router"]

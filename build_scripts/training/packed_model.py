@@ -1,4 +1,4 @@
-"""The packed forward pass: a Hugging Face Llama or Qwen2 with PEFT's LoRA factors, on `Packed`.
+"""The packed forward pass: a Hugging Face decoder with PEFT's LoRA factors, on `Packed`.
 
 The same numbers as the model's own forward pass (a test compares loss and gradients), in less time:
 frozen projections that share an input are one product, the output layer sees response tokens alone,
@@ -58,6 +58,8 @@ class Layer:
     norm1: Tensor
     norm2: Tensor
     eps: float
+    head_norms: tuple[Tensor, ...] = ()  # of queries and keys, where heads are normed
+    is_rotated: bool = True
 
 
 class PackedModel:
@@ -90,7 +92,8 @@ class PackedModel:
         cos, sin = cos[0][:, None], sin[0][:, None]  # [N, 1, head_dim]
         wanted = batch.owners
         for place, layer in enumerate(self._layers):
-            mixed = self._attend(layer.qkv(_norm(h, layer.norm1, layer.eps)), batch, cos, sin)
+            qkv = layer.qkv(_norm(h, layer.norm1, layer.eps))
+            mixed = self._attend(layer, qkv, batch, cos, sin)
             if place == len(self._layers) - 1:
                 # No code reads the others any more.
                 h, wanted = h[batch.sources], wanted[batch.sources]
@@ -107,11 +110,15 @@ class PackedModel:
         """Mean cross entropy over the response tokens."""
         return functional.cross_entropy(self.logits(batch), batch.targets)
 
-    def _attend(self, qkv: Tensor, batch: Packed, cos: Tensor, sin: Tensor) -> Tensor:
+    def _attend(self, layer: Layer, qkv: Tensor, batch: Packed, cos: Tensor, sin: Tensor) -> Tensor:
         """[N, (heads + 2 kv heads) * head_dim] -> [places in paths, heads * head_dim]."""
         heads, kv, dim = self._num_heads, self._num_kv, self._head_dim
         turned = qkv[:, : (heads + kv) * dim].view(-1, heads + kv, dim)
-        turned = turned * cos + _rotate_half(turned) * sin
+        if layer.head_norms:
+            parts = zip(torch.split(turned, [heads, kv], dim=1), layer.head_norms, strict=True)
+            turned = torch.cat([_norm(part, norm, layer.eps) for part, norm in parts], dim=1)
+        if layer.is_rotated:
+            turned = turned * cos + _rotate_half(turned) * sin
         both = torch.cat((turned, qkv[:, (heads + kv) * dim :].view(-1, kv, dim)), dim=1)
         sizes = [rows * length for rows, length in batch.blocks]
         mixed = []
@@ -168,6 +175,12 @@ def _layer(layer: Any) -> Layer:
         norm1=layer.input_layernorm.weight,
         norm2=layer.post_attention_layernorm.weight,
         eps=layer.input_layernorm.variance_epsilon,
+        head_norms=tuple(
+            getattr(layer.self_attn, name).weight
+            for name in ("q_norm", "k_norm")
+            if hasattr(layer.self_attn, name)
+        ),
+        is_rotated=bool(getattr(layer.self_attn, "use_rope", True)),
     )
 
 

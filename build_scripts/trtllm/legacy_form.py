@@ -16,10 +16,9 @@ from typing import Any
 
 from compllm.errors import ArtefactError
 from compllm.formats.json_files import read_json
-from compllm.formats.model_config import ARCHITECTURES
 
 # What the image's scripts convert: the embedded engine's architectures, and more.
-CONVERTIBLE = (*ARCHITECTURES, "Qwen3ForCausalLM")
+CONVERTIBLE = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 THETA = 10000.0  # of both transformers where a config names none
 # What the engine's attention computes as transformers does, with the keys that it needs.
 _SCALINGS: Mapping[str, tuple[str, ...]] = {

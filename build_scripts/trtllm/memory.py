@@ -1,7 +1,8 @@
-"""What one GPU must hold, before anything is built: weights, KV cache, LoRA cache, activations.
+"""Memory needed on one GPU, computed before a build: weights, KV cache, LoRA cache, activations.
 
-Weights, KV and LoRA are exact arithmetic on shapes; activations and the runtime's own memory are
-estimates, kept on the large side. When it does not fit, the refusal names what would.
+Weights, KV cache and LoRA cache are computed exactly from shapes. Activations and the runtime's own
+memory are conservative estimates. If the engines do not fit, the error names changes that would
+make them fit.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from compllm.errors import ArtefactError
 from compllm.formats.shape import BaseShape
 
 GIB = 2**30
-USABLE = 0.95  # of a GPU's memory: the rest stays for fragmentation and what else runs there
+USABLE = 0.95  # of a GPU's memory: the rest is for fragmentation and other programs
 _HALF = 2  # bytes of float16 and bfloat16
-_RUNTIME = int(1.2 * GIB)  # CUDA context, cuBLAS, plug-in workspaces, of one process
-_NCCL = int(0.3 * GIB)  # more, where several GPUs share an engine
+_RUNTIME = int(1.2 * GIB)  # of one process: CUDA context, cuBLAS, plug-in workspaces
+_NCCL = int(0.3 * GIB)  # added where several GPUs share an engine
 _AWQ_BLOCK = 128
 _LINEAR_BYTES: dict[Quantisation, float] = {
     "none": _HALF,
@@ -43,7 +44,7 @@ _TRTLLM_TO_SIDE = {
 
 @dataclass(frozen=True, slots=True)
 class LoraNeed:
-    """What the engine must be able to hold of adapters."""
+    """The adapters that the engine must be able to hold."""
 
     modules: tuple[str, ...]  # TensorRT-LLM's names
     max_rank: int
@@ -53,16 +54,16 @@ class LoraNeed:
 
 @dataclass(frozen=True, slots=True)
 class EngineMemory:
-    """Bytes of one engine on each of its GPUs, the fullest of them."""
+    """Bytes of one engine on the fullest of its GPUs."""
 
     weights: int
     activations: int
     runtime: int
     kv_per_token: int
-    kv_tokens: int  # that must fit
+    kv_tokens: int  # tokens that the KV cache must hold
     lora_adapter: int  # one adapter of the largest rank with every module
     lora_gpu: int  # LoRA cache on the GPU, in whole pages
-    lora_host: int  # and in the host's memory
+    lora_host: int  # LoRA cache in the host's memory
 
     @property
     def kv(self) -> int:
@@ -80,7 +81,7 @@ class EngineMemory:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What an engine gets on its GPU: the numbers its Triton model is configured with."""
+    """An engine's share of its GPU: the numbers for the configuration of its Triton model."""
 
     memory: EngineMemory
     kv_tokens: int  # max_tokens_in_paged_kv_cache, in whole blocks
@@ -91,11 +92,11 @@ class Share:
 def engine_memory(
     shape: BaseShape, settings: EngineSettings, lora: LoraNeed | None
 ) -> EngineMemory:
-    """The arithmetic; see the module."""
+    """The memory of one engine, computed as the module's docstring says."""
     layers = shape.num_layers // settings.pp
     block = settings.tokens_per_block
     sequence = -(-settings.max_seq_len // block) * block
-    # Without pages every request slot holds its longest sequence from the start.
+    # Without pages every request slot reserves the longest sequence from the start.
     sequences = (
         settings.full_sequences if settings.kv_cache_type == "paged" else settings.max_batch_size
     )
@@ -108,21 +109,21 @@ def engine_memory(
         kv_per_token=2 * layers * _kv_heads(shape, settings) * shape.head_dim * kv_bytes(settings),
         kv_tokens=sequences * sequence,
         lora_adapter=adapter,
-        # One adapter more than asked for: it is loaded before the one that it replaces is gone.
+        # One adapter more than asked for: a new adapter is loaded before the old one is freed.
         lora_gpu=pages.adapter_bytes * (lora.gpu_adapters + 1) if lora else 0,
         lora_host=max(GIB, pages.adapter_bytes * (lora.num_adapters + 1)) if lora else 0,
     )
 
 
 def weight_bytes(shape: BaseShape, settings: EngineSettings) -> int:
-    """Of the fullest rank. Embeddings, head and norms stay in half precision; a tied head counts
-    twice, since the conversion writes it twice."""
+    """Bytes of the weights on the fullest rank. Embeddings, head and norms stay in half precision.
+    A tied head counts twice, because the conversion writes it twice."""
     per_linear = _LINEAR_BYTES[settings.quantisation]
     kv_out = _kv_heads(shape, settings) * shape.head_dim
     linear = scales = 0
     for module, (num_out, num_in) in shape.module_shapes().items():
         num_elements = num_out * num_in // settings.tp
-        if module in ("k_proj", "v_proj"):  # repeated where there are fewer of them than GPUs
+        if module in ("k_proj", "v_proj"):  # repeated if KV heads are fewer than GPUs
             num_elements = kv_out * num_in
         linear += num_elements
         scales += num_out * _HALF  # per channel; a bias of Qwen2 is as large
@@ -134,7 +135,7 @@ def weight_bytes(shape: BaseShape, settings: EngineSettings) -> int:
 
 
 def lora_adapter_bytes(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> int:
-    """The numbers of one adapter of the largest rank on every enabled module."""
+    """Bytes of one adapter of the largest rank on every enabled module."""
     width = sum(_lora_widths(shape, settings, lora))
     return lora.max_rank * (shape.num_layers // settings.pp) * width * _HALF
 
@@ -144,7 +145,7 @@ class LoraPages:
     """The pages of TensorRT-LLM's LoRA cache."""
 
     page_bytes: int
-    num_pages: int  # that one adapter of the largest rank with every module takes
+    num_pages: int  # pages of one adapter of the largest rank with every module
 
     @property
     def adapter_bytes(self) -> int:
@@ -152,11 +153,11 @@ class LoraPages:
 
 
 def lora_pages(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> LoraPages:
-    """As `PeftCacheManager::getPageManagerConfig` sizes a page and `LoraCache::determineNumPages`
-    fills it.
+    """The page size and the pages of one adapter, by the rules of TensorRT-LLM.
 
+    `PeftCacheManager::getPageManagerConfig` sizes a page, `LoraCache::determineNumPages` fills it.
     A slot is as wide as the narrowest module (inputs + outputs). A page has room for an adapter of
-    the optimal rank, each of its modules in whole slots. A module never stands on two pages.
+    the optimal rank. Each module takes whole slots and never spans two pages.
     """
     widths, layers = _lora_widths(shape, settings, lora), shape.num_layers // settings.pp
     slot = min(widths)
@@ -175,7 +176,7 @@ def lora_pages(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> Lo
 
 
 def optimal_adapter_size(max_rank: int) -> int:
-    """lora_cache_optimal_adapter_size: the rank for which a page of the cache is made."""
+    """lora_cache_optimal_adapter_size: the rank for which a page of the cache is sized."""
     return min(8, max_rank)
 
 
@@ -193,7 +194,7 @@ def _lora_widths(shape: BaseShape, settings: EngineSettings, lora: LoraNeed) -> 
 
 
 def kv_bytes(settings: EngineSettings) -> int:
-    """Of one number in the KV cache."""
+    """Bytes of one number in the KV cache."""
     return _HALF if settings.kv_cache_dtype == "auto" else 1
 
 
@@ -212,11 +213,11 @@ def _activation_bytes(shape: BaseShape, settings: EngineSettings) -> int:
 
 
 def share_out(gpu: Gpu, memories: Sequence[EngineMemory], block: int) -> tuple[Share, ...] | None:
-    """The memory of one GPU among the engines on it; None when it does not hold them.
+    """Divide the memory of one GPU among its engines; None if they do not fit.
 
-    In the order of the runtime: weights and buffers, then the LoRA cache as a fraction of what is
-    free, then the KV cache of the rest. The KV cache gets what is left, the same number of bytes
-    for each engine.
+    The order is the runtime's: first weights and buffers, then the LoRA cache as a fraction of the
+    free memory, then the KV cache. The KV caches share the rest, with the same number of bytes for
+    each engine.
     """
     total = int(gpu.memory_gib * GIB)
     pool = _pool(total, memories)
@@ -226,7 +227,7 @@ def share_out(gpu: Gpu, memories: Sequence[EngineMemory], block: int) -> tuple[S
     for memory in memories:
         tokens = pool // memory.kv_per_token // block * block
         kv = tokens * memory.kv_per_token
-        # Rounded so that neither cache takes of the other.
+        # Rounded so that neither cache takes memory of the other.
         lora = math.ceil(memory.lora_gpu / _least_free(total, memories, memory, pool) * 1e4) / 1e4
         rest = _loaded_free(total, memory) * (1 - lora)
         shares.append(Share(memory, tokens, math.floor(kv / rest * 1e4) / 1e4, lora))
@@ -234,10 +235,11 @@ def share_out(gpu: Gpu, memories: Sequence[EngineMemory], block: int) -> tuple[S
 
 
 def _pool(total: int, memories: Sequence[EngineMemory]) -> int:
-    """Bytes of KV cache that each of the engines can have; negative when they do not fit.
+    """Bytes of KV cache that each of the engines can have; negative if they do not fit.
 
-    Triton loads the models of a GPU in any order. An engine's LoRA cache is a fraction of what is
-    free then: enough when it loads last, more when it loads first.
+    Triton loads the models of a GPU in any order. An engine's LoRA cache is a fraction of the
+    memory that is free when the engine loads. The fraction is enough for an engine that loads last;
+    the cache is larger for one that loads first.
     """
     usable = int(total * USABLE) - sum(memory.fixed - memory.lora_gpu for memory in memories)
 
@@ -260,14 +262,14 @@ def _pool(total: int, memories: Sequence[EngineMemory]) -> int:
 
 
 def _loaded_free(total: int, memory: EngineMemory) -> int:
-    """What is free when this engine has loaded as the first one, before its caches."""
+    """Free bytes after this engine has loaded first on the GPU, before its caches."""
     return total - (memory.fixed - memory.lora_gpu)
 
 
 def _least_free(
     total: int, memories: Sequence[EngineMemory], memory: EngineMemory, pool: int
 ) -> int:
-    """The same when all other engines have loaded before it, each with `pool` bytes of KV cache."""
+    """As `_loaded_free`, but after all other engines, each with `pool` bytes of KV cache."""
     others = sum(each.fixed for each in memories) - memory.fixed
     return _loaded_free(total, memory) - others - (len(memories) - 1) * pool
 
@@ -276,7 +278,7 @@ def _least_free(
 class Load:
     """The engines that one GPU has to hold, all of the same settings.
 
-    is_fp8: but that those without adapters are fp8.
+    is_fp8: engines without adapters are fp8 instead.
     """
 
     settings: EngineSettings
@@ -295,9 +297,9 @@ class Load:
 
 
 def fit(load: Load, gpu: Gpu, num_gpus: int, gpus: Sequence[Gpu]) -> tuple[Share, ...]:
-    """The shares of the engines on one GPU. Raises ArtefactError that says what does fit.
+    """The shares of the engines on one GPU. Raises ArtefactError, which names what would fit.
 
-    num_gpus: GPUs that may be used; gpus: the kinds that may be suggested.
+    num_gpus: GPUs that may be used; gpus: the GPU kinds that may be suggested.
     """
     memories = load.memories()
     shares = share_out(gpu, memories, load.settings.tokens_per_block)
@@ -317,13 +319,13 @@ def fit(load: Load, gpu: Gpu, num_gpus: int, gpus: Sequence[Gpu]) -> tuple[Share
         "set " + ", or ".join(ways[:4]) if ways else "use GPUs with more memory, or a smaller base"
     )
     raise ArtefactError(
-        f"{many} cannot fit {gpu.label}: {_gib(sum(parts.values()))} GiB needed, "
-        f"{_gib(int(gpu.memory_gib * GIB * USABLE))} usable ({told}): {remedy}"
+        f"{many} cannot fit {gpu.label}: {_gib(sum(parts.values()))} GiB needed ({told}), "
+        f"{_gib(int(gpu.memory_gib * GIB * USABLE))} usable: {remedy}"
     )
 
 
 def _ways(load: Load, gpu: Gpu, num_gpus: int, gpus: Sequence[Gpu]) -> Iterator[str]:
-    """Single changes that make it fit, the mildest of each kind first."""
+    """Single changes that make the engines fit: of each kind the mildest."""
     told: set[str] = set()
     for key, value in _milder(load.settings, gpu, num_gpus):
         changed = replace(load.settings, **{key: value})
@@ -342,7 +344,7 @@ def _is_buildable(load: Load, settings: EngineSettings, gpu: Gpu, num_gpus: int)
             check_rules(shape, settings, gpu, num_gpus)
     except ArtefactError:
         return False
-    # A quantisation that the user writes is that of every engine.
+    # A quantisation that the user sets holds for every engine.
     is_fp8 = load.is_fp8 and settings.quantisation == load.settings.quantisation
     return replace(load, settings=settings, is_fp8=is_fp8).fits(gpu)
 

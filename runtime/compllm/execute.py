@@ -1,9 +1,12 @@
-"""QueryGraph + Backend -> NodeResult events: the only fan-out of the path.
+"""Expert stage: run the nodes of a QueryGraph on a Backend and emit a NodeResult for each.
 
-One TaskGroup a query, one task a node, made the moment the node's last parent ends: nothing polls,
-no node waits for a sibling or for the planner, and the graph may still grow meanwhile. A node's
-failure is a value: tried again where that is safe, then answered by the base, then marked failed.
-Its children's prompts say what is missing. A child without any parent's response is skipped.
+This is the only fan-out of the path: one TaskGroup for a query, one task for a node. A node's task
+is made at the moment its last parent ends. Nothing polls, and no node waits for a sibling or for
+the planner. The graph may still grow meanwhile.
+
+A node's failure is a value, not an exception. The node is tried again where that is safe, then
+answered by the base, then marked failed. The prompts of its children say what is missing. A child
+is skipped if none of its parents has a response.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from compllm.types import (
 from compllm.usage import RequestUsage, UsageCounter
 
 Emit = Callable[[Event], None]
-KnownPairs = tuple[tuple[str, str | None], ...]  # (question, response); None: there is none
+KnownPairs = tuple[tuple[str, str | None], ...]  # (question, response); None: no response
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,11 @@ class NodeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What all queries share: the way to the models, and the order of its use."""
+    """What all queries share: the backend, the queue in front of it, and the experts."""
 
     backend: Backend
     admission: Admission
-    flights: SingleFlight  # over backend
+    flights: SingleFlight  # sends its requests to `backend`
     experts: Mapping[str, Expert]  # by name, the base among them
     base: Expert
     nodes: NodeSettings
@@ -69,7 +72,7 @@ class LiveQuery:
     """One query under way."""
 
     id: str
-    seq: int  # rises with the arrival of queries
+    seq: int  # a later query has a larger number
     start_s: float  # of the event loop's clock
     emit: Emit
     usage: UsageCounter = field(default_factory=UsageCounter)
@@ -85,8 +88,11 @@ class _Times:
 
 
 class Execution:
-    """The expert stage of one query. `async with` it and `add` sub-queries, parents first; leaving
-    the block waits for all of them, leaving it by an exception or a cancellation cancels them."""
+    """The expert stage of one query: an `async with` block that runs the sub-queries added in it.
+
+    `add` parents before their children. The end of the block waits for all sub-queries. An
+    exception or a cancellation in the block cancels them.
+    """
 
     def __init__(self, engine: Engine, live: LiveQuery, graph: QueryGraph) -> None:
         self.graph = graph
@@ -99,7 +105,7 @@ class Execution:
         self._results: dict[int, NodeResult] = {}
         self._slots: dict[int, AdmissionTicket] = {}  # of nodes that are not at the engine yet
         self._errors: list[BackendError] = []
-        self._reserve: KnownPairs = ()  # what a plan that was replaced had found out
+        self._reserve: KnownPairs = ()  # `answered` of the plan before the restart
         self._sampling = engine.nodes.sampling
 
     async def __aenter__(self) -> Execution:
@@ -119,7 +125,7 @@ class Execution:
             raise _first(group) from None
 
     def add(self, sub_query: SubQuery, route: Route) -> None:
-        """Take a node in; it starts now or when its last parent ends. Raises PlanError."""
+        """Add a node. It starts now, or when its last parent ends. Raises PlanError."""
         self.routes[sub_query.id] = route
         if self.graph.add(sub_query):
             self._launch(sub_query.id)
@@ -127,13 +133,15 @@ class Execution:
             self._move_up_above(sub_query.id)
 
     def draw_as(self, sampling: SamplingParams) -> None:
-        """Draw the nodes added from here on as a query asks for its answer, within their limit of
-        tokens: of a direct plan the one response is the answer."""
+        """Use a query's own sampling for the nodes added from now on, within their token limit.
+
+        For a direct plan, whose one response is the answer.
+        """
         most = self._engine.nodes.sampling.max_tokens
         self._sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
 
     async def restart(self, graph: QueryGraph) -> None:
-        """Cancel everything and begin again with another graph: the plan was replaced."""
+        """Cancel all nodes and start again with another graph, because the plan was replaced."""
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -145,7 +153,7 @@ class Execution:
         self._errors.clear()
 
     def results(self) -> tuple[NodeResult, ...]:
-        """A result for each node, by id. One that has not ended, or never began, counts as
+        """A result for each node, by id. A node that has not ended, or never began, counts as
         cancelled."""
         return tuple(
             self._results.get(sub_query.id) or self._cancelled(sub_query.id)
@@ -153,7 +161,7 @@ class Execution:
         )
 
     def bound(self) -> Bound:
-        """What the graph allows against what was reached, over the nodes that ran."""
+        """The speed-up that the graph allows and the one reached, over the nodes that ran."""
         times = {r.id: (r.start_s, r.end_s) for r in self.results() if r.end_s > r.start_s}
         return self.graph.bound(times)
 
@@ -166,7 +174,8 @@ class Execution:
         return self._known(self.graph.leaves)
 
     def answered(self) -> KnownPairs:
-        """(question, response) of all nodes that have one, else of those before the restart."""
+        """(question, response) of all nodes with a response; if there is none, those from before
+        the restart."""
         pairs = self._known(sub_query.id for sub_query in self.graph)
         return tuple(pair for pair in pairs if pair[1] is not None) or self._reserve
 
@@ -176,7 +185,7 @@ class Execution:
         return all(sub_query.id in self._results for sub_query in self.graph)
 
     def has_ended(self, node_id: int) -> bool:
-        """Whether the node has ended, well or badly."""
+        """Whether the node has ended, with or without a response."""
         return node_id in self._results
 
     async def ended(self, node_id: int) -> None:
@@ -185,11 +194,11 @@ class Execution:
 
     @property
     def first_error(self) -> BackendError | None:
-        """The first error that a node could not be saved from."""
+        """The error of the first node that failed after all attempts; None if no node failed."""
         return self._errors[0] if self._errors else None
 
     def _move_up_above(self, node_id: int) -> None:
-        """A new line is one more below its ancestors: those that wait are worth more now."""
+        """Promote the waiting ancestors of a new node: it can lengthen their remaining path."""
         for each in self.graph.ancestors(node_id) if self._slots else ():
             slot = self._slots.get(each)
             if slot is not None:
@@ -223,10 +232,10 @@ class Execution:
         error: BackendError | None = None
         for attempt, candidate in enumerate(self._candidates(expert)):
             if isinstance(error, BackendUnavailable):
-                # Safe to send again: a node's response comes whole, so nothing of it was used.
+                # Safe to send again: a response is used only when it is complete.
                 await asyncio.sleep(self._engine.nodes.retry_wait_s)
             elif error is not None and candidate is expert:
-                continue  # refused or stalled: the same again will not help
+                continue  # refused or stalled: another attempt would fail too
             try:
                 return await self._attempt(node_id, attempt, candidate, parents)
             except BackendError as failure:
@@ -236,14 +245,14 @@ class Execution:
         return self._ended(node_id, expert, "failed", error=str(error))
 
     def _candidates(self, expert: Expert) -> tuple[Expert, ...]:
-        """The experts to ask, in order. The base has no other to fall back to."""
+        """The experts to ask, in order. For the base there is no other expert to fall back to."""
         base = self._engine.base
         return (expert, expert) if expert is base else (expert, expert, base)
 
     async def _attempt(
         self, node_id: int, attempt: int, expert: Expert, parents: KnownPairs
     ) -> NodeResult:
-        """Ask one expert once. Raises BackendError, also when it takes too long or says nothing."""
+        """Ask one expert once. Raises BackendError, also for a timeout or an empty response."""
         request = GenerateRequest(
             f"{self._live.id}-{node_id}-{attempt}",
             self._prompt(expert, self.graph[node_id].text, parents),
@@ -271,7 +280,7 @@ class Execution:
         self._slots[node_id] = slot = self._slot(node_id, expert)
         used: RequestUsage | None = None
         try:
-            # What waits in the queue is not late: time counts from the start.
+            # The timeout counts from the start at the engine: waiting in the queue is not late.
             async with asyncio.timeout(None) as limit:
 
                 def started(at_s: float) -> None:
@@ -293,8 +302,10 @@ class Execution:
         return outcome
 
     def _mark_start(self, node_id: int, at_s: float) -> float:
-        """The node is at the engine since `at_s` of the loop's clock. Returns the time since the
-        query's start; the first one counts as the node's."""
+        """Record that the node reached the engine at `at_s` of the loop's clock.
+
+        The first such time is the node's start. Returns `at_s` in seconds since the query's start.
+        """
         self._slots.pop(node_id, None)
         times = self._times[node_id]
         at_s = max(at_s - self._live.start_s, times.ready_s)
@@ -302,8 +313,8 @@ class Execution:
         return at_s
 
     def _response(self, node_id: int, expert: Expert, text: str) -> str:
-        """The engine's text without a loop at its end, spelled as in the sub-query. Raises
-        BackendError when nothing is left."""
+        """The engine's text in the sub-query's spelling, without a loop at its end. Raises
+        BackendError if no text is left."""
         text = text.strip()
         if self._engine.nodes.cuts_loops:
             text = cut_loop(text) or text

@@ -142,12 +142,25 @@ struct Step {
                 copy(q + t * table.q_size, row, table.q_size);
                 copy(k + t * table.kv_size, row + table.q_size, table.kv_size);
                 copy(v + t * table.kv_size, row + table.q_size + table.kv_size, table.kv_size);
-                kernels().rope(q + t * table.q_size, table.q_size / table.head_dim, table.head_dim,
-                               cos + t * half, sin + t * half);
-                kernels().rope(k + t * table.kv_size, table.kv_size / table.head_dim,
-                               table.head_dim, cos + t * half, sin + t * half);
+                const auto place = 2 * static_cast<std::size_t>(layer);
+                turn(q + t * table.q_size, table.q_size, layer, table.head_norms[place],
+                     cos + t * half, sin + t * half);
+                turn(k + t * table.kv_size, table.kv_size, layer, table.head_norms[place + 1],
+                     cos + t * half, sin + t * half);
             }
         });
+    }
+
+    // A token's heads of queries or keys: normed where the model has such a norm, then rotated
+    // where the layer is.
+    void turn(float* heads, int size, int layer, const float* norm, const float* cos,
+              const float* sin) const {
+        const int dim = table.head_dim;
+        if (norm != nullptr)
+            for (float* head = heads; head < heads + size; head += dim)
+                kernels().add_norm(head, nullptr, norm, table.eps, head, dim);
+        if (table.is_rotated[static_cast<std::size_t>(layer)] != 0)
+            kernels().rope(heads, size / dim, dim, cos, sin);
     }
 
     // sum += W x with W of o_proj or down_proj; normed = the norm of it

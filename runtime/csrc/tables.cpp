@@ -42,6 +42,8 @@ COMPLLM_API long compllm_table_new(int num_layers, int hidden, int inner, int q_
     table->eps = eps;
     table->matrices.resize(static_cast<std::size_t>(num_layers) * compllm::kNumGroups);
     table->norms.resize(2 * static_cast<std::size_t>(num_layers) + 1);
+    table->head_norms.resize(2 * static_cast<std::size_t>(num_layers));
+    table->is_rotated.assign(static_cast<std::size_t>(num_layers), 1);
     table->slots.resize(static_cast<std::size_t>(num_slots) + 1);
     g_tables[compllm::g_next_table] = std::move(table);
     return compllm::g_next_table++;
@@ -79,6 +81,27 @@ COMPLLM_API int compllm_table_norm(long id, int place, const float* weight) {
         place >= static_cast<int>(found->second->norms.size()))
         return -1;
     found->second->norms[static_cast<std::size_t>(place)] = weight;
+    return 0;
+}
+
+// Sets the norms of a layer's heads of queries and keys, not copied. Returns 0, or -1 for a wrong
+// layer.
+COMPLLM_API int compllm_table_head_norms(long id, int layer, const float* q, const float* k) {
+    const std::unique_lock lock(compllm::tables_mutex());
+    const auto found = g_tables.find(id);
+    if (found == g_tables.end() || layer < 0 || layer >= found->second->num_layers) return -1;
+    auto& norms = found->second->head_norms;
+    norms[2 * static_cast<std::size_t>(layer)] = q;
+    norms[2 * static_cast<std::size_t>(layer) + 1] = k;
+    return 0;
+}
+
+// From now on the layer's queries and keys are not rotated. Returns 0, or -1 for a wrong layer.
+COMPLLM_API int compllm_table_unrotated(long id, int layer) {
+    const std::unique_lock lock(compllm::tables_mutex());
+    const auto found = g_tables.find(id);
+    if (found == g_tables.end() || layer < 0 || layer >= found->second->num_layers) return -1;
+    found->second->is_rotated[static_cast<std::size_t>(layer)] = 0;
     return 0;
 }
 

@@ -46,6 +46,10 @@ struct Table {
     std::vector<Matrix> matrices;  // [layer * kNumGroups + group]
     std::vector<const float*>
         norms;  // input norm of layer 0, post norm 0, input norm 1, ..., final norm
+    // [2 * layer] of each head of queries, [2 * layer + 1] of keys, before they are rotated; null:
+    // none.
+    std::vector<const float*> head_norms;
+    std::vector<char> is_rotated;                 // by layer
     std::vector<std::unique_ptr<Adapter>> slots;  // [0] is the base: always empty
     std::vector<Cache> caches;                    // by layer
     int tokens_per_block = 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,19 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *sorted(ByteLevel.alphabet()), "he", "12", "hel"]
 
 
-def write_gguf(path: Path, *, pre: str = "smollm", architecture: str = "llama") -> dict[str, Any]:
-    """A llama of one layer with random float32 weights. Returns the tensors it wrote."""
+def write_gguf(
+    path: Path,
+    *,
+    pre: str = "smollm",
+    architecture: str = "llama",
+    head: int = HIDDEN // HEADS,
+    more: Mapping[str, int | str] | None = None,
+    tensor: str | None = None,
+) -> dict[str, Any]:
+    """A model of one layer with random float32 weights. Returns the tensors it wrote.
+
+    head: the size of a head. more: entries of the architecture. tensor: an additional one.
+    """
     from gguf import GGUFWriter
 
     tokens = vocabulary()
@@ -45,14 +57,17 @@ def write_gguf(path: Path, *, pre: str = "smollm", architecture: str = "llama") 
     for add, index in (("bos", 1), ("eos", 2), ("pad", 2), ("unk", 0)):
         getattr(writer, f"add_{add}_token_id")(index)
     writer.add_chat_template("{{ messages }}")
+    for key, value in (more or {}).items():
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(f"{architecture}.{key}", value)
     random = np.random.default_rng(0)
-    kv = HIDDEN // HEADS * KV_HEADS
+    queries, kv = head * HEADS, head * KV_HEADS
     shapes = {
         "token_embd": (len(tokens), HIDDEN),
-        "blk.0.attn_q": (HIDDEN, HIDDEN),
+        "blk.0.attn_q": (queries, HIDDEN),
         "blk.0.attn_k": (kv, HIDDEN),
         "blk.0.attn_v": (kv, HIDDEN),
-        "blk.0.attn_output": (HIDDEN, HIDDEN),
+        "blk.0.attn_output": (HIDDEN, queries),
         "blk.0.ffn_gate": (MIDDLE, HIDDEN),
         "blk.0.ffn_up": (MIDDLE, HIDDEN),
         "blk.0.ffn_down": (HIDDEN, MIDDLE),
@@ -60,6 +75,10 @@ def write_gguf(path: Path, *, pre: str = "smollm", architecture: str = "llama") 
         "blk.0.ffn_norm": (HIDDEN,),
         "output_norm": (HIDDEN,),
     }
+    if architecture == "qwen3":
+        shapes |= {"blk.0.attn_q_norm": (head,), "blk.0.attn_k_norm": (head,)}
+    if tensor is not None:
+        shapes[tensor] = (head // 2,)
     tensors = {name: random.normal(size=s).astype(np.float32) for name, s in shapes.items()}
     for name, value in tensors.items():
         writer.add_tensor(f"{name}.weight", value)
@@ -133,10 +152,73 @@ def test_the_tokenizer_of_qwen2_splits_and_normalises_as_qwen2_does() -> None:
     assert tokenizer.encode(decomposed).ids == tokenizer.encode(composed).ids
 
 
+def test_the_tokenizer_of_llama_3_keeps_three_digits_and_whole_words_together() -> None:
+    tokens = [*vocabulary(), "123", "hello"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)),
+        "tokenizer.ggml.merges": ["h e", "1 2", "he l"],
+    }
+    tokenizer = gguf_checkpoint.build_tokenizer(metadata)
+    assert tokenizer.encode("1234").tokens == ["123", "4"]
+    assert tokenizer.encode("hello").tokens == ["hello"]  # no merge makes it
+
+
+def test_a_qwen3_arrives_with_its_norms_of_queries_and_keys(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    more = {"attention.key_length": 128, "attention.value_length": 128}
+    source, out = tmp_path / "tiny.gguf", tmp_path / "out"
+    out.mkdir()
+    tensors = write_gguf(source, pre="qwen2", architecture="qwen3", head=128, more=more)
+    gguf_checkpoint.convert(source, out)
+    shape = validate_checkpoint(out)
+    assert (shape.num_heads, shape.head_dim) == (HEADS, 128)
+    loaded = load_file(out / "model.safetensors")
+    for name, theirs in (("attn_q", "q_proj"), ("attn_k_norm", "k_norm")):
+        found = loaded[f"model.layers.0.self_attn.{theirs}.weight"]
+        np.testing.assert_array_equal(found, tensors[f"blk.0.{name}"].astype(np.float16))
+
+
 def test_unknown_splitting_is_refused(tmp_path: Path) -> None:
-    write_gguf(tmp_path / "other.gguf", pre="llama-bpe")
-    with pytest.raises(ArtefactError, match="'llama-bpe'"):
+    write_gguf(tmp_path / "other.gguf", pre="tekken")
+    with pytest.raises(ArtefactError, match="'tekken'"):
         gguf_checkpoint.convert(tmp_path / "other.gguf", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "tensor", "said"),
+    [
+        ({}, "rope_freqs", "scaled rotary embeddings"),
+        ({"rope.scaling.type": "yarn"}, None, "rotary embeddings scaled by 'yarn'"),
+        ({"attention.sliding_window": 128}, None, "a sliding window of 128 tokens"),
+        ({"rope.dimension_count": 8}, None, "rotary embeddings of 8 of the 16 dimensions"),
+        ({"expert_count": 4}, None, "a mixture of 4 experts"),
+    ],
+)
+def test_what_would_be_left_out_without_a_word_is_refused(
+    more: dict[str, int | str], tensor: str | None, said: str, tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "other.gguf", more=more, tensor=tensor)
+    with pytest.raises(ArtefactError, match=said):
+        gguf_checkpoint.convert(tmp_path / "other.gguf", tmp_path)
+
+
+def test_a_window_that_holds_every_text_and_an_unscaled_rope_are_read(tmp_path: Path) -> None:
+    more = {"attention.sliding_window": 256, "rope.scaling.type": "none"}
+    write_gguf(tmp_path / "tiny.gguf", more={**more, "rope.dimension_count": 16})
+    gguf_checkpoint.convert(tmp_path / "tiny.gguf", tmp_path)
+    validate_checkpoint(tmp_path)
+
+
+def test_heads_of_another_size_than_the_familys_are_refused(tmp_path: Path) -> None:
+    more = {"attention.key_length": 32, "attention.value_length": 32}
+    source = tmp_path / "tiny.gguf"
+    write_gguf(source, pre="qwen2", architecture="qwen3", head=32, more=more)
+    with pytest.raises(ArtefactError, match="Hugging Face"):
+        gguf_checkpoint.convert(source, tmp_path)
 
 
 def test_the_real_base_speaks_chatml(base_dir: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from families import make_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from path_parts import CATALOGUE, node_reply, plan_reply
@@ -43,9 +44,13 @@ def examples(tokenizer: Tokenizer) -> list[Example]:
 
 @pytest.fixture(scope="module")
 def peft_model(tiny_checkpoint: Path) -> Any:
-    """The tiny model with factors that change something."""
+    return with_factors(tiny_checkpoint)
+
+
+def with_factors(checkpoint: Path) -> Any:
+    """The model with factors that change something."""
     with torch.random.fork_rng():
-        model = load_trainable(tiny_checkpoint, TrainSettings(rank=3), CPU)
+        model = load_trainable(checkpoint, TrainSettings(rank=3), CPU)
         for name, factor in trainable(model).items():
             if "lora_B" in name:
                 torch.nn.init.normal_(factor, std=0.1)
@@ -220,6 +225,17 @@ def gradients(packed: PackedModel, model: Any) -> dict[str, torch.Tensor]:
 def test_loss_and_gradients_are_those_of_transformers_and_peft(
     peft_model: Any, examples: list[Example]
 ) -> None:
+    check_loss_and_gradients(peft_model, examples)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "smollm3, the first layer is not rotated"])
+def test_norms_of_heads_and_layers_without_rotation_are_trained_through(
+    name: str, tiny_checkpoint: Path, tmp_path: Path, examples: list[Example]
+) -> None:
+    check_loss_and_gradients(with_factors(make_family(name, tiny_checkpoint, tmp_path)), examples)
+
+
+def check_loss_and_gradients(peft_model: Any, examples: list[Example]) -> None:
     logits = torch.cat([whole(peft_model, example) for example in examples])
     targets = torch.tensor([token for example in examples for token in example.response_ids])
     expected = functional.cross_entropy(logits, targets)

@@ -126,7 +126,7 @@ def test_no_adapters_build_an_engine_without_the_plugin(plan: Plan) -> None:
     assert (made.engines[0].lora, made.adapters) == (None, ())
 
 
-def test_qwen3_is_planned_though_the_embedded_engine_does_not_take_it(
+def test_qwen3_is_planned_and_what_the_engines_do_not_convert_is_refused(
     plan: Plan, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     qwen = tmp_path / tiny_checkpoint.name
@@ -141,8 +141,11 @@ def test_qwen3_is_planned_though_the_embedded_engine_does_not_take_it(
     save_file(weights, qwen / "model.safetensors")
     made = plan(checkpoint=qwen)
     assert made.base.is_qwen
-    with pytest.raises(ArtefactError, match=r"supported are LlamaForCausalLM, Qwen2ForCausalLM$"):
-        validate_checkpoint(qwen)
+    validate_checkpoint(qwen)
+    changes = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+    rewrite_json(qwen / "config.json", changes | {"sliding_window": None})
+    with pytest.raises(ArtefactError, match=r"supported are LlamaForCausalLM, .*Qwen3ForCausalLM$"):
+        plan(checkpoint=qwen)
 
 
 def test_default_length_bends_to_the_model_and_a_written_one_does_not(plan: Plan) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines import generate, make_engine, random_prompts, reference
+from families import FAMILIES, make_family
 from helpers import rewrite_json
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from compllm.embedded.model import Weights, build_base, quantise_rows
 from compllm.embedded.options import ExecutorOptions
 from compllm.embedded.request import EngineRequest
 from compllm.errors import ArtefactError
+from compllm.formats.checkpoint import validate_checkpoint
 
 NUM_TOKENS = 12
 TIE = 1e-3  # as in test_executor.py
@@ -164,12 +166,30 @@ def qwen_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFact
     return directory
 
 
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family_checkpoint(
+    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    return make_family(request.param, tiny_checkpoint, tmp_path_factory.mktemp("family"))
+
+
+@pytest.mark.parametrize("form", ["op", "mask"])
+def test_greedy_tokens_of_each_family_are_those_of_transformers(
+    form: str, family_checkpoint: Path, tmp_path: Path
+) -> None:
+    check_against_transformers(family_checkpoint, form, tmp_path)
+
+
 @pytest.mark.parametrize("form", ["op", "mask"])
 @pytest.mark.parametrize("family", ["qwen_checkpoint", "llama_checkpoint"])
 def test_greedy_tokens_are_those_of_transformers(
     form: str, family: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    checkpoint: Path = request.getfixturevalue(family)
+    check_against_transformers(request.getfixturevalue(family), form, tmp_path)
+
+
+def check_against_transformers(checkpoint: Path, form: str, tmp_path: Path) -> None:
+    validate_checkpoint(checkpoint)
     prompts = random_prompts(40000, 6, seed=3)
     expected = reference(checkpoint, None, prompts, NUM_TOKENS)
     engine_dir = make_engine(checkpoint, tmp_path / "e", "fp16", {})

@@ -53,7 +53,7 @@ def test_qwen2_with_sharded_weights_passes(tmp_path: Path, tiny_checkpoint: Path
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "is a MistralForCausalLM; supported are"),
+        ({"architectures": ["MixtralForCausalLM"]}, "is a MixtralForCausalLM; supported are"),
         ({"architectures": None}, "unknown architecture"),
         ({"quantization_config": {"bits": 4}}, "quantised already"),
         ({"hidden_size": None}, "hidden_size is None"),

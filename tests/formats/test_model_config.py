@@ -73,6 +73,67 @@ SMOL_ONLY = {
     "rope_scaling": None,
     "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}},
 }
+QWEN3 = {  # of Qwen3-0.6B
+    "architectures": ["Qwen3ForCausalLM"],
+    "attention_bias": False,
+    "head_dim": 128,
+    "hidden_act": "silu",
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 40960,
+    "max_window_layers": 28,
+    "model_type": "qwen3",
+    "num_attention_heads": 16,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "sliding_window": None,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+MISTRAL = {  # of Mistral-7B-Instruct-v0.3
+    "architectures": ["MistralForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mistral",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 32768,
+}
+SMOLLM3 = {  # of SmolLM3-3B
+    "architectures": ["SmolLM3ForCausalLM"],
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "layer_types": ["full_attention"] * 36,
+    "max_position_embeddings": 65536,
+    "max_window_layers": 28,
+    "mlp_bias": False,
+    "model_type": "smollm3",
+    "no_rope_layer_interval": 4,
+    "no_rope_layers": [1, 1, 1, 0] * 9,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 4,
+    "pretraining_tp": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 5000000.0,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "vocab_size": 128256,
+}
 # What transformers 5 writes of them.
 LLAMA_5 = {"rope_parameters": LLAMA["rope_scaling"] | {"rope_theta": 500000.0}, "dtype": "bfloat16"}
 QWEN_5 = {
@@ -139,7 +200,7 @@ def test_keys_that_change_nothing_or_are_computed_pass(changes: dict[str, Any]) 
         ({"max_position_embeddings": None}, "max_position_embeddings is None"),
         ({"eos_token_id": "<|im_end|>"}, "eos_token_id is '<"),
         ({"eos_token_id": [151645, 200000]}, "expected token ids below 151936"),
-        ({"architectures": "MistralForCausalLM"}, "a MistralForCausalLM"),
+        ({"architectures": "MixtralForCausalLM"}, "a MixtralForCausalLM"),
         ({"architectures": [["Qwen2ForCausalLM"]]}, "supported are"),
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
         ({"model_type": None}, "model_type is None"),
@@ -173,3 +234,56 @@ def test_missing_rms_norm_eps_is_transformers_default() -> None:
 
     for kind in (LlamaConfig, Qwen2Config):
         assert rms_norm_eps({}) == kind().rms_norm_eps  # type: ignore[no-untyped-call]
+
+
+def test_a_qwen3_norms_its_heads_whose_size_has_a_default() -> None:
+    from transformers import Qwen3Config
+
+    decoder = check_config(QWEN3)
+    assert decoder.has_head_norms
+    assert decoder.is_tied
+    assert decoder.biased == set()
+    unnamed = {key: value for key, value in QWEN3.items() if key != "head_dim"}
+    assert check_config(unnamed).shape.head_dim == Qwen3Config().head_dim  # type: ignore[no-untyped-call]
+    assert check_config(QWEN3 | {"attention_bias": True, "mlp_bias": True}).biased == {
+        "q_proj", "k_proj", "v_proj", "o_proj",
+    }  # fmt: skip
+
+
+def test_a_mistral_has_a_window_where_its_config_does_not_say_that_it_has_none() -> None:
+    from transformers import MistralConfig
+
+    assert check_config(MISTRAL).biased == set()
+    assert check_config(MISTRAL | {"attention_bias": True}).biased == set()
+    unnamed = {key: value for key, value in MISTRAL.items() if key != "sliding_window"}
+    window = MistralConfig().sliding_window  # type: ignore[no-untyped-call]
+    with pytest.raises(ArtefactError, match=f"sliding_window is {window}"):
+        check_config(unnamed)
+    check_config(unnamed | {"max_position_embeddings": window})
+
+
+def test_a_smollm3_rotates_the_layers_that_its_config_names() -> None:
+    from transformers import SmolLM3Config
+
+    decoder = check_config(SMOLLM3)
+    assert decoder.is_tied == SmolLM3Config().tie_word_embeddings  # type: ignore[no-untyped-call]
+    assert decoder.rotated == (True, True, True, False) * 9
+    unnamed = {key: value for key, value in SMOLLM3.items() if not key.startswith("no_rope")}
+    assert check_config(unnamed).rotated == decoder.rotated
+    every = check_config(unnamed | {"no_rope_layer_interval": 2}).rotated
+    assert every == (True, False) * 18
+    assert all(check_config(QWEN3).rotated)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (SMOLLM3 | {"no_rope_layers": [1, 0]}, "expected 36 of 0 and 1"),
+        (SMOLLM3 | {"no_rope_layers": ["x"] * 36}, "expected 36 of 0 and 1"),
+        (QWEN3 | {"no_rope_layers": [1, 0] * 14}, "belong to SmolLM3"),
+        (QWEN3 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}, "is 9"),
+    ],
+)
+def test_layers_without_rotation_are_read_or_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArtefactError, match=said):
+        check_config(config)

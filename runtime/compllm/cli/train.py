@@ -1,4 +1,4 @@
-"""`compllm train lora | router | gate | confidence`: the training scripts under the command's name.
+"""`compllm train NAME`: the training scripts under the command's name.
 
 Options and output are the scripts', described by `compllm train NAME --help`. Without a name it is
 `lora`, build_scripts/train_lora.py.
@@ -21,11 +21,14 @@ _SCRIPTS = {
     "router": "train_router",
     "gate": "train_gate",
     "confidence": "train_confidence",
+    "generator": "train_role",
+    "aggregator": "train_role",
 }
 _HELP = """\
 usage: compllm train [lora] ...   a LoRA adapter: an expert, the generator or the aggregator
        compllm train router ...   the router: which expert answers, and when none is near
        compllm train gate ...     the gate: which questions need no plan
+       compllm train generator | aggregator ...   those of a project, for its base
        compllm train confidence ...   how sure an answer is, from its tokens' log-probabilities
 
 Each prints its options: compllm train router --help. Those of the first:
@@ -37,9 +40,12 @@ def train(context: typer.Context) -> None:
     name, prog, arguments = "lora", "compllm train", context.args
     if arguments and not arguments[0].startswith("-"):
         name, *arguments = arguments
-        prog = f"{prog} {name}"
         if name not in _SCRIPTS:
             raise ConfigError(f"no training {name!r}: there are {', '.join(_SCRIPTS)}")
+        if _SCRIPTS[name] == "train_role":
+            arguments = [name, *arguments]  # one script for both
+        else:
+            prog = f"{prog} {name}"
     elif arguments in (["--help"], ["-h"]):
         print(_HELP)
     script = importlib.import_module(f"compllm.build_scripts.{_SCRIPTS[name]}")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from compllm.errors import ArtefactError
 from compllm.formats.checkpoint import read_tensor, tensor_files
-from compllm.formats.model_config import rms_norm_eps
+from compllm.formats.model_config import check_config, rms_norm_eps
 from compllm.formats.shape import BaseShape
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -41,7 +41,8 @@ Array = NDArray[Any]
 class Weights:
     """Arrays by name. `X.weight` is u8 [out, in] with `X.zero_point` u8 [out, 1] and `X.scale`
     f16 [out, 1], or f16 without them; `X.bias` f32 [out] where there is one. Norms and
-    `rope.inv_freq` are f32.
+    `rope.inv_freq` are f32. `LAYER.q_norm` and `LAYER.k_norm` are there where heads are normed,
+    `rope.layers` u8 [layers] where some layers are not rotated (0).
     """
 
     shape: BaseShape
@@ -49,6 +50,11 @@ class Weights:
     rms_eps: float
     rope_scaling: float  # factor on cos and sin; 1 but for some long-context variants
     max_seq_len: int
+
+    def is_rotated(self, layer: int) -> bool:
+        """Whether the layer's queries and keys have rotary embeddings."""
+        layers = self.arrays.get("rope.layers")
+        return layers is None or bool(layers[layer])
 
     @classmethod
     def load(cls, engine_dir: Path) -> Weights:
@@ -79,8 +85,7 @@ class Weights:
 
 
 def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None:
-    """Write `weights.safetensors` of a validated Llama or Qwen2 checkpoint into an existing
-    `out_dir`.
+    """Write `weights.safetensors` of a validated checkpoint into an existing `out_dir`.
 
     Peak memory is about one and a half copies of the result. Raises ArtefactError for an unknown
     dtype or a tensor that is missing or not finite.
@@ -90,7 +95,8 @@ def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None
     if dtype not in DTYPES:
         raise ArtefactError(f"dtype {dtype!r} is not known; known are {', '.join(DTYPES)}")
     config = json.loads((checkpoint_dir / "config.json").read_text())
-    shape = BaseShape.from_config(config)
+    decoder = check_config(config)
+    shape = decoder.shape
     inv_freq, scaling = _rope(checkpoint_dir)
     read = _reader(checkpoint_dir, dtype)
     arrays: dict[str, Array] = {}
@@ -122,11 +128,15 @@ def build_base(checkpoint_dir: Path, out_dir: Path, dtype: str = "int8") -> None
                 )
         arrays[f"{layer}.input_norm"] = read(f"{prefix}.input_layernorm.weight")
         arrays[f"{layer}.post_norm"] = read(f"{prefix}.post_attention_layernorm.weight")
+        for head_norm in ("q_norm", "k_norm") if decoder.has_head_norms else ():
+            arrays[f"{layer}.{head_norm}"] = read(f"{prefix}.self_attn.{head_norm}.weight")
     arrays["norm"] = read("model.norm.weight")
-    if not config.get("tie_word_embeddings", False):
+    if not decoder.is_tied:
         put("lm_head", read("lm_head.weight"))
     arrays["rope.inv_freq"] = inv_freq
     arrays["rope.scaling"] = np.array([scaling], np.float32)
+    if not all(decoder.rotated):
+        arrays["rope.layers"] = np.array(decoder.rotated, np.uint8)
     save_file(arrays, out_dir / WEIGHTS_FILE, metadata={"dtype": dtype})
 
 

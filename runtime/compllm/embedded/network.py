@@ -1,4 +1,4 @@
-"""OpenVINO graphs of a Llama or Qwen2 decoder over paged attention, with adapters.
+"""OpenVINO graphs of a decoder of the Llama kind over paged attention, with adapters.
 
 Takes `Weights`, gives `ov.Model`s that `runner.py` compiles. Tokens of all sequences lie flat on
 axis 0; inputs are those of OpenVINO's own paged-attention models, plus `adapter_slots` i32 [T]
@@ -138,7 +138,7 @@ class _Builder:
                 self._adapted(normed, layer, "qkv", adapters), 1, [q_size, kv_size, kv_size]
             ).outputs()
             attended = self._attention(
-                layer, self._rotate(q, s.num_heads), self._rotate(k, s.num_kv_heads), v
+                layer, self._turn(q, layer, "q_norm"), self._turn(k, layer, "k_norm"), v
             )
             hidden = ops.add(hidden, self._adapted(attended, layer, "o", adapters))
             normed = self._rms_norm(hidden, arrays[f"{layer}.post_norm"])
@@ -206,8 +206,18 @@ class _Builder:
             cos, sin = ops.multiply(cos, factor), ops.multiply(sin, factor)
         return cos, sin
 
+    def _turn(self, x: Any, layer: int, norm: str) -> Any:
+        """Heads [T, heads * head_dim] before they attend: normed where the model norms them, and
+        rotated, in the half-split form, where the layer is."""
+        s, weight = self.shape, self.weights.arrays.get(f"{layer}.{norm}")
+        num_heads = s.num_heads if norm == "q_norm" else s.num_kv_heads
+        if weight is not None:
+            heads = ops.reshape(x, np.array([-1, s.head_dim]), False)
+            size = np.array([-1, num_heads * s.head_dim])
+            x = ops.reshape(self._rms_norm(heads, weight), size, False)
+        return self._rotate(x, num_heads) if self.weights.is_rotated(layer) else x
+
     def _rotate(self, x: Any, num_heads: int) -> Any:
-        """Rotary embedding of [T, heads * head_dim] in the half-split form."""
         dim = self.shape.head_dim
         heads = ops.reshape(x, np.array([-1, num_heads, 1, dim]), False)
         table = [

@@ -81,6 +81,7 @@ class DecoderTable:
                 self._place(layer * len(GROUPS) + number, self._matrix(f"{layer}.{group}"))
             self._norm(2 * layer, f"{layer}.input_norm")
             self._norm(2 * layer + 1, f"{layer}.post_norm")
+            self._heads(layer)
         self._norm(2 * s.num_layers, "norm")
 
     def set(self, slot: int, adapter: Adapter) -> None:
@@ -155,6 +156,18 @@ class DecoderTable:
         weight = self._keep(self.weights.arrays[name])
         if self._library.compllm_table_norm(self.id, place, weight):
             raise AssertionError(f"no norm at {place}")
+
+    def _heads(self, layer: int) -> None:
+        """What happens to a layer's heads of queries and keys before they attend."""
+        arrays = self.weights.arrays
+        code = 0
+        if f"{layer}.q_norm" in arrays:
+            norms = (self._keep(arrays[f"{layer}.{name}_norm"]) for name in "qk")
+            code |= self._library.compllm_table_head_norms(self.id, layer, *norms)
+        if not self.weights.is_rotated(layer):
+            code |= self._library.compllm_table_unrotated(self.id, layer)
+        if code:
+            raise AssertionError(f"no layer {layer}")
 
     def _set_group(
         self,
@@ -237,6 +250,8 @@ def load_library(path: Path) -> Any:
     library.compllm_table_free.argtypes = [table]
     library.compllm_table_matrix.argtypes = [table, *([number] * 3), *([pointer] * 5)]
     library.compllm_table_norm.argtypes = [table, number, pointer]
+    library.compllm_table_head_norms.argtypes = [table, number, pointer, pointer]
+    library.compllm_table_unrotated.argtypes = [table, number]
     library.compllm_table_cache.argtypes = [table, *([number] * 3), *([pointer] * 2)]
     library.compllm_adapter_clear.argtypes = [table, number]
     library.compllm_adapter_set.argtypes = [

@@ -19,8 +19,11 @@ FAMILIES = {  # and their model_type
     "LlamaForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "MistralForCausalLM": "mistral",
+    "SmolLM3ForCausalLM": "smollm3",
 }
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM")  # what every engine takes
+ARCHITECTURES = tuple(FAMILIES)  # what the embedded engine takes
+_MISTRAL_WINDOW = 4096  # where a config has no such key; null is none
 _DEFAULT_RMS_EPS = 1e-6
 
 _SIZES = words(
@@ -31,7 +34,7 @@ _CHECKED = words(
     "architectures model_type hidden_act rms_norm_eps max_position_embeddings "
     "original_max_position_embeddings tie_word_embeddings attention_bias mlp_bias rope_theta "
     "rope_scaling rope_parameters use_sliding_window sliding_window max_window_layers layer_types "
-    "eos_token_id quantization_config"
+    "eos_token_id quantization_config no_rope_layers no_rope_layer_interval"
 )
 # Of training, of saving, of generate() and of other kinds of model.
 _WITHOUT_EFFECT = words(
@@ -79,6 +82,7 @@ class DecoderConfig:
     is_tied: bool  # the output matrix is the embedding
     biased: frozenset[str]  # linear layers with a bias
     has_head_norms: bool = False  # a norm over each head of queries and keys
+    rotated: tuple[bool, ...] = ()  # by layer: whether it has rotary embeddings
 
 
 def check_config(
@@ -105,9 +109,10 @@ def check_config(
     id_list(config.get("eos_token_id"), "config.json: eos_token_id", shape.vocab)
     return DecoderConfig(
         shape,
-        _flag(config, "tie_word_embeddings"),
+        _flag(config, "tie_word_embeddings", default=architecture == "SmolLM3ForCausalLM"),
         _biased(config, architecture),
         architecture == "Qwen3ForCausalLM",
+        _rotated(config, architecture, shape.num_layers),
     )
 
 
@@ -206,6 +211,8 @@ def _check_window(
 ) -> None:
     """Refuses layers that look back on less than the longest sequence."""
     window, kinds = config.get("sliding_window"), config.get("layer_types")
+    if architecture == "MistralForCausalLM":
+        window = config.get("sliding_window", _MISTRAL_WINDOW)
     if kinds is not None:
         if not isinstance(kinds, list) or len(kinds) != num_layers:
             raise ArtefactError(f"config.json: layer_types is {kinds!r}, not {num_layers} names")
@@ -214,8 +221,10 @@ def _check_window(
             raise ArtefactError(f"config.json: layer_types asks for {odd[0]!r}: not served")
         has_window = "sliding_attention" in kinds
     else:
-        is_asked = _flag(config, "use_sliding_window", default=architecture == "LlamaForCausalLM")
-        first = _given(config, "max_window_layers", 28 if architecture[:4] == "Qwen" else 0)
+        # Qwen and SmolLM3 have a switch; the others take a window that is named.
+        has_switch = architecture[:4] in ("Qwen", "Smol")
+        is_asked = _flag(config, "use_sliding_window", default=not has_switch)
+        first = _given(config, "max_window_layers", 28 if has_switch else 0)
         _number(first, "max_window_layers", kind=int, least=0)
         has_window = is_asked and window is not None and first < num_layers
     if not has_window:
@@ -228,11 +237,36 @@ def _check_window(
         )
 
 
+def _rotated(config: Mapping[str, Any], architecture: str, num_layers: int) -> tuple[bool, ...]:
+    """By layer. SmolLM3 rotates all layers but every fourth, or those that it lists (0: not)."""
+    listed, every = config.get("no_rope_layers"), config.get("no_rope_layer_interval")
+    if architecture != "SmolLM3ForCausalLM":
+        if listed or every:
+            raise ArtefactError(
+                f"config.json: no_rope_layers and no_rope_layer_interval belong to SmolLM3, not to "
+                f"a {architecture}"
+            )
+        return (True,) * num_layers
+    if listed is None:
+        interval = int(_number(_given(config, "no_rope_layer_interval", 4), "interval", kind=int))
+        return tuple(layer % interval != 0 for layer in range(1, num_layers + 1))
+    is_list = isinstance(listed, list) and len(listed) == num_layers
+    if not is_list or any(each not in (0, 1) for each in listed):
+        raise ArtefactError(
+            f"config.json: no_rope_layers is {listed!r}: expected {num_layers} of 0 and 1"
+        )
+    return tuple(map(bool, listed))
+
+
 def _biased(config: Mapping[str, Any], architecture: str) -> frozenset[str]:
-    """As transformers has them: Qwen2's are fixed, whatever its config says."""
+    """As transformers has them: Qwen2's are fixed and Mistral has none, whatever the config says.
+    Those of the MLP are Llama's and SmolLM3's alone."""
     attention, mlp = _flag(config, "attention_bias"), _flag(config, "mlp_bias")
     if architecture == "Qwen2ForCausalLM":
         return frozenset(ATTENTION_MODULES) - {"o_proj"}
+    if architecture == "MistralForCausalLM":
+        return frozenset()
+    mlp = mlp and architecture != "Qwen3ForCausalLM"
     return frozenset((*ATTENTION_MODULES * attention, *MLP_MODULES * mlp))
 
 

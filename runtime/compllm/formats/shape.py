@@ -15,7 +15,7 @@ MODULES = ATTENTION_MODULES + MLP_MODULES  # every linear layer that an adapter 
 
 @dataclass(frozen=True, slots=True)
 class BaseShape:
-    """Sizes of a Llama or Qwen2 decoder, and which model it is."""
+    """Sizes of a decoder, and which model it is."""
 
     num_layers: int
     hidden: int
@@ -37,6 +37,8 @@ class BaseShape:
         hidden = _positive(config, "hidden_size")
         num_heads = _positive(config, "num_attention_heads")
         num_kv_heads = _positive(config, "num_key_value_heads", num_heads)
+        # What transformers takes where a config names no size.
+        usual = 128 if config.get("model_type") == "qwen3" else hidden // num_heads
         if config.get("head_dim") is None and hidden % num_heads:
             raise ArtefactError(
                 f"config.json: hidden_size {hidden} is no multiple of {num_heads} heads"
@@ -51,7 +53,7 @@ class BaseShape:
             intermediate=_positive(config, "intermediate_size"),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
-            head_dim=_positive(config, "head_dim", hidden // num_heads),
+            head_dim=_positive(config, "head_dim", usual),
             vocab=_positive(config, "vocab_size"),
             name=name,
             sha256=sha256,

@@ -1,11 +1,13 @@
-"""Single flight: one engine request for all that ask the same at the same time; a bounded cache.
+"""Single flight: equal requests at the same time share one generation; a bounded response cache.
 
-Between `execute.py` and the engine, over all live queries. A shared request is one generation with
-its place in the admission queue, in a task of its own. The request that started it may leave. The
-generation goes on while any request waits for it, and is cancelled with the last one.
+It stands between `execute.py` and the engine, for all live queries. A shared request is one
+generation in a task of its own, with a place in the admission queue. The request that started it
+may leave. The generation runs while any request waits for it. It is cancelled when the last one
+leaves.
 
-What is shared: a response, and a refusal of the request itself, which would come again. Any other
-failure belongs to that one generation. Those that had joined it take a second one together.
+Two outcomes are shared: a response, and a refusal of the request itself, because the engine would
+refuse it again. Any other failure concerns that one generation only. The requests that had joined
+it then share a second generation.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ _Response = tuple[str, Chunk]
 class SharingStats:
     """What sharing has saved since the start."""
 
-    num_running: int = 0  # shared requests now, those in the admission queue too
+    num_running: int = 0  # shared requests now, also those in the admission queue
     num_flights: int = 0  # shared requests so far
-    num_joined: int = 0  # requests that joined one that was there
+    num_joined: int = 0  # requests that joined a running shared request
     num_handed_over: int = 0  # the first request left while others waited
     num_refused_failures: int = 0  # failures that were not shared: the request was sent again
     num_cache_hits: int = 0
@@ -40,19 +42,19 @@ class SharingStats:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A response, and where it came from."""
+    """A response and its source."""
 
     text: str
     last: Chunk
-    started_s: float  # of the loop's clock: sent to the engine; from the cache: when it was asked
-    is_shared: bool  # it joined a request that was there, or came from the cache
+    started_s: float  # by the loop's clock, when it was sent to the engine or read from the cache
+    is_shared: bool  # from a request that was already running, or from the cache
 
 
 class SingleFlight:
-    """All generations of nodes. One per event loop; close it.
+    """All generations of nodes. One instance per event loop; close it.
 
-    is_shared: off, each request is sent by itself. cache_size: responses kept for cache_ttl_s
-    seconds after they came; the least recently used one goes first.
+    is_shared: if False, each request is sent by itself. cache_size: the number of responses kept,
+    each for cache_ttl_s seconds. The least recently used response is dropped first.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class SingleFlight:
         self._is_shared = is_shared
         self._cache: MutableMapping[Hashable, _Response] = TTLCache(cache_size, cache_ttl_s, clock)
         self._can_cache = cache_size > 0
-        self._joinable: dict[Hashable, SharedRequest] = {}  # by what makes requests the same
+        self._joinable: dict[Hashable, SharedRequest] = {}  # by `_key`
         self._tasks: set[asyncio.Task[None]] = set()
         self._num_flights = self._num_joined = self._num_handed_over = 0
         self._num_refused_failures = self._num_cache_hits = 0
@@ -76,11 +78,11 @@ class SingleFlight:
     async def generate(
         self, request: GenerateRequest, slot: AdmissionTicket, on_start: OnStart
     ) -> Outcome:
-        """The response to this request or to one like it.
+        """The response to this request or to an equal one.
 
-        slot: its place in the queue, not entered yet. on_start: called when it goes to the engine,
-        and again when it is sent a second time. Raises BackendError as the backend and admission
-        do.
+        slot: the request's place in the queue, not entered yet. on_start: called when the request
+        goes to the engine, and again if it is sent a second time. Raises the BackendErrors of the
+        backend and of admission.
         """
         key = _key(request) if self._is_shared else None
         if self._can_cache and (known := self._cache.get(key)) is not None:
@@ -110,12 +112,12 @@ class SingleFlight:
         )
 
     def check(self) -> None:
-        """Raises AssertionError where a request could join one that no longer runs."""
+        """Raises AssertionError if a request could join one that has ended."""
         ended = [each for each in self._joinable.values() if each.task not in self._tasks]
-        assert not ended, f"{len(ended)} shared requests have ended and can be joined"
+        assert not ended, f"{len(ended)} shared requests have ended but can still be joined"
 
     async def aclose(self) -> None:
-        """Cancel all that run."""
+        """Cancel all running generations."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
@@ -124,14 +126,14 @@ class SingleFlight:
     async def _join_or_start(
         self, key: Hashable, request: GenerateRequest, slot: AdmissionTicket, on_start: OnStart
     ) -> Outcome:
-        shared = self._joinable.get(key)  # never one without a key
+        shared = self._joinable.get(key)  # none if the key is None
         is_joined = shared is not None
         waiter = Waiter(on_start, asyncio.get_running_loop().create_future())
         if shared is None:
             shared = self._launch(key, request, slot)
         else:
             self._num_joined += 1
-            # It may wait in the queue for a query that is less urgent than this one.
+            # The shared request may have the place of a less urgent query in the queue.
             shared.slot.promote(slot)
         shared.add(waiter)
         try:
@@ -178,7 +180,7 @@ class SingleFlight:
             raise
         else:
             self._forget(key, shared)
-            # An empty one is a failure, whose remedy is to ask another expert.
+            # An empty response is a failure: the caller asks another expert.
             if self._can_cache and key is not None and text.strip():
                 self._cache[key] = text, last
             shared.finish((text, last))
@@ -200,8 +202,8 @@ class Waiter:
 class SharedRequest:
     """One generation and the requests that wait for it.
 
-    Each has a future of its own, which is set here: it goes on one turn of the loop after the
-    engine's last chunk.
+    Each request waits for a future of its own, which is set here. So it resumes one turn of the
+    event loop after the engine's last chunk.
     """
 
     slot: AdmissionTicket
@@ -234,7 +236,7 @@ class SharedRequest:
 
 
 class _NotShared(Exception):
-    """The request that was joined failed in a way that a request of one's own need not."""
+    """The joined request failed, but a new request need not fail."""
 
     def __init__(self, error: BackendError) -> None:
         super().__init__(str(error))
@@ -242,7 +244,7 @@ class _NotShared(Exception):
 
 
 def _key(request: GenerateRequest) -> Hashable:
-    """What makes two requests the same; None for one whose tokens are drawn by chance."""
+    """Equal for requests that can share a response; None if tokens are sampled at random."""
     if request.sampling.temperature != 0:
         return None
     return (

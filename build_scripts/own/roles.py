@@ -1,0 +1,148 @@
+"""A generator or an aggregator of one's own: trained for the base in use, put into the project.
+
+The data of a generator are a user's decompositions, else the sets of make_datasets.py, which are
+made once. Those of an aggregator are its sets. `install` puts the adapter into the project, as
+`experts.py` does it with an expert's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from compllm.build_scripts.fetch_base import ensure_base
+from compllm.build_scripts.json_lines import read_json_lines
+from compllm.build_scripts.own.experts import install_role
+from compllm.build_scripts.own.project import Project
+from compllm.build_scripts.staging import say
+from compllm.build_scripts.train_lora import train_adapter
+from compllm.build_scripts.training.settings import TrainSettings
+from compllm.errors import ConfigError, PlanError
+from compllm.paths import home_dir
+from compllm.plan import PlanLimits, format_plan, parse_plan
+from compllm.prompts import TEMPLATES
+
+ROLES = ("generator", "aggregator")
+MIN_PLANS = 20  # fewer teach no form
+_HELD_OUT = 10  # every tenth plan is for validation
+_SETS = {
+    "generator": ("generator", "generator-more"),
+    "aggregator": ("aggregator", "aggregator-more"),
+}
+_SETTINGS = TrainSettings(
+    learning_rate=1e-3,
+    epochs=2,
+    max_tokens=512,
+    num_evaluations=6,
+    patience=6,
+    validation_tokens=8000,
+)
+
+Record = dict[str, Any]
+
+
+def read_plans(path: Path, limits: PlanLimits) -> list[Record]:
+    """Records of a generator's data set, of a file of decompositions.
+
+    A line is `question` with `plan`, the lines of a plan as text, or with `steps` and `parents`,
+    which count from 0. Raises ConfigError that names the line.
+    """
+    found: dict[str, Record] = {}
+    for number, record in read_json_lines(path, ("question",)):
+        where, question = f"{path}: line {number}", record["question"]
+        if not isinstance(question, str) or not question.strip():
+            raise ConfigError(f"{where}: question is {question!r}: expected a text")
+        given = record.get("plan", record)
+        if given is record and "steps" not in record:
+            raise ConfigError(f"{where} has neither 'plan' nor 'steps'")
+        try:
+            plan = parse_plan(given if isinstance(given, str) else json.dumps(given), limits)
+        except PlanError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        text = format_plan(plan.sub_queries).removesuffix("\n")
+        if (known := found.get(question)) is not None and known["plan"] != text:
+            raise ConfigError(f"{where}: {question[:60]!r} has another plan in an earlier line")
+        found[question] = {"source": "own", "question": question.strip(), "plan": text}
+    if len(found) < MIN_PLANS:
+        raise ConfigError(f"{path} has {len(found)} plans: give at least {MIN_PLANS}")
+    return [{"id": f"own-{place}", **record} for place, record in enumerate(found.values())]
+
+
+def train_role(
+    project: Project, role: str, plans: Path | None, *, epochs: float | None, max_minutes: float
+) -> str:
+    """Train it and put it into the project; returns one sentence on what is served now.
+
+    Raises ConfigError, ArtefactError, and KeyboardInterrupt where a signal stopped the training: a
+    run that is started again with the same arguments goes on.
+    """
+    base, template = ensure_base(), project.catalogue.template
+    if plans is None:
+        sets = _own_sets(role)
+        key = "sets"
+    else:
+        records = read_plans(plans, project.config.limits.plan)
+        key = hashlib.sha256(json.dumps(records).encode()).hexdigest()[:12]
+    settings = replace(_SETTINGS, epochs=epochs or _SETTINGS.epochs, max_minutes=max_minutes)
+    run = hashlib.sha256(repr((key, settings, str(base))).encode()).hexdigest()[:12]
+    work = home_dir() / "training" / "own" / f"{role}-{run}"
+    work.mkdir(parents=True, exist_ok=True)
+    if plans is not None:
+        sets = [_written(records, work / "data")]
+    say(f"training the {role} for {settings.epochs:g} epochs, {max_minutes:g} minutes at most")
+    manifest = train_adapter(
+        sets,
+        work / role,
+        settings,
+        checkpoint=base,
+        template=next(name for name, each in TEMPLATES.items() if each == template),
+        work=work,
+    )
+    if manifest is None:
+        raise KeyboardInterrupt
+    if (best := manifest["best"]) is not None:
+        say(f"held-out accuracy: {best['exact']:.0%} written exactly (loss {best['loss']:.4f})")
+    name = f"{role}-{manifest['sha256'][:8]}"
+    outcome = install_role(project, role, name, work / role)
+    shutil.rmtree(work, ignore_errors=True)
+    return outcome
+
+
+def _own_sets(role: str) -> list[Path]:
+    """The folders of the role's sets, made where they are missing."""
+    from compllm.build_scripts.datasets.sets import Settings, make_sets
+    from compllm.build_scripts.make_datasets import write_sets
+
+    folder = (home_dir() / "datasets").absolute()
+    wanted = [folder / name for name in _SETS[role]]
+    if not all((each / "train.jsonl").is_file() for each in wanted):
+        if folder.is_dir() and any(folder.iterdir()):
+            raise ConfigError(
+                f"{folder} holds other sets, without {', '.join(_SETS[role])}: remove it, or make "
+                "them there with make_datasets.py"
+            )
+        say("making the data sets, once, in about two minutes")
+        settings = Settings()
+        files, notes = make_sets(settings)
+        write_sets(folder, files, settings, notes, ensure_base())
+    return wanted
+
+
+def _written(records: Sequence[Record], folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for split, rows in (("train", _rows(records, False)), ("validation", _rows(records, True))):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+def _rows(records: Sequence[Record], is_held_out: bool) -> Iterator[Record]:
+    for place, record in enumerate(records):
+        if (place % _HELD_OUT == _HELD_OUT - 1) is is_held_out:
+            yield record
