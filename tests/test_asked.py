@@ -46,6 +46,7 @@ def test_a_step_that_is_only_named_is_not(query: str) -> None:
     "query",
     [
         "Translate CGA, then tell me how many codons that amino acid has.",
+        "Translate CGA, and let me know how many codons that amino acid has.",
         "find the amino acid that CGA encodes. how many codons does that amino acid have?",
         "Write the amino acid for CGA and say how many codons it has.",
         "CGA encodes something. Name the amino acid and say how many codons it has.",
@@ -54,6 +55,13 @@ def test_a_step_that_is_only_named_is_not(query: str) -> None:
 def test_a_command_asks_for_its_result(query: str) -> None:
     lines = AMINO, SubQuery(2, "How many codons does #1 have?", (1,))
     assert ids(query, *lines) == (1, 2)
+
+
+def test_transcribing_asks_for_the_strand() -> None:
+    query = "Transcribe the template strand GCT, and let me know which amino acid that codon gives."
+    strand = SubQuery(1, "What mRNA is made from the template strand GCT?")
+    amino = SubQuery(2, "Which amino acid does #1 encode?", (1,))
+    assert ids(query, strand, amino) == (1, 2)
 
 
 def test_a_command_inside_a_clause_is_a_step_on_the_way() -> None:

@@ -17,7 +17,8 @@ from compllm.prompts import REFERENCE
 from compllm.types import SubQuery
 
 _HEADS = (
-    r"what|which|how|who|whose|where|when|is|are|does|do|has|have|can|in which|tell|give|name|say"
+    r"what|which|how|who|whose|where|when|is|are|does|do|has|have|can|in which|tell|give|name|say|"
+    r"let me know"
 )
 _NOUNS = r"the|its|their|that|whether|also|finally"
 _CLAUSE = re.compile(
@@ -28,12 +29,13 @@ _CLAUSE = re.compile(
 _ASKS = re.compile(
     r"\b(?:what|which|how [a-z]+|who|where|whose)\b"
     r"|^(?:(?:and|then|also|please|finally) )*(?:is|are|does|do|has|have|its|their)\b"
-    r"|\b(?:tell me|give me|name|state|say|list|i need|i want|i would like|show me)\b"
+    r"|\b(?:tell me|let me know|give me|name|state|say|list|i need|i want|i would like|show me)\b"
     r"|\bi'(?:d like|m after)\b"
-    r"|^(?:(?:and|then|also|please|first) )*(?:find|identify|translate|write (?:the|down))\b"
+    r"|^(?:(?:and|then|also|please|first) )*"
+    r"(?:find|identify|transcribe|translate|write (?:the|down))\b"
 )
 _CONDITION = re.compile(
-    r"^(?:(?:and|then) )*(?:if|when|given|suppose|assume|let|"
+    r"^(?:(?:and|then) )*(?:if|when|given|suppose|assume|let(?! me know)|"
     r"write(?! (?:the|down)\b)|call|take|start|starting)\b"
 )
 _CONTINUES = re.compile(rf"^(?:(?:and|then|also|finally) )*(?:{_NOUNS})\b")
