@@ -43,6 +43,7 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         metavar="N",
         help="minutes at most, 0 is no limit; default: 60",
     )
+    add("--yes", action="store_true", help="replace a trained adapter by a much worse one, too")
     add("--config", type=Path, metavar="FILE", help="the project's file; default: see above")
     return parser
 
@@ -66,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
         options.plans,
         epochs=options.epochs,
         max_minutes=options.max_minutes,
+        is_yes=options.yes,
     )
     print(f"the project has its own {options.role}: {outcome}")
 

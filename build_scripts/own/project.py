@@ -201,8 +201,8 @@ class Project:
             del catalogue["adapters"][adapter]
 
     def set_role(self, role: str, name: str, adapter_id: int) -> None:
-        """The adapter of the generator or of the aggregator. The one before goes, unless another
-        part names it."""
+        """The adapter of the generator or of the aggregator. The one before goes, unless it is
+        shipped or another part names it."""
         catalogue = _catalogue(self._document)
         before = catalogue.get(role, {}).get("adapter")
         self._add_adapter(NewExpert(name, "", adapter_id, ()), adapter_id)
@@ -211,7 +211,9 @@ class Project:
         catalogue[role]["adapter"] = name
         users = [each.get("adapter") for each in catalogue.get("experts", ())]
         users += [catalogue.get(each, {}).get("adapter") for each in ("generator", "aggregator")]
-        if before is not None and before in catalogue["adapters"] and before not in users:
+        table = catalogue["adapters"].get(before) if before is not None else None
+        is_shipped = table is not None and str(table.get("path", "")).startswith(SHIPPED)
+        if table is not None and not is_shipped and before not in users:
             del catalogue["adapters"][before]
 
     def set_head(self, head: str | None) -> None:

@@ -29,6 +29,7 @@ from compllm.prompts import TEMPLATES
 
 ROLES = ("generator", "aggregator")
 MIN_PLANS = 20  # fewer teach no form
+_LEAST_EXACT = 0.5  # of the held-out examples, where a trained adapter is replaced
 _HELD_OUT = 10  # every tenth plan is for validation
 _SETS = {
     "generator": ("generator", "generator-more"),
@@ -69,12 +70,18 @@ def read_plans(path: Path, limits: PlanLimits) -> list[Record]:
             raise ConfigError(f"{where}: {question[:60]!r} has another plan in an earlier line")
         found[question] = {"source": "own", "question": question.strip(), "plan": text}
     if len(found) < MIN_PLANS:
-        raise ConfigError(f"{path} has {len(found)} plans: give at least {MIN_PLANS}")
+        raise ConfigError(f"{path} has {len(found)} different plans: give at least {MIN_PLANS}")
     return [{"id": f"own-{place}", **record} for place, record in enumerate(found.values())]
 
 
 def train_role(
-    project: Project, role: str, plans: Path | None, *, epochs: float | None, max_minutes: float
+    project: Project,
+    role: str,
+    plans: Path | None,
+    *,
+    epochs: float | None,
+    max_minutes: float,
+    is_yes: bool = False,
 ) -> str:
     """Train it and put it into the project; returns one sentence on what is served now.
 
@@ -107,10 +114,22 @@ def train_role(
         raise KeyboardInterrupt
     if (best := manifest["best"]) is not None:
         say(f"held-out accuracy: {best['exact']:.0%} written exactly (loss {best['loss']:.4f})")
+        _check_worth(project, role, best["exact"], is_yes=is_yes)
     name = f"{role}-{manifest['sha256'][:8]}"
     outcome = install_role(project, role, name, work / role)
     shutil.rmtree(work, ignore_errors=True)
     return outcome
+
+
+def _check_worth(project: Project, role: str, exact: float, *, is_yes: bool) -> None:
+    """A trained adapter is not replaced by one that writes hardly anything rightly."""
+    catalogue = project.catalogue
+    before = catalogue.generator if role == "generator" else catalogue.aggregator
+    if before is not None and exact < _LEAST_EXACT and not is_yes:
+        raise ConfigError(
+            f"it writes {exact:.0%} of the held-out examples exactly, and the project has the "
+            f"{role} {before.name}: nothing was changed. Give more plans or more time, or --yes"
+        )
 
 
 def _own_sets(role: str) -> list[Path]:

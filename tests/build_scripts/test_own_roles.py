@@ -62,7 +62,7 @@ def test_a_bad_decomposition_is_named(last: dict[str, object], said: str, tmp_pa
 
 
 def test_too_few_plans_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has 19 plans: give at least 20"):
+    with pytest.raises(ConfigError, match="has 19 different plans: give at least 20"):
         read_plans(plans(tmp_path, 19), LIMITS)
 
 
@@ -72,7 +72,7 @@ def test_a_trained_generator_is_the_projects_and_replaces_the_one_before(
     names = []
     for count in (20, 40):
         path = plans(tmp_path, count)
-        outcome = train_role(project, "generator", path, epochs=1, max_minutes=0)
+        outcome = train_role(project, "generator", path, epochs=1, max_minutes=0, is_yes=True)
         assert outcome == "no server runs: `compllm up` serves it"
         generator = Project(project.path).catalogue.generator
         assert generator is not None
@@ -81,7 +81,9 @@ def test_a_trained_generator_is_the_projects_and_replaces_the_one_before(
         assert [each.name for each in (project.folder / "adapters").iterdir()] == [generator.name]
     assert len(set(names)) == 2
     before = files(project.folder)
-    again = train_role(project, "generator", path, epochs=1, max_minutes=0)
+    with pytest.raises(ConfigError, match="writes 0% of the held-out examples exactly"):
+        train_role(Project(project.path), "generator", path, epochs=1, max_minutes=0)
+    again = train_role(project, "generator", path, epochs=1, max_minutes=0, is_yes=True)
     assert again == "it is the one that the project has, nothing was changed"
     assert files(project.folder) == before
     assert "held-out accuracy: " in capsys.readouterr().err
@@ -144,6 +146,11 @@ def test_the_command_hands_its_options_on(
     monkeypatch.setattr(script, "train_role", trained)
     monkeypatch.chdir(project.folder)
     assert run(["train", "aggregator", "--max-minutes", "2"]) == 0
-    assert seen == [project.path, "aggregator", None, {"epochs": None, "max_minutes": 2.0}]
+    assert seen == [
+        project.path,
+        "aggregator",
+        None,
+        {"epochs": None, "max_minutes": 2.0, "is_yes": False},
+    ]
     assert capsys.readouterr().out == "the project has its own aggregator: served\n"
     assert roles.ROLES == ("generator", "aggregator")

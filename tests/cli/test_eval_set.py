@@ -35,11 +35,11 @@ def test_the_page_counts_answers_plans_routes_and_times(
     assert run(["eval", "--questions", str(path)]) == 0
     out = capsys.readouterr().out
     assert "3 questions, 0 failed" in out
-    assert "right      1 of 2 (50%)" in out
+    assert "right       1 of 2 (50%)" in out
     assert "thirty or 31" in out
     assert "by sub-queries: 3 of 3" in out
-    assert "routes     chemistry 6, base 3" in out
-    assert "whole      p50 " in out
+    assert "routes      chemistry 6, base 3" in out
+    assert "whole       p50 " in out
 
 
 @scripted

@@ -222,15 +222,15 @@ def _show(asked: Sequence[Asked], summary: dict[str, Any]) -> None:
     print(f"{counted(summary['questions'], 'question')}, {summary['failed']} failed")
     if summary["known"]:
         share = summary["right"] / summary["known"]
-        print(f"right      {summary['right']} of {summary['known']} ({share:.0%})")
-    print(f"low        {summary['low_confidence']} marked as low in confidence")
+        print(f"right       {summary['right']} of {summary['known']} ({share:.0%})")
+    print(f"low         {summary['low_confidence']} marked as low in confidence")
     plans = summary["plans"]
     steps = ", ".join(f"{count} of {size}" for size, count in plans["sub_queries"].items())
-    print(f"plans      by sub-queries: {steps or '-'}")
-    print(f"           {plans['without_a_plan']} without a plan, {plans['fallbacks']} fallbacks")
+    print(f"plans       by sub-queries: {steps or '-'}")
+    print(f"            {plans['without_a_plan']} without a plan, {plans['fallbacks']} fallbacks")
     routes = ", ".join(f"{name} {count}" for name, count in summary["routes"].items())
-    print(f"routes     {routes or '-'}")
+    print(f"routes      {routes or '-'}")
     for name, times in summary["seconds"].items():
         if times:
             label = name.replace("_", " ")
-            print(f"{label:11}p50 {times['p50']:.2f} s, p95 {times['p95']:.2f} s")
+            print(f"{label:12}p50 {times['p50']:.2f} s, p95 {times['p95']:.2f} s")
