@@ -21,11 +21,11 @@ from compllm.build_scripts.routing.questions import (
 from compllm.paths import resource_dir
 
 FILE = "questions.jsonl"  # in the folder of the heads
-_OF_A_TOPIC, _ORDINARY = 60, 300
+_OF_A_TOPIC, _ORDINARY = 200, 1000
 
 
 def write_taught(folder: Path, questions: Sequence[Question], seed: int) -> Path:
-    """The file, with at most 60 questions of a generated topic, and 300 for no expert."""
+    """The file, with at most 200 questions of a generated topic, and 1,000 for no expert."""
     drawn = [question for question in questions if question.topic.startswith(GENERATED)]
     ordinary = [question for question in drawn if question.topic == ORDINARY]
     others = [question for question in drawn if question.topic != ORDINARY]

@@ -16,15 +16,19 @@ def many(expert: str | None, topic: str, count: int) -> list[Question]:
 
 def test_a_share_of_each_generated_topic_is_written(tmp_path: Path) -> None:
     given = [
-        *many("law", "set-law", 90),
+        *many("law", "set-law", 250),
         *many("law", "set-law-line", 5),
         *many("law", "example-law", 7),
-        *many(None, ORDINARY, 400),
+        *many(None, ORDINARY, 1100),
         *many(None, "astronomy", 9),
     ]
     path = write_taught(tmp_path, given, seed=0)
     kept = read_questions(path)
-    assert Counter(each.topic for each in kept) == {"set-law": 60, "set-law-line": 5, ORDINARY: 300}
+    assert Counter(each.topic for each in kept) == {
+        "set-law": 200,
+        "set-law-line": 5,
+        ORDINARY: 1000,
+    }
     assert set(kept) <= set(given)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
