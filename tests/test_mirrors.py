@@ -31,6 +31,7 @@ COVERED_BY: Mapping[str, tuple[str, ...]] = {
     "cli/test_expert_cli": (
         *("cli.base", "cli.init", "cli.expert_add", "cli.expert_change", "cli.expert_try"),
     ),
+    "cli/test_eval_set": ("cli.known_questions",),
     "cli/test_cli": ("cli.app", "cli.console", "cli.server", "cli.shared"),
     "cli/test_plan_cli": ("cli.question_file",),
     "cli/test_view": ("printable",),

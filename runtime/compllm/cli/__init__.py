@@ -4,7 +4,7 @@ app                                         the `compllm` command; experts and d
 ask plan server train eval route explain replay simulate     commands in modules of their own
 init expert base                            a user's own folder, experts and base
 expert_add expert_try expert_change         commands of experts, and what they share
-eval_set                                    a user's own questions, asked and counted
+eval_set known_questions                    a user's own questions, asked and counted
 shared console view draw question_file      what several commands use
 doctor doctor_gpu doctor_url prepare        what is installed, and what `up` makes first
 """

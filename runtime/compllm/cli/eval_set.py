@@ -1,23 +1,22 @@
 """`compllm eval --questions FILE`: a set of one's own, asked of the whole path.
 
 Reports how many answers are as expected, what the plans and routes look like, and how long answers
-take. The file is that of `compllm expert test`: text with a question a line, JSON lines or CSV. A
-line may have `answer`, or `accept`: a list of parts, each a list of alternatives. An answer is
-right where it holds the expected text, or an alternative of every part, as whole words.
+take. known_questions.py reads the file and says which answers are right.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import statistics
+import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compllm.cli.console import print_json, print_table, progress, write
+from compllm.cli.console import print_json, print_table, progress, say
+from compllm.cli.known_questions import Item, read_items
 from compllm.cli.shared import connected, read_settings, with_server
 from compllm.errors import ConfigError, DeadlineExceeded, QueryError
 from compllm.plural import counted
@@ -28,17 +27,6 @@ if TYPE_CHECKING:
     from compllm.types import Answer
 
 _MOST_WRONG = 20  # wrong answers that the page shows
-_UNKNOWN = "i do not know"
-
-Parts = tuple[tuple[str, ...], ...]  # alternatives of each part of an answer
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A question, and what its answer must hold; nothing where that is not known."""
-
-    question: str
-    expected: Parts = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +43,10 @@ class Asked:
 
     @property
     def is_right(self) -> bool:
-        return bool(self.item.expected) and holds(self.text, self.item.expected)
+        return self.item.is_right(self.text)
+
+
+Keep = Callable[[Asked], None]
 
 
 def evaluate(
@@ -67,62 +58,44 @@ def evaluate(
     *,
     is_json: bool,
 ) -> None:
-    """The command. Raises ConfigError for a file that cannot be read, ServerError."""
+    """The command. Raises ConfigError for a file that cannot be read or written, ServerError."""
     items = read_items(questions)
     settings = with_server(read_settings(config, url))[0]
-    asked = asyncio.run(_ask_all(items, settings, at_once))
+    with _kept(out) as keep:
+        asked = asyncio.run(_ask_all(items, settings, at_once, keep))
     summary = summarise(asked)
-    if out is not None:
-        lines = "".join(f"{line}\n" for line in map(_line, asked))
-        write(lines, out)
     if is_json:
         return print_json({**summary, "lines": [_record(each) for each in asked]})
     _show(asked, summary)
 
 
-def read_items(path: Path) -> tuple[Item, ...]:
-    """Raises ConfigError that names the line, and for a file without questions."""
-    from compllm.build_scripts.own.examples import read_records, text_of
+@contextmanager
+def _kept(out: Path | None) -> Iterator[Keep]:
+    """Yields what writes a line of an answer at once, into a file that becomes `out` at the end."""
+    if out is None:
+        yield lambda asked: None
+        return
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
 
-    items = []
-    for number, record in read_records(path):
-        where = f"{path}: line {number}"
-        items.append(Item(text_of(record, "question", where), _expected(record, where)))
-    if not items:
-        raise ConfigError(f"{path} has no question: give one a line, or JSON lines or CSV")
-    return tuple(items)
+            def keep(asked: Asked) -> None:
+                file.write(json.dumps(_record(asked), ensure_ascii=False) + "\n")
+                file.flush()
 
-
-def _expected(record: dict[str, Any], where: str) -> Parts:
-    accept = record.get("accept")
-    if accept is None:
-        answer = record.get("answer")
-        if answer is None or answer == "":
-            return ()
-        accept = [[answer]]
-    is_list = isinstance(accept, list) and bool(accept)
-    if not is_list or not all(isinstance(part, list) and part for part in accept):
-        raise ConfigError(f"{where}: accept is {accept!r}: expected a list of lists of texts")
-    for text in (text for part in accept for text in part):
-        if not isinstance(text, str) or not _words(text):
-            raise ConfigError(f"{where}: the expected answer is {text!r}: expected a text")
-    return tuple(tuple(part) for part in accept)
+            try:
+                yield keep
+            except BaseException:
+                say(f"the answers so far are in {partial}")
+                raise
+        partial.replace(out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}") from error
 
 
-def holds(answer: str, expected: Parts) -> bool:
-    """Whether an alternative of every part stands in the answer, as whole words or numbers."""
-    said = f" {_words(answer)} "
-    if _UNKNOWN in said:
-        return all(any(_UNKNOWN in _words(one) for one in part) for part in expected)
-    return all(any(f" {_words(one)} " in said for one in part) for part in expected)
-
-
-def _words(text: str) -> str:
-    """Small words with a blank between; a sign or a point within a number stays."""
-    return " ".join(re.findall(r"[-+]?\d+(?:[.,]\d+)*|[^\W_]+(?:['-][^\W_]+)*", text.casefold()))
-
-
-async def _ask_all(items: Sequence[Item], settings: Config, at_once: int) -> list[Asked]:
+async def _ask_all(
+    items: Sequence[Item], settings: Config, at_once: int, keep: Keep
+) -> list[Asked]:
     from rich.console import Console
 
     turns = asyncio.Semaphore(at_once)
@@ -132,6 +105,7 @@ async def _ask_all(items: Sequence[Item], settings: Config, at_once: int) -> lis
             async def ask(item: Item) -> Asked:
                 async with turns:
                     asked = await _ask(llm, item)
+                keep(asked)
                 advance(1)
                 return asked
 
@@ -174,11 +148,12 @@ def summarise(asked: Sequence[Asked]) -> dict[str, Any]:
 
 
 def _times(seconds: Sequence[float]) -> dict[str, float] | None:
+    import numpy as np
+
     if not seconds:
         return None
-    percentiles = statistics.quantiles(seconds, n=100, method="inclusive") if seconds[1:] else None
-    p95 = percentiles[94] if percentiles else seconds[0]
-    return {"p50": round(statistics.median(seconds), 4), "p95": round(p95, 4)}
+    p50, p95 = np.percentile(seconds, (50, 95))
+    return {"p50": round(float(p50), 4), "p95": round(float(p95), 4)}
 
 
 def _record(asked: Asked) -> dict[str, Any]:
@@ -189,48 +164,41 @@ def _record(asked: Asked) -> dict[str, Any]:
     if asked.error:
         record["error"] = asked.error
     if answer is not None:
-        steps = zip(answer.plan.sub_queries, answer.nodes, strict=False)  # partial: fewer nodes
         record |= {
             "steps": [sub_query.text for sub_query in answer.plan.sub_queries],
-            "experts": [node.expert for _, node in steps],
+            "experts": [node.expert for node in answer.nodes],
             "confidence": answer.confidence,
             "seconds": round(answer.timings.total_s, 4),
         }
     return record
 
 
-def _line(asked: Asked) -> str:
-    import json
-
-    return json.dumps(_record(asked), ensure_ascii=False)
-
-
 def _show(asked: Sequence[Asked], summary: dict[str, Any]) -> None:
     wrong = [each for each in asked if each.error or (each.item.expected and not each.is_right)]
     if wrong:
         rows = [
-            (
-                each.item.question,
-                each.error or each.text,
-                "; ".join(" or ".join(part) for part in each.item.expected) or "-",
-            )
+            (each.item.question, each.error or each.text, each.item.shown)
             for each in wrong[:_MOST_WRONG]
         ]
         print_table(("question", "answer", "expected"), rows)
         if len(wrong) > _MOST_WRONG:
             print(f"and {len(wrong) - _MOST_WRONG} more: --out FILE has them all")
     print(f"{counted(summary['questions'], 'question')}, {summary['failed']} failed")
+    for name, text in _lines(summary):
+        print(f"{name:12}{text}")
+
+
+def _lines(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if summary["known"]:
         share = summary["right"] / summary["known"]
-        print(f"right       {summary['right']} of {summary['known']} ({share:.0%})")
-    print(f"low         {summary['low_confidence']} marked as low in confidence")
+        yield "right", f"{summary['right']} of {summary['known']} ({share:.0%})"
+    yield "low", f"{summary['low_confidence']} marked as low in confidence"
     plans = summary["plans"]
     steps = ", ".join(f"{count} of {size}" for size, count in plans["sub_queries"].items())
-    print(f"plans       by sub-queries: {steps or '-'}")
-    print(f"            {plans['without_a_plan']} without a plan, {plans['fallbacks']} fallbacks")
+    yield "plans", f"by sub-queries: {steps or '-'}"
+    yield "", f"{plans['without_a_plan']} without a plan, {plans['fallbacks']} fallbacks"
     routes = ", ".join(f"{name} {count}" for name, count in summary["routes"].items())
-    print(f"routes      {routes or '-'}")
+    yield "routes", routes or "-"
     for name, times in summary["seconds"].items():
         if times:
-            label = name.replace("_", " ")
-            print(f"{label:12}p50 {times['p50']:.2f} s, p95 {times['p95']:.2f} s")
+            yield name.replace("_", " "), f"p50 {times['p50']:.2f} s, p95 {times['p95']:.2f} s"

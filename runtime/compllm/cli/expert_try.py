@@ -11,8 +11,9 @@ import typer
 
 from compllm.cli.console import print_json, print_table, say
 from compllm.cli.expert_change import NameArgument, load_encoder
+from compllm.cli.known_questions import read_items
 from compllm.cli.shared import ConfigOption, JsonOption, read_settings, with_server
-from compllm.errors import ConfigError, ServerError
+from compllm.errors import ServerError
 from compllm.plural import counted
 
 if TYPE_CHECKING:
@@ -48,42 +49,32 @@ def try_expert(
     settings = read_settings(config, url)
     catalogue = catalogue_of(settings)
     catalogue.expert(name)
-    asked = _asked(questions)
+    items = read_items(questions)
+    texts = [item.question for item in items]
     encoder = load_encoder()
     router = asyncio.run(Router.build(catalogue, encoder))
-    routes = _routes(router, encoder, [text for text, _ in asked])
-    answers = _answers(settings, [text for text, _ in asked])
-    records = [
-        {"question": text, "expert": route, "answer": answer, "expected": expected}
-        for (text, expected), route, answer in zip(asked, routes, answers, strict=True)
-    ]
+    routes = _routes(router, encoder, texts)
+    answers = _answers(settings, texts)
+    found = list(zip(items, routes, answers, strict=True))
     num_routed = sum(route == name for route in routes)
-    known = [each for each in records if each["answer"] is not None and each["expected"]]
-    num_right = sum(_is_right(str(each["answer"]), str(each["expected"])) for each in known)
+    known = [item.is_right(answer) for item, _, answer in found if item.expected and answer]
     if is_json:
-        counts = {"questions": len(asked), "routed": num_routed, "right": num_right}
-        return print_json({"expert": name, **counts, "known": len(known), "lines": records})
-    rows = [
-        (route, text, answer if answer is not None else "-", expected or "-")
-        for (text, expected), route, answer in zip(asked, routes, answers, strict=True)
-    ]
+        counts = {"questions": len(items), "routed": num_routed, "right": sum(known)}
+        lines = [
+            {
+                "question": item.question,
+                "expert": route,
+                "answer": answer,
+                "expected": item.shown if item.expected else None,
+            }
+            for item, route, answer in found
+        ]
+        return print_json({"expert": name, **counts, "known": len(known), "lines": lines})
+    rows = [(route, item.question, answer or "-", item.shown) for item, route, answer in found]
     print_table(("routed to", "question", "answer", "expected"), rows)
-    print(f"{num_routed} of {counted(len(asked), 'question')} go to {name}")
+    print(f"{num_routed} of {counted(len(items), 'question')} go to {name}")
     if known:
-        print(f"{num_right} of {counted(len(known), 'answer')} as expected")
-
-
-def _asked(path: Path) -> list[tuple[str, str | None]]:
-    from compllm.build_scripts.own.examples import read_records, text_of
-
-    found = []
-    for number, record in read_records(path):
-        where = f"{path}: line {number}"
-        expected = text_of(record, "answer", where) if record.get("answer") else None
-        found.append((text_of(record, "question", where), expected))
-    if not found:
-        raise ConfigError(f"{path} has no question: give one a line")
-    return found
+        print(f"{sum(known)} of {counted(len(known), 'answer')} as expected")
 
 
 def _routes(router: Router, encoder: SentenceEncoder, texts: Sequence[str]) -> list[str]:
@@ -109,9 +100,3 @@ async def _ask_all(settings: Config, texts: Sequence[str]) -> list[str]:
     async with await CompLLM.connect(settings) as llm:
         asked = (llm.ask(Query(text), plan=direct_plan(text)) for text in texts)
         return [answer.text for answer in await asyncio.gather(*asked)]
-
-
-def _is_right(answer: str, expected: str) -> bool:
-    from compllm.build_scripts.own.examples import key_of
-
-    return key_of(answer) == key_of(expected)
