@@ -32,8 +32,8 @@ def make_parser(prog: str | None = None) -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="decompositions to train the generator on: JSON lines of question and plan, or of "
-        f"question, steps and parents; at least {MIN_PLANS}. Default: the project's own sets, "
-        "which need the extra [datasets]",
+        f"question, steps and parents; at least {MIN_PLANS}. Default: the sets of "
+        "make_datasets.py, which need the extra [datasets]",
     )
     add("--epochs", type=float, metavar="X", help="passes over the examples; default: 2")
     add(

@@ -120,7 +120,8 @@ def run(arguments: argparse.Namespace) -> None:
         path = arguments.out / f"{name}.npz"
         save(path, Artefact(head, choice["floor"], encoder.id, record))
         print(json.dumps({"path": str(path), **record}))
-    write_taught(arguments.out, questions, arguments.seed)
+    if arguments.datasets is not None:
+        write_taught(arguments.out, questions, arguments.seed)
 
 
 def input_hashes(arguments: argparse.Namespace, experts: Sequence[str]) -> dict[str, str]:

@@ -41,7 +41,7 @@ class Operation:
     draw: Callable[[random.Random], _Numbers]
     solve: Callable[..., str]
     count: int
-    is_plain: bool = False  # never asked of earlier lines: nobody writes "#1x = #2"
+    is_plain: bool = False  # asked of numbers alone: an equation has no `#k` in it
 
 
 def line_rows(bank: Bank, split: Split, rng: random.Random) -> list[Row]:

@@ -191,8 +191,7 @@ def install_role(project: Project, role: str, name: str, source: Path) -> str:
         wish = Wish(name, source, "", ())
         adapter = read_adapter(wish)
         assert adapter is not None
-        catalogue = project.catalogue
-        before = catalogue.generator if role == "generator" else catalogue.aggregator
+        before = project.catalogue.adapter_of_role(role)
         if before is not None and before.name == name:
             return "it is the one that the project has, nothing was changed"
         with ExitStack() as undo:

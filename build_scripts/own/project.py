@@ -164,7 +164,7 @@ class Project:
         table = tomlkit.table()
         table["name"], table["domain"] = expert.name, expert.domain
         if expert.adapter_id is not None:
-            self._add_adapter(expert, expert.adapter_id)
+            self._add_adapter(expert.name, expert.adapter_id, expert.is_same_base)
             table["adapter"] = expert.name
         if expert.endpoint is not None:
             table["url"], table["model"] = expert.endpoint.url, expert.endpoint.model
@@ -177,44 +177,43 @@ class Project:
             catalogue["experts"] = tomlkit.aot()
         catalogue["experts"].append(table)
 
-    def _add_adapter(self, expert: NewExpert, adapter_id: int) -> None:
+    def _add_adapter(self, name: str, adapter_id: int, is_same_base: bool = False) -> None:
         catalogue = _catalogue(self._document)
         adapter = tomlkit.table()
-        adapter["path"] = f"{ADAPTERS}/{expert.name}"
+        adapter["path"] = f"{ADAPTERS}/{name}"
         adapter["id"] = adapter_id
-        if expert.is_same_base:
+        if is_same_base:
             adapter["same_base"] = True
         if "adapters" not in catalogue:
             catalogue["adapters"] = tomlkit.table()
-        catalogue["adapters"][expert.name] = adapter
+        catalogue["adapters"][name] = adapter
+
+    def _drop_adapter(self, name: str | None) -> None:
+        """Its table goes, unless an expert or a role has it, or it is shipped: it may be named
+        again."""
+        catalogue = _catalogue(self._document)
+        users = [each.get("adapter") for each in catalogue.get("experts", ())]
+        users += [catalogue.get(role, {}).get("adapter") for role in ("generator", "aggregator")]
+        table = catalogue.get("adapters", {}).get(name) if name not in (None, *users) else None
+        if table is not None and not str(table.get("path", "")).startswith(SHIPPED):
+            del catalogue["adapters"][name]
 
     def remove(self, name: str) -> None:
-        """Its adapter's table stays where another expert or a role has it."""
-        catalogue = _catalogue(self._document)
-        experts = catalogue["experts"]
+        experts = _catalogue(self._document)["experts"]
         place = [str(each["name"]) for each in experts].index(name)
         adapter = experts[place].get("adapter")
         del experts[place]
-        users = [each.get("adapter") for each in experts]
-        users += [catalogue.get(role, {}).get("adapter") for role in ("generator", "aggregator")]
-        if adapter is not None and adapter not in users:
-            del catalogue["adapters"][adapter]
+        self._drop_adapter(adapter)
 
     def set_role(self, role: str, name: str, adapter_id: int) -> None:
-        """The adapter of the generator or of the aggregator. The one before goes, unless it is
-        shipped or another part names it."""
+        """The adapter of the generator or of the aggregator."""
         catalogue = _catalogue(self._document)
         before = catalogue.get(role, {}).get("adapter")
-        self._add_adapter(NewExpert(name, "", adapter_id, ()), adapter_id)
+        self._add_adapter(name, adapter_id)
         if role not in catalogue:
             catalogue[role] = tomlkit.table()
         catalogue[role]["adapter"] = name
-        users = [each.get("adapter") for each in catalogue.get("experts", ())]
-        users += [catalogue.get(each, {}).get("adapter") for each in ("generator", "aggregator")]
-        table = catalogue["adapters"].get(before) if before is not None else None
-        is_shipped = table is not None and str(table.get("path", "")).startswith(SHIPPED)
-        if table is not None and not is_shipped and before not in users:
-            del catalogue["adapters"][before]
+        self._drop_adapter(before)
 
     def set_head(self, head: str | None) -> None:
         """The router's file, relative to this one's."""

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from compllm.build_scripts.fetch_base import ensure_base
 from compllm.build_scripts.own.facts import Fact, write_dataset
@@ -55,23 +56,31 @@ def train_on(
     shutil.rmtree(data, ignore_errors=True)
     partial.rename(data)
     say(f"training {name} on {len(facts)} facts, for {epochs:g} epochs")
-    manifest = train_adapter(
-        [data],
-        work / name,
-        settings,
-        checkpoint=ensure_base(),
-        template=next(key for key, each in TEMPLATES.items() if each == template),
-        work=work,
-    )
-    if manifest is None:
-        raise KeyboardInterrupt
-    best = manifest["best"]
+    best = run_training([data], work / name, settings, template)["best"]
     if best is not None:
         say(
             f"held-out accuracy: {best['exact']:.0%} of wordings that were not trained "
             f"(loss {best['loss']:.4f})"
         )
     return work / name
+
+
+def run_training(
+    datasets: Sequence[Path], out: Path, settings: TrainSettings, template: ChatTemplate
+) -> dict[str, Any]:
+    """Train `out` for the base in use, with the run's state beside it; returns the manifest. Raises
+    ConfigError, and KeyboardInterrupt where a signal stopped it."""
+    manifest = train_adapter(
+        datasets,
+        out,
+        settings,
+        checkpoint=ensure_base(),
+        template=next(key for key, each in TEMPLATES.items() if each == template),
+        work=out.parent,
+    )
+    if manifest is None:
+        raise KeyboardInterrupt
+    return manifest
 
 
 def forget(adapter: Path) -> None:

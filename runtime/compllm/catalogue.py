@@ -107,6 +107,10 @@ class Catalogue:
         names = ", ".join(adapter.name for adapter in self.adapters) or "none"
         raise ConfigError(f"no adapter {name!r} in {self.path}: there are {names}")
 
+    def adapter_of_role(self, role: str) -> Adapter | None:
+        """Of the "generator" or the "aggregator"; None where the base does its work."""
+        return {"generator": self.generator, "aggregator": self.aggregator}[role]
+
     def role_id(self, name: str, default: Adapter | None) -> int | None:
         """lora_task_id of an adapter that a setting names: empty is the catalogue's own choice,
         'base' the bare base (None). Raises ConfigError."""

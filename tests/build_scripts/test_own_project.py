@@ -130,3 +130,18 @@ def test_commands_find_the_project_of_their_folder_and_of_those_above(
     monkeypatch.delenv("COMPLLM_CONFIG")
     monkeypatch.chdir(tmp_path)
     assert found_config(None) is None
+
+
+def test_a_role_and_an_expert_may_go_back_to_their_shipped_adapters(tmp_path: Path) -> None:
+    """The table of a shipped generator went with the first one of one's own."""
+    path = made(tmp_path)
+    shipped = load_catalogue(path).adapters
+    project = Project(path)
+    project.remove("chemistry")
+    for name in ("generator-1", "generator-2"):
+        project.set_role("generator", name, 77)
+    catalogue = project.save()
+    assert catalogue.generator is not None
+    assert catalogue.generator.name == "generator-2"
+    assert catalogue.adapters[: len(shipped)] == shipped
+    assert [adapter.name for adapter in catalogue.adapters[len(shipped) :]] == ["generator-2"]
