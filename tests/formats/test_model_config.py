@@ -280,6 +280,10 @@ def test_a_smollm3_rotates_the_layers_that_its_config_names() -> None:
     [
         (SMOLLM3 | {"no_rope_layers": [1, 0]}, "expected 36 of 0 and 1"),
         (SMOLLM3 | {"no_rope_layers": ["x"] * 36}, "expected 36 of 0 and 1"),
+        (
+            SMOLLM3 | {"no_rope_layers": None, "no_rope_layer_interval": 0},
+            "no_rope_layer_interval is 0, not a whole number",
+        ),
         (QWEN3 | {"no_rope_layers": [1, 0] * 14}, "belong to SmolLM3"),
         (QWEN3 | {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}, "is 9"),
     ],

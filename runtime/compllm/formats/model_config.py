@@ -248,7 +248,8 @@ def _rotated(config: Mapping[str, Any], architecture: str, num_layers: int) -> t
             )
         return (True,) * num_layers
     if listed is None:
-        interval = int(_number(_given(config, "no_rope_layer_interval", 4), "interval", kind=int))
+        key = "no_rope_layer_interval"
+        interval = int(_number(_given(config, key, 4), key, kind=int))
         return tuple(layer % interval != 0 for layer in range(1, num_layers + 1))
     is_list = isinstance(listed, list) and len(listed) == num_layers
     if not is_list or any(each not in (0, 1) for each in listed):

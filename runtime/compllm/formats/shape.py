@@ -38,8 +38,9 @@ class BaseShape:
         num_heads = _positive(config, "num_attention_heads")
         num_kv_heads = _positive(config, "num_key_value_heads", num_heads)
         # What transformers takes where a config names no size.
-        usual = 128 if config.get("model_type") == "qwen3" else hidden // num_heads
-        if config.get("head_dim") is None and hidden % num_heads:
+        is_qwen3 = config.get("model_type") == "qwen3"
+        usual = 128 if is_qwen3 else hidden // num_heads
+        if config.get("head_dim") is None and hidden % num_heads and not is_qwen3:
             raise ArtefactError(
                 f"config.json: hidden_size {hidden} is no multiple of {num_heads} heads"
             )
