@@ -68,11 +68,7 @@ def make_query_admission(engine: Engine, config: Config) -> QueryAdmission:
     limits = config.limits
     batched = engine.admission.loads()[engine.base.model].limit
     limit = limits.max_running or max(LEAST_RUNNING, batched // 4)
-    return QueryAdmission(
-        limit,
-        limits.max_wait_s or math.inf,
-        max_wait_share=limits.max_wait_share or math.inf,
-    )
+    return QueryAdmission(limit, limits.max_wait_s or math.inf)
 
 
 def make_generator(catalogue: Catalogue, config: Config) -> Generator:

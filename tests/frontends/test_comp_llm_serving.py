@@ -330,16 +330,3 @@ async def test_a_key_that_is_not_set_is_an_error_of_the_loading(tmp_path: Path) 
     )
     with pytest.raises(ConfigError, match="NO_SUCH_KEY, which is not set"):
         await comp_llm_serving.load("", str(tmp_path / "compllm.toml"))
-
-
-@pytest.mark.parametrize(
-    ("line", "wait_s", "share"),
-    [("", 0.0, 0.5), ("max_wait_s = 3.0", 3.0, 0.0), ("max_wait_share = 2.0", 0.0, 2.0)],
-)
-async def test_a_server_bounds_the_wait_where_the_settings_do_not(
-    line: str, wait_s: float, share: float, tmp_path: Path, encoder_dir: Path
-) -> None:
-    path = tmp_path / "settings.toml"
-    path.write_text(f"[limits]\n{line}\n")
-    limits = (await comp_llm_serving.load("", str(path))).config.limits
-    assert (limits.max_wait_s, limits.max_wait_share) == (wait_s, share)

@@ -71,11 +71,9 @@ async def test_queries_beyond_the_limit_wait_in_their_order_of_arrival() -> None
     assert admission.load().num_running == admission.load().num_waiting == 0
 
 
-async def busy(
-    clock: Clock, limit: int, max_wait_s: float = ENDLESS, max_wait_share: float = ENDLESS
-) -> QueryAdmission:
+async def busy(clock: Clock, limit: int, max_wait_s: float = ENDLESS) -> QueryAdmission:
     """An admission whose queries have taken 10 s each."""
-    admission = QueryAdmission(limit, max_wait_s, clock, max_wait_share)
+    admission = QueryAdmission(limit, max_wait_s, clock)
     (query,) = await started(admission, 1)
     clock.now += 10.0
     await query.end()
@@ -102,26 +100,6 @@ async def test_a_query_that_would_wait_longer_than_allowed_is_refused_at_once() 
     queries = await started(admission, 4)
     (late,) = await started(admission, 1)
     with pytest.raises(BackendUnavailable, match="no query waits longer than 12 s here"):
-        await late.task
-    await finish(*queries)
-
-
-async def test_the_longest_wait_may_be_a_share_of_the_time_that_queries_take() -> None:
-    clock = Clock()
-    admission = await busy(clock, 4, max_wait_share=0.5)
-    queries = await started(admission, 6)  # two wait: the turn of the second is in 5 s
-    (late,) = await started(admission, 1)
-    with pytest.raises(BackendUnavailable, match="no query waits longer than 5 s here"):
-        await late.task
-    await finish(*queries)
-
-
-async def test_one_query_may_wait_however_few_run() -> None:
-    clock = Clock()
-    admission = await busy(clock, 1, max_wait_share=0.5)
-    queries = await started(admission, 2)
-    (late,) = await started(admission, 1)
-    with pytest.raises(BackendUnavailable, match="no query waits longer than 10 s here"):
         await late.task
     await finish(*queries)
 
@@ -167,11 +145,6 @@ async def test_a_query_cancelled_when_its_turn_comes_passes_its_place_on() -> No
 def test_a_limit_that_lets_nothing_through_is_refused(limit: int, max_wait_s: float) -> None:
     with pytest.raises(ConfigError, match="at least one query must run"):
         QueryAdmission(limit, max_wait_s)
-
-
-def test_a_share_of_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_wait_share 0: at least one query must run"):
-        QueryAdmission(1, max_wait_share=0.0)
 
 
 @settings(deadline=None, max_examples=40)

@@ -43,8 +43,7 @@ class QueryAdmission:
     """Shared by all queries of one event loop.
 
     limit: queries that run at once. max_wait_s: a query whose turn would come later is refused;
-    infinite: only its own deadline counts. max_wait_share: the same, as a share of the mean time
-    that queries take. clock: seconds; None is the event loop's.
+    infinite: only its own deadline counts. clock: seconds; None is the event loop's.
     """
 
     def __init__(
@@ -52,16 +51,14 @@ class QueryAdmission:
         limit: int,
         max_wait_s: float = math.inf,
         clock: Callable[[], float] | None = None,
-        max_wait_share: float = math.inf,
     ) -> None:
-        if limit < 1 or not max_wait_s > 0 or not max_wait_share > 0:
+        if limit < 1 or not max_wait_s > 0:
             raise ConfigError(
-                f"limit is {limit}, max_wait_s {max_wait_s:g} and max_wait_share "
-                f"{max_wait_share:g}: at least one query must run, and wait"
+                f"limit is {limit} and max_wait_s {max_wait_s:g}: at least one query must run, and "
+                "wait"
             )
         self._limit = limit
         self._max_wait_s = max_wait_s
-        self._max_wait_share = max_wait_share
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
         self._num_running = 0
@@ -118,21 +115,14 @@ class QueryAdmission:
         """The refusal of a query that arrives now; None where it may wait."""
         mean_s = self._mean_s or 0.0
         wait_s = mean_s * (len(self._waiting) + 1) / self._limit
-        if wait_s > (longest_s := self._longest_wait_s()):
-            why = f"no query waits longer than {longest_s:.2g} s here"
+        if wait_s > self._max_wait_s:
+            why = f"no query waits longer than {self._max_wait_s:g} s here"
         elif now + wait_s + mean_s > end_s:
             why = f"its deadline of {end_s - now:.3g} s would be over"
         else:
             return None
         turn = f"{len(self._waiting)} queries wait, its turn is in about {wait_s:.3g} s"
         return self._refusal(query_id, f"{turn}: {why}")
-
-    def _longest_wait_s(self) -> float:
-        if self._mean_s is None:
-            return self._max_wait_s
-        # One query may wait even where few run: its turn comes after a whole query's time.
-        share = max(self._max_wait_share, 1 / self._limit)
-        return min(self._max_wait_s, share * self._mean_s)
 
     def _refusal(self, query_id: str, why: str) -> BackendUnavailable:
         self._num_refused += 1
@@ -148,7 +138,7 @@ class QueryAdmission:
             if waiting.turn.done():  # cancelled, and its task has not run since
                 continue
             waited_s = now - waiting.since_s
-            if waited_s > 2 * self._longest_wait_s():
+            if waited_s > 2 * self._max_wait_s:
                 why = f"it waited {waited_s:.3g} s, twice as long as any may"
             elif now + (self._mean_s or 0.0) > waiting.end_s:
                 why = f"it waited {waited_s:.3g} s, and would end after its deadline"

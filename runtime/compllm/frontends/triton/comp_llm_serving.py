@@ -57,9 +57,7 @@ from compllm.types import Query
 T = TypeVar("T")
 
 _PLAIN_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-# A query's longest wait for its turn, as a share of the mean time that queries take, where the
-# settings name no limit. More raises the slowest answers under overload, less refuses more.
-MAX_WAIT_SHARE = 0.5
+MAX_WAIT_S = 2.0  # of a query for its turn, where the settings name no number
 _PERIODS = WatchPeriods(check_s=0.02, publish_s=0.25, check_all_s=0.2)
 
 
@@ -101,9 +99,8 @@ async def load(server_url: str = "", config_file: str = "") -> Runtime:
     config = load_config(
         Path(config_file) if config_file else None, {"server.url": server_url or None}
     )
-    if not config.limits.max_wait_s and not config.limits.max_wait_share:
-        limits = replace(config.limits, max_wait_share=MAX_WAIT_SHARE)
-        config = replace(config, limits=limits)
+    limits = replace(config.limits, max_wait_s=config.limits.max_wait_s or MAX_WAIT_S)
+    config = replace(config, limits=limits)
     catalogue = load_catalogue(Path(config.catalogue) if config.catalogue else None)
     endpoint_keys(catalogue)  # one that is not set is an error of the loading, too
     url = config.server.url or "127.0.0.1:8001"
