@@ -73,7 +73,7 @@ class LimitsConfig:
     max_waiting: int = _number(10_000, 1, 10_000_000)  # nodes that wait for admission
     # Queries of this process that run at once; 0: a quarter of what an engine batches, at least 8.
     # The others wait, and are refused where their turn would come after max_wait_s or too late for
-    # their deadline; 0: in a server 2 s, in your own process until the deadline.
+    # their deadline; 0: in a server 1 s, in your own process until the deadline.
     max_running: int = _number(0, 0, 100_000)
     max_wait_s: float = _number(0.0, 0, 86_400)
 

@@ -57,7 +57,7 @@ from compllm.types import Query
 T = TypeVar("T")
 
 _PLAIN_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-MAX_WAIT_S = 2.0  # of a query for its turn, where the settings name no number
+MAX_WAIT_S = 1.0  # of a query for its turn, where the settings name no number
 _PERIODS = WatchPeriods(check_s=0.02, publish_s=0.25, check_all_s=0.2)
 
 
