@@ -101,10 +101,13 @@ async def closed_loop(client: Client, seconds: float) -> float:
 async def open_loop(
     client: Client, rate: float, seconds: float, rng: random.Random
 ) -> list[asyncio.Task[Asked]]:
-    """The queries of one phase, as tasks; returns when the last of them has begun."""
-    client.start_s = time.monotonic()
-    due_s, tasks = 0.0, []
-    while (due_s := due_s + rng.expovariate(rate)) < seconds:
+    """The queries of one phase, as tasks; returns when the last of them has begun.
+
+    As many as the rate says, at times that are uniform: Poisson arrivals, given their number.
+    """
+    dues = sorted(rng.uniform(0.0, seconds) for _ in range(round(rate * seconds)))
+    client.start_s, tasks = time.monotonic(), []
+    for due_s in dues:
         await asyncio.sleep(max(0.0, client.start_s + due_s - time.monotonic()))
         tasks.append(asyncio.create_task(client.ask(due_s)))
     return tasks
