@@ -224,3 +224,50 @@ async def test_a_list_longer_than_the_limit_is_answered_and_marked() -> None:
     assert answer.plan.is_cut
     assert any(isinstance(event, PlanFinished) and event.plan.is_cut for event in story.events)
     assert "generator.max_nodes = 2" in answer_to_dict(answer)["warning"]
+
+
+async def test_a_likelier_plan_replaces_the_first_and_asks_what_is_new_alone() -> None:
+    """Both plans ask for iron: it is asked once."""
+    unsure = plan_reply("1 | iron?\n", "2 <1> | half?", log_probs=(-1.0, -1.0), times=1)
+    gate = asyncio.Event()
+    likelier = plan_reply("1 | iron?\n", "2 | neon?", log_probs=(-0.6, -0.6), gate=gate)
+    backend = ScriptedBackend(
+        unsure,
+        likelier,
+        node_reply("iron?", "26"),
+        node_reply("half?", "13"),
+        node_reply("neon?", "10"),
+        Reply("26 and 10", is_guided=False),
+    )
+    story = Story(make_llm(backend, generator__num_draws=1))
+    run = asyncio.create_task(story.tell())
+    await (await backend.wait_for("user\niron?")).ended.wait()
+    gate.set()
+    answer = await run
+    assert answer.text == "26 and 10"
+    assert answer.plan.is_drawn
+    assert [line.text for line in answer.plan.sub_queries] == ["iron?", "neon?"]
+    assert [node.response for node in answer.nodes] == ["26", "10"]
+    assert story.llm.num_fallbacks == 0
+    finished = [event.plan for event in story.events if isinstance(event, PlanFinished)]
+    assert finished == [answer.plan]
+    assert len(backend.find("user\niron?")) == 1
+
+
+async def test_a_likelier_plan_that_no_expert_owns_is_the_whole_question() -> None:
+    unsure = plan_reply("1 | What is the atomic number of iron?", log_probs=(-1.0,), times=1)
+    likelier = plan_reply("1 | Who painted the Mona Lisa?", log_probs=(-0.5,))
+    backend = ScriptedBackend(unsure, likelier, Reply("26", is_guided=False))
+    llm = make_any_llm(backend, gate__mode="off", generator__num_draws=1)
+    answer = await Story(llm).tell("Who painted it, iron?")
+    assert answer.plan.is_direct
+    assert [node.expert for node in answer.nodes] == ["base"]
+
+
+async def test_draws_wait_for_their_turn_at_an_engine_that_takes_one_request() -> None:
+    unsure = plan_reply("1 | iron?", log_probs=(-1.0,), times=1)
+    likelier = plan_reply("1 | neon?", log_probs=(-0.5,))
+    backend = ScriptedBackend(unsure, likelier, Reply("10", is_guided=False))
+    llm = make_llm(backend, generator__num_draws=4, limits__max_in_flight=1)
+    answer = await asyncio.wait_for(Story(llm).tell(), 10.0)
+    assert (answer.text, backend.max_running) == ("10", 1)

@@ -81,6 +81,7 @@ def make_generator(catalogue: Catalogue, config: Config) -> Generator:
         settings.max_tokens,
         config.timeouts.plan_s,
         settings.is_guided,
+        settings.num_draws,
     )
 
 

@@ -106,6 +106,8 @@ class GeneratorConfig:
     max_nodes: int = _number(5, 1, 16)  # of a generated plan: bounds the guide
     max_tokens: int = _number(160, 8, 4096)
     is_guided: bool = True  # off only for an engine that cannot guide
+    # Other plans that are drawn where it is not sure of the first; the likeliest is taken. 0: none.
+    num_draws: int = _number(8, 0, 64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,7 @@ class Execution:
         self._errors: list[BackendError] = []
         self._reserve: KnownPairs = ()  # `answered` of the plan before the restart
         self._sampling = engine.nodes.sampling
+        self._outcomes: dict[tuple[object, ...], Outcome] = {}  # for a plan that replaces this one
 
     async def __aenter__(self) -> Execution:
         await self._group.__aenter__()
@@ -141,7 +142,10 @@ class Execution:
         self._sampling = replace(sampling, max_tokens=min(sampling.max_tokens, most))
 
     async def restart(self, graph: QueryGraph) -> None:
-        """Cancel all nodes and start again with another graph, because the plan was replaced."""
+        """Cancel all nodes and start again with another graph, because the plan was replaced.
+
+        What both plans ask an expert in the same words is asked once.
+        """
         tasks = tuple(self._tasks.values())
         for task in tasks:
             task.cancel()
@@ -271,7 +275,9 @@ class Execution:
                 query_id=self._live.id,
                 node_id=node_id,
             )
-        outcome = await self._generate(request, node_id, expert)
+        key = (expert.name, request.prompt, request.sampling)
+        outcome = self._outcomes.get(key) or await self._generate(request, node_id, expert)
+        self._outcomes[key] = outcome
         return self._done(node_id, expert, outcome, self._response(node_id, expert, outcome.text))
 
     async def _generate(self, request: GenerateRequest, node_id: int, expert: Expert) -> Outcome:

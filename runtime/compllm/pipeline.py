@@ -23,12 +23,12 @@ from compllm.assembly import (
     make_generator,
     make_query_admission,
 )
-from compllm.backend import Backend
+from compllm.backend import Backend, OnChunk
 from compllm.catalogue import Catalogue
 from compllm.compose import compose, join
 from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
-from compllm.decompose import decompose
+from compllm.decompose import Sending, decompose
 from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.graph import QueryGraph
@@ -223,10 +223,12 @@ class CompLLM:
 
         Lines wait until an expert owns one; where none does, the base gets the whole question.
         """
-        router, settings = self._opened(), self.config.gate
-        owned = Ownership(is_owned=not settings.whole_to_base)
+        router, is_owned = self._opened(), not self.config.gate.whole_to_base
+        owned = Ownership(is_owned=is_owned)
         async with aclosing(self._decompose(run, given)) as plan_lines:
             async for lines in plan_lines:
+                if lines[0].id == 1:  # the first, or those of a plan that replaces it
+                    owned = Ownership(is_owned=is_owned)
                 routes = router.route(await self._embed(run, lines))
                 is_given = run.plan is not None
                 for line, route in owned.admit(zip(lines, routes, strict=True), is_given=is_given):
@@ -253,22 +255,31 @@ class CompLLM:
             run.finish_plan(given)
             yield given.sub_queries
             return
-        async with self._slot(run.live, PLAN_NODE), aclosing(self._generate(run)) as items:
+        async with aclosing(self._generate(run)) as items:
             async for item in items:
                 if isinstance(item, SubQuery):
                     yield (item,)
-                elif item.is_fallback:
-                    self.num_fallbacks += 1
+                    continue
+                if item.is_fallback or item.is_drawn:
                     await run.execution.restart(self._new_graph())
+                if item.is_fallback:
+                    self.num_fallbacks += 1
                     run.finish_plan(item)
-                    yield item.sub_queries
                 else:
                     run.proposed = item
+                if item.is_fallback or item.is_drawn:
+                    yield item.sub_queries
 
     def _generate(self, run: Run) -> AsyncGenerator[SubQuery | Plan, None]:
         usage = run.live.usage
-        usage.plan = usage.request()
-        return decompose(run.query, self._engine.backend, self._generator, usage.plan.add)
+
+        def new_counter() -> OnChunk:
+            counted = usage.request()
+            usage.plan = usage.plan or counted
+            return counted.add
+
+        sending = Sending(new_counter, lambda: self._slot(run.live, PLAN_NODE))
+        return decompose(run.query, self._engine.backend, self._generator, sending)
 
     async def _embed(self, run: Run, lines: Sequence[SubQuery]) -> Array:
         start_s = run.live.elapsed_s()

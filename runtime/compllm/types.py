@@ -150,6 +150,7 @@ class Plan:
     is_direct: bool = False  # there was no plan: the gate sent the query straight to one expert
     is_cut: bool = False  # the generator had more to write than generator.max_nodes allows
     num_copies: int = 0  # lines that the generator wrote again: they are left out
+    is_drawn: bool = False  # likelier than the one that was written first, whose place it takes
     # Of the tokens that the generator wrote, as in NodeResult.
     log_probs: tuple[float, ...] = field(default=(), compare=False)
 
