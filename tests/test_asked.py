@@ -240,3 +240,20 @@ def test_every_question_with_how_asks(how: str) -> None:
     query = f"{how} the strand ATGCAG, what is that times 12, and is the product even?"
     lines = (first, SubQuery(2, "What is #1 times 12?", (1,)), SubQuery(3, "Is #2 even?", (2,)))
     assert ids(query, *lines) == (1, 2, 3)
+
+
+def test_steps_named_one_after_the_other_are_all_asked() -> None:
+    """Only the symbol was given: no verb said that the others are wanted, too."""
+    multiple = SubQuery(1, "What is the lowest common multiple of 6 and 9?")
+    element = SubQuery(2, "Which element has the atomic number #1?", (1,))
+    symbol = SubQuery(3, "What is the symbol of #2?", (2,))
+    query = "lowest common multiple of 6 and 9, then the element with that number, then its symbol"
+    assert ids(query, multiple, element, symbol) == (1, 2, 3)
+
+
+def test_operands_of_an_operation_that_is_named_first_are_not_asked() -> None:
+    iron = SubQuery(1, "What is the atomic number of iron?")
+    codons = SubQuery(2, "How many codons does glycine have?")
+    total = SubQuery(3, "Add #1 and #2.", (1, 2))
+    query = "Add the atomic number of iron, the number of codons of glycine"
+    assert ids(query, iron, codons, total) == (3,)

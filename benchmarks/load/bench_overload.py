@@ -178,17 +178,22 @@ async def measure(arguments: argparse.Namespace, report: Report, url: str) -> No
         report, f"{OVERLOAD:g} x", overloaded, arguments.overload_seconds, deadline_s
     )
     add_phase(report, f"{STEADY:g} x after it", recovered, seconds, deadline_s)
-    p99_s = percentiles(each.latency_s for each in steady if not each.error)["p99"]
-    accepted = [each.latency_s for each in overloaded if not each.error]
     end_s = arguments.overload_seconds
     since_the_end = [
         Asked(each.due_s - end_s, each.end_s - end_s, each.error) for each in overloaded
     ]
+    recovered_s = recovery_s(steady, since_the_end, recovered, seconds)
+    # One phase has too few queries for a 99th percentile: those of the other count from when the
+    # overload was over.
+    calm = [*steady, *(each for each in recovered if each.due_s >= recovered_s)]
+    p99_s = percentiles(each.latency_s for each in calm if not each.error)["p99"]
+    accepted = [each.latency_s for each in overloaded if not each.error]
     report.summary = {
         "capacity_per_s": capacity,
         "goodput_over_capacity": goodput / capacity,
+        "steady_p99_s": p99_s,
         "p99_over_steady": percentiles(accepted)["p99"] / p99_s if accepted else None,
-        "recovery_s": recovery_s(steady, since_the_end, recovered, seconds),
+        "recovery_s": recovered_s,
     }
 
 

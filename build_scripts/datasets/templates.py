@@ -22,10 +22,10 @@ _TABLES = tuple(
         *("single", "steps", "parts", "relations"),
         *("more_steps", "more_parts", "more_relations"),
         *("third_steps", "third_parts", "third_relations"),
-        *("fourth_steps", "fourth_parts", "fifth"),
+        *("fourth_steps", "fourth_parts", "fifth", "sixth"),
     )
 )
-_NEWEST = ("plans_fifth",)  # trained on the least so far
+_NEWEST = ("plans_fifth", "plans_sixth", "plans_sixth")  # trained on the least so far
 _SHARE_NEWEST = 0.75
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}

@@ -39,6 +39,9 @@ _CONDITION = re.compile(
     r"write(?! (?:the|down)\b)|call|take|start|starting)\b"
 )
 _CONTINUES = re.compile(rf"^(?:(?:and|then|also|finally) )*(?:{_NOUNS})\b")
+_OPERATION = re.compile(
+    r"^(?:add|subtract|multiply|divide|double|triple|halve|square|cube|round|sum|compare)\b"
+)
 _RESULT = re.compile(r"\b(?:what|which|how much|how many|name)\b")  # asks, and names no step
 _BARE = re.compile(  # "what number is that", "which element do you get": of the clause before
     r"^(?:(?:and|then|so) )*(?:what|which)(?: (?!of\b)[a-z]+){0,3} "
@@ -98,6 +101,10 @@ def _clauses(query: str) -> list[str]:
 
 def _asking(clauses: Sequence[str]) -> list[int]:
     """The places of the clauses that ask, a list that one of them begins included."""
+    head, *rest = clauses or [""]
+    is_noted = not (_ASKS.search(head) or _CONDITION.search(head) or _OPERATION.search(head))
+    if rest and is_noted and all(_CONTINUES.search(clause) for clause in rest):
+        return list(range(len(clauses)))  # "twice seven, then the element with that number"
     asking: list[int] = []
     for place, clause in enumerate(clauses):
         follows = place - 1 in asking and _CONTINUES.search(clause) is not None

@@ -53,6 +53,7 @@ def plan_to_dict(plan: Plan, routes: Sequence[Route] = ()) -> dict[str, Any]:
         **({"fallback_reason": plan.reason} if plan.is_fallback else {}),
         **({"is_cut": True, "warning": cut_warning(plan)} if plan.is_cut else {}),
         **({"num_copies": plan.num_copies} if plan.num_copies else {}),
+        **({"is_drawn": True} if plan.is_drawn else {}),
         **({"is_direct": True} if plan.is_direct else {}),
         **({"reason": plan.reason} if plan.is_direct and plan.reason else {}),
         "lines": [format_line(sub_query) for sub_query in plan.sub_queries],

@@ -72,6 +72,13 @@ def use(
             help="A known name, the folder of a Hugging Face checkpoint, or a GGUF file.",
         ),
     ],
+    plans: Annotated[
+        bool,
+        typer.Option(
+            help="Build its engine and report how well it plans, where no shipped generator is "
+            "made for it."
+        ),
+    ] = True,
 ) -> None:
     """Use another base from now on. What was built for the one before is kept."""
     from compllm.build_scripts.own.bases import base_in_use, fits_shipped, use_base
@@ -86,7 +93,23 @@ def use(
             "answers, and plans by examples\n"
             "next     make a project for this base with `compllm init DIR`, and add experts to it"
         )
+        if plans:
+            _report_plans()
     _warn_of_server()
+
+
+def _report_plans() -> None:
+    """The base stays in use whatever comes of it."""
+    from compllm.cli.base_plans import measure_plans
+    from compllm.cli.console import say
+    from compllm.errors import CompllmError
+
+    try:
+        quality = measure_plans()
+    except (CompllmError, OSError) as error:
+        say(f"its plans could not be measured: {error}")
+        return
+    print(f"plans    {quality}; train a generator with `compllm train generator`")
 
 
 def _warn_of_server() -> None:
