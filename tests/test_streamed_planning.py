@@ -255,7 +255,7 @@ async def test_a_likelier_plan_replaces_the_first_and_asks_what_is_new_alone() -
 
 
 async def test_a_likelier_plan_that_no_expert_owns_is_the_whole_question() -> None:
-    unsure = plan_reply("1 | What is the atomic number of iron?", log_probs=(-1.0,), times=1)
+    unsure = plan_reply("1 | What is the atomic number of iron?", log_probs=(-2.0,), times=1)
     likelier = plan_reply("1 | Who painted the Mona Lisa?", log_probs=(-0.5,))
     backend = ScriptedBackend(unsure, likelier, Reply("26", is_guided=False))
     llm = make_any_llm(backend, gate__mode="off", generator__num_draws=1)
@@ -265,7 +265,7 @@ async def test_a_likelier_plan_that_no_expert_owns_is_the_whole_question() -> No
 
 
 async def test_draws_wait_for_their_turn_at_an_engine_that_takes_one_request() -> None:
-    unsure = plan_reply("1 | iron?", log_probs=(-1.0,), times=1)
+    unsure = plan_reply("1 | iron?", log_probs=(-2.0,), times=1)
     likelier = plan_reply("1 | neon?", log_probs=(-0.5,))
     backend = ScriptedBackend(unsure, likelier, Reply("10", is_guided=False))
     llm = make_llm(backend, generator__num_draws=4, limits__max_in_flight=1)

@@ -107,7 +107,7 @@ class GeneratorConfig:
     max_tokens: int = _number(160, 8, 4096)
     is_guided: bool = True  # off only for an engine that cannot guide
     # Other plans that are drawn where it is not sure of the first; the likeliest is taken. 0: none.
-    num_draws: int = _number(8, 0, 64)
+    num_draws: int = _number(6, 0, 64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Generator:
     max_tokens: int = 160
     timeout_s: float = 30.0
     is_guided: bool = True
-    num_draws: int = 8  # of other plans, where it is not sure; 0: none
+    num_draws: int = 6  # of other plans, where it is not sure; 0: none
 
     def prompt(self, question: str) -> Prompt:
         """What it reads; a trained one is shown no examples."""

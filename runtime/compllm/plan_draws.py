@@ -2,9 +2,10 @@
 
 The greedy plan takes the likeliest token each time, and one odd token early on can lead to a plan
 that is less likely as a whole than another. A plan with a probability above 1/2 is the likeliest
-there is. As soon as the greedy one falls below that, others are drawn beside it, from the model's
-own distribution, and the likeliest of all is taken. A draw ends when it can no longer be that one.
-The seeds of the draws are fixed: the same question has the same plan.
+there is, and one above 0.3 nearly always. As soon as the greedy one falls below that, others are
+drawn beside it, from the model's own distribution, and the likeliest of all is taken. A draw ends
+when it can no longer be that one. The seeds of the draws are fixed: the same question has the same
+plan.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Self
 from compllm.errors import BackendError, PlanError
 from compllm.types import Plan
 
-UNSURE = math.log(0.5)  # a whole plan above this is the likeliest there is
+UNSURE = math.log(0.3)  # of a whole plan: one above it is kept
 
 
 class LessLikely(Exception):
