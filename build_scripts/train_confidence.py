@@ -1,6 +1,7 @@
 """Measure how sure answers are: log-probabilities against right and wrong -> confidence.json.
 
-    python build_scripts/train_confidence.py --questions FILE ...
+    python build_scripts/train_confidence.py --questions FILE ... [--examples EXAMPLES]
+    python build_scripts/train_confidence.py --examples EXAMPLES --risk 0.03   # fits them again
 
 Asks the running server (`compllm up`) every question of the files, withholds nothing, and fits how
 often answers with such log-probabilities are right: for the experts' answers and for the base's.
@@ -32,6 +33,7 @@ from compllm.build_scripts.calibration.questions import Known, read_known
 from compllm.build_scripts.staging import run_script, say
 from compllm.confidence import Calibration, save_calibration
 from compllm.config import AnswerConfig, load_config
+from compllm.errors import ConfigError
 from compllm.paths import resource_dir
 from compllm.pipeline import CompLLM
 
@@ -69,19 +71,15 @@ def make(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    questions = [known for path in arguments.questions for known in read_known(path)]
-    say(f"asking {len(questions)} questions")
-    examples = asyncio.run(ask(questions, arguments.at_once))
-    if arguments.examples:
-        _write_examples(arguments.examples, examples)
+    examples, data = _examples(arguments)
     calibration, record = make(examples, arguments.risk, arguments.marked, arguments.seed)
     record |= {
         "risk_wanted": arguments.risk,
         "marked_wanted": arguments.marked,
-        "questions": dict(sorted(Counter(known.kind for known in questions).items())),
+        "questions": dict(sorted(Counter(kind for kind, _ in _asked(examples)).items())),
         "data": {
             f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in arguments.questions
+            for path in data
         },
         "seed": arguments.seed,
         "scikit-learn": importlib.metadata.version("scikit-learn"),
@@ -92,6 +90,50 @@ def run(arguments: argparse.Namespace) -> None:
     print(json.dumps({name: record[name] for name in ("expert", "base")}))
 
 
+def _examples(arguments: argparse.Namespace) -> tuple[list[Example], list[Path]]:
+    """What to fit on, and the files that it comes from. Raises ConfigError."""
+    if arguments.questions:
+        questions = [known for path in arguments.questions for known in read_known(path)]
+        say(f"asking {len(questions)} questions")
+        examples = asyncio.run(ask(questions, arguments.at_once))
+        if arguments.examples:
+            _write_examples(arguments.examples, examples)
+        return examples, arguments.questions
+    if arguments.examples:
+        return read_examples(arguments.examples), [arguments.examples]
+    raise ConfigError(
+        "nothing to fit on: give --questions FILE to ask the running server, or --examples FILE of "
+        "a run before"
+    )
+
+
+def _asked(examples: Sequence[Example]) -> set[tuple[str, str]]:
+    """Kind and text of the questions that gave an example."""
+    return {(example.kind, example.question) for example in examples}
+
+
+def read_examples(path: Path) -> list[Example]:
+    """What an earlier run wrote. Raises ConfigError, which names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}: --examples names a file of a run before, "
+            "or of a run with --questions"
+        ) from error
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            found.append(Example(**row | {"features": tuple(map(float, row["features"]))}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{path}, line {number} is no example of train_confidence: {error}: make the file "
+                "with --questions FILE --examples FILE"
+            ) from error
+    return found
+
+
 def _write_examples(path: Path, examples: Sequence[Example]) -> None:
     rows = ({name: getattr(each, name) for name in each.__slots__} for each in examples)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -100,7 +142,7 @@ def _write_examples(path: Path, examples: Sequence[Example]) -> None:
 def _parser(prog: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog, description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--questions", type=Path, nargs="+", required=True, metavar="FILE",
+    add("--questions", type=Path, nargs="+", default=[], metavar="FILE",
         help="questions with answers, JSON Lines: question and accept; or a composite's or an "
         "expert's set of make_datasets.py")  # fmt: skip
     add("--risk", type=float, default=0.05, metavar="SHARE",
@@ -113,7 +155,8 @@ def _parser(prog: str | None = None) -> argparse.ArgumentParser:
         help="questions asked at the same time (default: %(default)s)")  # fmt: skip
     add("--out", type=Path, default=None, metavar="FILE", help="default: engines/confidence.json")
     add("--examples", type=Path, default=None, metavar="FILE",
-        help="also write what was fitted on, JSON Lines")  # fmt: skip
+        help="write what was fitted on, JSON Lines; without --questions: fit this file again, with "
+        "another --risk for instance")  # fmt: skip
     add("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
     return parser
 

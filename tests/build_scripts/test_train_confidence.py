@@ -19,7 +19,7 @@ from compllm.build_scripts.calibration.fit import (
     threshold_of_answers,
 )
 from compllm.build_scripts.calibration.questions import Known, is_right, read_known
-from compllm.build_scripts.train_confidence import make
+from compllm.build_scripts.train_confidence import main, make
 from compllm.confidence import load_calibration, save_calibration
 from compllm.errors import ConfigError
 from compllm.testing import ScriptedBackend
@@ -152,3 +152,42 @@ def test_a_calibration_is_made_and_read_back(tmp_path: Path) -> None:
 def test_too_few_examples_are_refused() -> None:
     with pytest.raises(ConfigError, match="at least 60 are needed"):
         fit(examples("expert", 20))
+
+
+def _example_row(number: int) -> dict[str, object]:
+    is_expert, is_right = number % 2 == 0, number % 5 != 0
+    features = [-0.1 * number % 3 - 3.0 * (not is_right)] * 6
+    return {
+        "source": "expert" if is_expert else "base", "features": features, "is_right": is_right,
+        "is_answer_right": is_right, "kind": "all", "question": f"Q{number}?", "response": "1",
+    }  # fmt: skip
+
+
+def test_examples_of_a_run_before_are_fitted_again_without_asking(tmp_path: Path) -> None:
+    """A change of the risk asked every question again."""
+    examples = write(tmp_path / "examples.jsonl", *(_example_row(n) for n in range(300)))
+    out = tmp_path / "confidence.json"
+    command = ["--examples", str(examples), "--out", str(out)]
+    assert main([*command, "--risk", "0.2"]) == 0
+    loose = load_calibration(out)
+    assert main([*command, "--risk", "0.01"]) == 0
+    strict = load_calibration(out)
+    assert loose.expert == strict.expert
+    assert loose.min_confidence < strict.min_confidence
+    assert strict.record["risk_wanted"] == 0.01
+    assert strict.record["questions"] == {"all": 300}
+
+
+def test_a_file_that_holds_no_examples_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = write(tmp_path / "examples.jsonl", _example_row(1), {"features": [1]})
+    assert main(["--examples", str(bad)]) == 1
+    assert "line 2 is no example of train_confidence" in capsys.readouterr().err
+
+
+def test_without_questions_and_examples_the_remedy_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 1
+    assert "give --questions FILE" in capsys.readouterr().err
