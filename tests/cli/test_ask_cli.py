@@ -150,6 +150,14 @@ def test_bad_questions_are_refused(
     assert "not UTF-8" in error_of(capsys)
 
 
+@pytest.mark.parametrize("command", ["ask", "plan", "route"])
+def test_a_question_without_quotes_names_the_remedy(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([command, "What", "is", "iron?"]) == 2
+    assert error_of(capsys).endswith(": put a question into quotes")
+
+
 @pytest.mark.usefixtures("backend")
 def test_a_question_that_begins_with_a_minus_sign_stands_behind_two(
     capsys: pytest.CaptureFixture[str],

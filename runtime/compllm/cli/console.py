@@ -119,10 +119,7 @@ def explain(error: BaseException) -> tuple[str, int]:
         ours = error.subgroup(CompllmError)
         return explain((ours or error).exceptions[0])
     if isinstance(error, _UsageError):
-        option = getattr(error, "option_name", "")
-        is_text = option[:1] == "-" and not option[1:2].isalpha() and option[1:2] != "-"
-        hint = ': before a text that begins with "-", write "--"' if is_text else ""
-        return error.format_message() + hint, 2
+        return error.format_message() + _hint(error), 2
     if isinstance(error, CompllmError):
         return str(error), situation_of(error).exit_status
     if isinstance(error, ImportError) and not (error.name or "").startswith("compllm"):
@@ -131,6 +128,16 @@ def explain(error: BaseException) -> tuple[str, int]:
         return reason, 1 if is_full(error) else 2
     details = "COMPLLM_DEBUG=1 shows where"
     return f"unexpected {type(error).__name__}: {error} ({details})", 1
+
+
+def _hint(error: Any) -> str:
+    """What a text on the command line needs to be read as one."""
+    option = getattr(error, "option_name", "")
+    if option[:1] == "-" and not option[1:2].isalpha() and option[1:2] != "-":
+        return ': before a text that begins with "-", write "--"'
+    if "unexpected extra argument" in error.format_message():
+        return ": put a question into quotes"
+    return ""
 
 
 @contextmanager
