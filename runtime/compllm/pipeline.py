@@ -23,19 +23,19 @@ from compllm.assembly import (
     make_generator,
     make_query_admission,
 )
-from compllm.backend import Backend, OnChunk
+from compllm.backend import Backend
 from compllm.catalogue import Catalogue
 from compllm.compose import compose, join
 from compllm.confidence import Verdict, open_judge
 from compllm.config import Config
 from compllm.decompose import Sending, decompose
-from compllm.errors import BackendError, DeadlineExceeded, PlanError, QueryError
+from compllm.errors import BackendError, DeadlineExceeded, QueryError
 from compllm.execute import Emit, Execution, LiveQuery
 from compllm.graph import QueryGraph
-from compllm.plan import direct_plan, make_plan
+from compllm.plan import direct_plan
 from compllm.prompt_length import Reader, excess_of_prompt, excess_of_text
 from compllm.prompts import UNKNOWN, node_prompt
-from compllm.query_check import checked
+from compllm.query_check import checked, checked_plan
 from compllm.query_run import Run
 from compllm.routing.embed import Array, Encoder
 from compllm.routing.gate import GateKeeper, open_gate
@@ -260,25 +260,19 @@ class CompLLM:
                 if isinstance(item, SubQuery):
                     yield (item,)
                     continue
-                if item.is_fallback or item.is_drawn:
+                if is_other := item.is_fallback or item.is_drawn:
                     await run.execution.restart(self._new_graph())
                 if item.is_fallback:
                     self.num_fallbacks += 1
                     run.finish_plan(item)
                 else:
                     run.proposed = item
-                if item.is_fallback or item.is_drawn:
+                if is_other:
                     yield item.sub_queries
 
     def _generate(self, run: Run) -> AsyncGenerator[SubQuery | Plan, None]:
         usage = run.live.usage
-
-        def new_counter() -> OnChunk:
-            counted = usage.request()
-            usage.plan = usage.plan or counted
-            return counted.add
-
-        sending = Sending(new_counter, lambda: self._slot(run.live, PLAN_NODE))
+        sending = Sending(lambda: usage.plan_request().add, lambda: self._slot(run.live, PLAN_NODE))
         return decompose(run.query, self._engine.backend, self._generator, sending)
 
     async def _embed(self, run: Run, lines: Sequence[SubQuery]) -> Array:
@@ -338,7 +332,7 @@ class CompLLM:
 
     async def _check(self, query: Query | str, plan: Plan | None) -> tuple[Query, Plan | None]:
         query = checked(query, self.config.limits)
-        given = self._check_plan(query, plan)
+        given = checked_plan(plan, query, self.config.limits)
         readers = tuple(self._readers_of_question(given))
         if (excess := await excess_of_text(self._engine.backend, query.text, readers)) is not None:
             problem = f"the question has {excess}: shorten it, or ask it in parts"
@@ -360,13 +354,6 @@ class CompLLM:
             for expert in kinds.values():
                 prompt = partial(node_prompt, expert, template=nodes.template)
                 yield Reader(expert.model, prompt, nodes.sampling.max_tokens)
-
-    def _check_plan(self, query: Query, plan: Plan | None) -> Plan | None:
-        if plan is None or plan == direct_plan(query.text):  # the question's own limits hold for it
-            return plan
-        if not isinstance(plan, Plan):
-            raise PlanError(f"the plan is a {type(plan).__name__}, expected a Plan: see parse_plan")
-        return make_plan(plan.sub_queries, self.config.limits.plan)
 
     def _new_graph(self) -> QueryGraph:
         limits = self.config.limits

@@ -1,4 +1,4 @@
-"""What a caller gave as a query, checked before anything is sent: types first, then limits.
+"""What a caller gave as a query and its plan, checked before anything is sent: types, then limits.
 
 Python does not hold a caller to the types of `types.py`. A value of another type would fail far
 from here, in a prompt or in a tensor, with an error that does not name it.
@@ -14,9 +14,9 @@ from numbers import Integral, Real
 from typing import TypeGuard
 
 from compllm.config import LimitsConfig
-from compllm.errors import QueryError
-from compllm.plan import is_encodable
-from compllm.types import Query, SamplingParams
+from compllm.errors import PlanError, QueryError
+from compllm.plan import direct_plan, is_encodable, make_plan
+from compllm.types import Plan, Query, SamplingParams
 
 _MOST = 2**31 - 1  # what an INT32 tensor holds
 _NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
@@ -45,6 +45,17 @@ def checked(query: object, limits: LimitsConfig) -> Query:
     if problem:
         raise QueryError(problem, query_id=query.id)
     return query
+
+
+def checked_plan(plan: object, query: Query, limits: LimitsConfig) -> Plan | None:
+    """A plan that was given with the query, within the limits. Raises PlanError."""
+    if plan is None:
+        return None
+    if not isinstance(plan, Plan):
+        raise PlanError(f"the plan is a {type(plan).__name__}, expected a Plan: see parse_plan")
+    if plan == direct_plan(query.text):  # the question's own limits hold for it
+        return plan
+    return make_plan(plan.sub_queries, limits.plan)
 
 
 def _problem_of_text(text: str, limit: int) -> str | None:

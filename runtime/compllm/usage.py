@@ -34,6 +34,12 @@ class UsageCounter:
         self.requests.append(RequestUsage())
         return self.requests[-1]
 
+    def plan_request(self) -> RequestUsage:
+        """As `request`, for one that writes a plan; the first of them is `plan`."""
+        counted = self.request()
+        self.plan = self.plan or counted
+        return counted
+
     def discard(self, request: RequestUsage) -> None:
         """It was another query's request: its response was shared."""
         self.requests.remove(request)

@@ -15,6 +15,7 @@ from compllm.build_scripts.fetch_base import select_checkpoint
 from compllm.build_scripts.own import experts
 from compllm.build_scripts.own.router import Refit, refit
 from compllm.cli.app import run
+from compllm.errors import ServerError
 
 LAW = tuple(f"Which court decides on a tort of {word}?" for word in ("a", "b", "c", "d", "e", "f"))
 
@@ -147,9 +148,24 @@ def test_the_base_in_use_is_shown_and_changed(
     shown = printed_json(capsys)
     assert (shown["path"], shown["layers"]) == (str(tiny_checkpoint), 2)
     assert (shown["template"], shown["fits_shipped_adapters"]) == ("chatml", False)
-    assert run(["base", "use", str(tiny_checkpoint)]) == 0
+    assert run(["base", "use", str(tiny_checkpoint), "--no-plans"]) == 0
     assert "the shipped adapters are of another base and are not used" in capsys.readouterr().out
     assert run(["base", "list"]) == 0
     assert "smollm2-135m-instruct" in capsys.readouterr().out
     assert paths.base_dir() == tiny_checkpoint
     assert json.dumps(shown)
+
+
+def test_a_base_whose_plans_cannot_be_measured_is_used_all_the_same(
+    folder: Path,
+    tiny_checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise ServerError("no free port")
+
+    monkeypatch.setattr("compllm.cli.base_plans.measure_plans", fail)
+    assert run(["base", "use", str(tiny_checkpoint)]) == 0
+    assert "its plans could not be measured: no free port" in capsys.readouterr().err
+    assert paths.base_dir() == tiny_checkpoint
