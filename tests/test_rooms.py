@@ -22,7 +22,7 @@ VOCABULARY = ALONE | {
 PATH = frozenset(
     {
         *("pipeline", "query_run", "query_check", "assembly", "decompose", "graph", "execute"),
-        *("compose", "asked", "confidence", "copies", "loops", "stage", "usage"),
+        *("plan_draws", "compose", "asked", "confidence", "copies", "loops", "stage", "usage"),
         "prompt_length",
     }
 )

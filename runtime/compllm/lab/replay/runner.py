@@ -60,8 +60,9 @@ def replayable(config: Config) -> Config:
     one is written, run and composed as it is."""
     return replace(
         config,
-        # A gold plan may have as many lines as any plan, more than a generator is let write.
-        generator=replace(config.generator, max_nodes=config.limits.max_nodes),
+        # A gold plan may have as many lines as any plan, more than a generator is let write. It is
+        # not the generator's own, so its probability says nothing, and no other plan is drawn.
+        generator=replace(config.generator, max_nodes=config.limits.max_nodes, num_draws=0),
         gate=replace(config.gate, mode="off", whole_to_base=False),
         answer=replace(config.answer, abstain="never", cut_loops=False, keep_all=False),
         timeouts=replace(
