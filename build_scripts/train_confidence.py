@@ -118,8 +118,7 @@ def read_examples(path: Path) -> list[Example]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"cannot read {path}: {error}: --examples names a file of a run before, "
-            "or of a run with --questions"
+            f"cannot read {path}: {error}: make it with --questions FILE --examples FILE"
         ) from error
     found = []
     for number, line in enumerate(lines, start=1):

@@ -43,6 +43,14 @@ async def test_an_unsure_plan_stays_where_no_draw_is_likelier() -> None:
     )
 
 
+async def test_the_greedy_plan_drawn_again_replaces_nothing() -> None:
+    """By rounding it came out a little likelier, and all of its nodes were started anew."""
+    again = Reply("1 | Why not?", log_probs=(-0.5, -1.4))
+    assert (await run(ScriptedBackend(UNSURE, again), generator(2)))[-1] == Plan(
+        (SubQuery(1, "Why not?"),)
+    )
+
+
 async def test_draws_have_seeds_of_their_own_and_the_models_own_distribution() -> None:
     backend = ScriptedBackend(UNSURE, Reply("1 | Why?", log_probs=(-1.0,)))
     await run(backend, generator(3))

@@ -49,6 +49,7 @@ class Reply:
     is_right: bool = False
     confidence: float | None = None
     is_low: bool = False
+    is_drawn: bool = False  # another plan than the generator's first was likelier
     steps: tuple[str, ...] = ()  # sub-queries, each with its expert
     error: str | None = None
 
@@ -84,6 +85,7 @@ def reply_of(answer: Answer) -> Reply:
         answer.text.strip(),
         confidence=getattr(answer, "confidence", None),
         is_low=getattr(answer, "is_low_confidence", False),
+        is_drawn=answer.plan.is_drawn,
         steps=tuple(f"{sub_query.text} [{node.expert}]" for sub_query, node in steps),
         error=answer.error,
     )
@@ -170,7 +172,9 @@ def counts(asked: Sequence[Asked]) -> Row:
         if replies := [reply for reply in maybe if reply is not None]:
             row[f"{side}_right"] = sum(reply.is_right for reply in replies)
             row[f"{side}_unknown"] = sum(is_unknown(reply.text) for reply in replies)
-            row |= {"system_low": sum(r.is_low for r in replies)} if side == "system" else {}
+            if side == "system":
+                row["system_low"] = sum(reply.is_low for reply in replies)
+                row["system_drawn"] = sum(reply.is_drawn for reply in replies)
     return row
 
 

@@ -25,7 +25,8 @@ _TABLES = tuple(
         *("fourth_steps", "fourth_parts", "fifth", "sixth"),
     )
 )
-_NEWEST = ("plans_fifth", "plans_sixth", "plans_sixth")  # trained on the least so far
+# Trained on the least so far; the sixth is small, so it is drawn from twice as often.
+_NEWEST = ("plans_fifth", "plans_sixth", "plans_sixth")
 _SHARE_NEWEST = 0.75
 _SLOT = re.compile(r"\{([A-Za-z]+)(\d?)\}")
 _NOUNS = {"N": "number", "M": "number", "K": "number", "F": None, "G": None, "H": None}

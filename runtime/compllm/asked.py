@@ -102,8 +102,8 @@ def _clauses(query: str) -> list[str]:
 def _asking(clauses: Sequence[str]) -> list[int]:
     """The places of the clauses that ask, a list that one of them begins included."""
     head, *rest = clauses or [""]
-    is_noted = not (_ASKS.search(head) or _CONDITION.search(head) or _OPERATION.search(head))
-    if rest and is_noted and all(_CONTINUES.search(clause) for clause in rest):
+    is_named = not (_ASKS.search(head) or _CONDITION.search(head) or _OPERATION.search(head))
+    if rest and is_named and all(_CONTINUES.search(clause) for clause in rest):
         return list(range(len(clauses)))  # "twice seven, then the element with that number"
     asking: list[int] = []
     for place, clause in enumerate(clauses):

@@ -65,7 +65,7 @@ class Generator:
 class Sending:
     """What the requests of a plan need of the query that sends them."""
 
-    # What counts the chunks of one more request.
+    # Makes what is called with each chunk of one more request.
     new_counter: Callable[[], OnChunk] = lambda: lambda _: None
     slot: Callable[[], AbstractAsyncContextManager[object]] = nullcontext  # a place at the engine
 
@@ -90,15 +90,15 @@ async def decompose(
             sampling=replace(request.sampling, temperature=1.0, seed=number),
         )
         async with sending.slot():
-            writing = _Writing(generator.limits, on_log_probs)
+            writing = _Writing(PlanParser(generator.limits), on_log_probs)
             written = _lines(drawn, backend, writing, deadline, sending.new_counter())
             async with aclosing(written) as lines:
                 async for _ in lines:
                     pass
             return writing.plan()
 
-    async with PlanDraws(generator.num_draws, write) as draws:
-        writing = _Writing(generator.limits, draws.watch)
+    async with aclosing(PlanDraws(generator.num_draws, write)) as draws:
+        writing = _Writing(PlanParser(generator.limits), draws.watch)
         greedy: Plan | None = None
         reason = ""
         async with sending.slot():
@@ -120,15 +120,11 @@ async def decompose(
 class _Writing:
     """A plan while it is written."""
 
-    limits: PlanLimits
+    parser: PlanParser
     on_log_probs: OnLogProbs
-    parser: PlanParser = field(init=False)
     copies: CopyFilter = field(default_factory=CopyFilter)
     sub_queries: list[SubQuery] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.parser = PlanParser(self.limits)
 
     def add(self, log_probs: Sequence[float]) -> None:
         self.log_probs.extend(log_probs)
@@ -176,7 +172,7 @@ async def _parsed(
         is_open = chunk.finish_reason is None
         if chunk.finish_reason == "length":
             raise PlanError("the generator was cut off at its token limit")
-        parser = writing.parser
-        lines = list(parser.feed(chunk.text)) + ([] if is_open else list(parser.finish()))
+        lines = list(writing.parser.feed(chunk.text))
+        lines += [] if is_open else writing.parser.finish()
         for line in lines:
             yield line

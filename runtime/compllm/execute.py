@@ -107,7 +107,9 @@ class Execution:
         self._errors: list[BackendError] = []
         self._reserve: KnownPairs = ()  # `answered` of the plan before the restart
         self._sampling = engine.nodes.sampling
-        self._outcomes: dict[tuple[object, ...], Outcome] = {}  # for a plan that replaces this one
+        # By expert, prompt and sampling: of this plan, and of the plan that it replaced.
+        self._outcomes: dict[tuple[object, ...], Outcome] = {}
+        self._kept: dict[tuple[object, ...], Outcome] = {}
 
     async def __aenter__(self) -> Execution:
         await self._group.__aenter__()
@@ -151,6 +153,7 @@ class Execution:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._reserve = self.answered()
+        self._kept |= self._outcomes
         self.graph = graph
         for state in (self.routes, self._tasks, self._times, self._results, self._slots):
             state.clear()
@@ -276,7 +279,7 @@ class Execution:
                 node_id=node_id,
             )
         key = (expert.name, request.prompt, request.sampling)
-        outcome = self._outcomes.get(key) or await self._generate(request, node_id, expert)
+        outcome = self._kept.get(key) or await self._generate(request, node_id, expert)
         self._outcomes[key] = outcome
         return self._done(node_id, expert, outcome, self._response(node_id, expert, outcome.text))
 

@@ -1,11 +1,10 @@
 """Other plans, where the generator is not sure of the one that it writes. Part of decompose.
 
-The greedy plan takes the likeliest token each time, and one odd token early on can lead to a plan
-that is less likely as a whole than another. A plan with a probability above 1/2 is the likeliest
-there is, and one above 0.3 nearly always. As soon as the greedy one falls below that, others are
-drawn beside it, from the model's own distribution, and the likeliest of all is taken. A draw ends
-when it can no longer be that one. The seeds of the draws are fixed: the same question has the same
-plan.
+The greedy plan takes the likeliest token each time. One odd token early on can still make the whole
+plan less likely than another. When the greedy plan's probability falls below 0.3, other plans are
+drawn at temperature 1 while it is written. The plan with the highest probability is used. A draw
+stops when its probability falls below that of a finished plan. The seeds of the draws are fixed, so
+the same question gets the same plan.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
 
 from compllm.errors import BackendError, PlanError
 from compllm.types import Plan
@@ -28,11 +25,11 @@ class LessLikely(Exception):
 
 
 class PlanDraws:
-    """Draws `count` plans beside the greedy one; an `async with` block that ends them.
+    """Draws `count` plans while the greedy one is written. `aclose` ends those that still run.
 
-    write: writes the plan of a draw's number (from 1); it calls its second argument with the new
-    log-probabilities, and lets through the LessLikely that this raises. It raises PlanError,
-    BackendError or TimeoutError where there is no plan: that draw is left out.
+    write: writes the plan of a draw's number (from 1). It calls its second argument with each new
+    natural log-probability, and does not catch the LessLikely that this raises. A draw that raises
+    PlanError, BackendError or TimeoutError is left out.
     """
 
     def __init__(
@@ -45,15 +42,8 @@ class PlanDraws:
         self._best: Plan | None = None
         self._best_total = -math.inf
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def aclose(self) -> None:
+        """Cancel the draws that still run, and wait for their end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -67,14 +57,19 @@ class PlanDraws:
             ]
 
     async def likeliest(self, greedy: Plan | None, deadline: float) -> Plan | None:
-        """The likeliest of the greedy plan and the draws, which end by `deadline` on the loop's
-        clock. greedy: None where it broke a rule. None: there is no plan at all."""
+        """The likeliest of the greedy plan and the draws, or None where there is no plan.
+
+        greedy: None where it broke a rule. deadline: the end of the draws, in seconds of the
+        loop's clock.
+        """
         if greedy is not None and self._greedy_total >= self._best_total:
             self._best, self._best_total = greedy, self._greedy_total
         if self._tasks:
             left_s = deadline - asyncio.get_running_loop().time()
             await asyncio.wait(self._tasks, timeout=max(0.0, left_s))
-        return self._best
+        # The same plan drawn in a batch has another probability by rounding.
+        is_same = greedy and self._best and self._best.sub_queries == greedy.sub_queries
+        return greedy if is_same else self._best
 
     async def _draw(self, number: int) -> None:
         total = 0.0

@@ -149,13 +149,13 @@ async def test_a_question_that_fails_is_wrong_and_keeps_its_error() -> None:
 def test_answers_are_counted_by_what_they_admit() -> None:
     wrong = Reply("x")
     asked = [
-        Asked(question(("1",)), Reply("1", is_right=True), wrong),
+        Asked(question(("1",)), Reply("1", is_right=True, is_drawn=True), wrong),
         Asked(question(("1",)), Reply("I do not know."), wrong),
         Asked(question(("1",)), Reply("2", is_low=True, confidence=0.1), wrong),
         Asked(question(("1",)), Reply("3"), Reply("1", is_right=True)),
     ]
     assert counts(asked) == {
-        "asked": 4, "system_right": 1, "system_unknown": 1, "system_low": 1, "base_right": 1,
+        "asked": 4, "system_right": 1, "system_unknown": 1, "system_low": 1, "system_drawn": 1, "base_right": 1,
         "base_unknown": 0,
     }  # fmt: skip
     assert mark_counts(asked) == {
