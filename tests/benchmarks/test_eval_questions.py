@@ -155,8 +155,8 @@ def test_answers_are_counted_by_what_they_admit() -> None:
         Asked(question(("1",)), Reply("3"), Reply("1", is_right=True)),
     ]
     assert counts(asked) == {
-        "asked": 4, "system_right": 1, "system_unknown": 1, "system_low": 1, "system_drawn": 1, "base_right": 1,
-        "base_unknown": 0,
+        "asked": 4, "system_right": 1, "system_unknown": 1, "system_low": 1,
+        "system_drawn": 1, "base_right": 1, "base_unknown": 0,
     }  # fmt: skip
     assert mark_counts(asked) == {
         "given": 2, "given_wrong": 1, "base_wrong": 3, "base_wrong_marked": 2,
