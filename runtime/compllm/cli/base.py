@@ -84,9 +84,7 @@ def use(
     from compllm.build_scripts.own.bases import base_in_use, fits_shipped, use_base
 
     shape = use_base(wanted)
-    used = base_in_use()
-    print(f"base     {used.name} ({shape.num_layers} layers, hidden {shape.hidden})")
-    print(f"engine   {used.engine or '`compllm up` builds it'}")
+    print(f"base     {base_in_use().name} ({shape.num_layers} layers, hidden {shape.hidden})")
     if not fits_shipped():
         print(
             "experts  the shipped adapters are of another base and are not used: the base alone "
@@ -95,6 +93,7 @@ def use(
         )
         if plans:
             _report_plans()
+    print(f"engine   {base_in_use().engine or '`compllm up` builds it'}")
     _warn_of_server()
 
 
