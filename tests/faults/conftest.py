@@ -60,10 +60,14 @@ def server(
 ) -> Iterator[ServerInfo]:
     """One server of both models, for all attacks after which it must be as before."""
     with contextlib.ExitStack() as stack:
-        # A random base is never sure of a plan: its draws would keep the engine busy for seconds.
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setenv("COMPLLM_GENERATOR_NUM_DRAWS", "0")
-        with _machine.timed_start(), _tiny_home(tmp_path_factory.mktemp("home"), encoder_dir):
+        with (
+            _machine.timed_start(),
+            _tiny_home(tmp_path_factory.mktemp("home"), encoder_dir),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            # A random base is never sure of a plan: its draws would keep the engine busy for
+            # seconds. For the start alone: the tests after it have their own settings.
+            patch.setenv("COMPLLM_GENERATOR_NUM_DRAWS", "0")
             info = stack.enter_context(
                 triton_server.running(
                     engine_dir, has_face=True, has_http=True, is_shared=False, timeout_s=_START_S
